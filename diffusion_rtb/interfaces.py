@@ -1,0 +1,122 @@
+"""The three things a plug-in author implements, and what travels between them.
+
+* `Reward`    images and prompts in, one finite number per image out            (`rewards/`)
+* `Prior`     a frozen pretrained chain and the posterior that shares its network (`pipelines/`)
+* `Objective` log-densities and rewards in, a scalar loss out                     (`diffusion_rtb/objectives/`)
+
+None of them knows about the others: `train.py` and `eval.py` bring them together by the names in a config.
+
+Vocabulary: a *trajectory* x_T … x_0 is one denoising chain, its *transition* x_t -> x_s (s < t) is
+Normal(mean, std²·I). log_q and log_p are the posterior's and the prior's log-density of a transition, **summed over all
+dimensions, in nats, fp32**. beta is in nats per unit of reward: the target is p*(x) = p(x)·exp(beta·r(x)) / Z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["Loss", "Objective", "Prior", "Reward", "Terms"]
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """r(x): anything callable on images in [0, 1] and their prompts, one finite float per image, higher is better."""
+
+    def __call__(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]: ...
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """A stock diffusers pipeline, made stochastic, whose network also carries the trainable posterior.
+
+    The posterior is the network with its adapters on, the prior is the same network with its adapters off:
+    there is no second copy of the weights.
+    """
+
+    @property
+    def pipe(self) -> Any:
+        """The stock diffusers pipeline; `pipe.scheduler` is what the recorder wraps."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Shape of one state x_t without the batch, e.g. (4, 8, 8)."""
+
+    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Keyword arguments of `pipe.__call__` for these prompts: embeddings, guidance, steps, eta; no noise, no output type."""
+
+    def features(self, prompts: Sequence[str]) -> Float[Tensor, "batch features"]:
+        """One vector per prompt, for value networks V(x_t, t, prompt)."""
+
+    def decode(self, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch 3 height width"]:
+        """Images in [0, 1], float32, without gradients."""
+
+    def attach(self) -> None:
+        """Add the posterior's adapters (identity at the start: posterior = prior) and freeze everything else."""
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The posterior's trainable parameters by name; empty before `attach`."""
+
+    def as_prior(self) -> AbstractContextManager[None]:
+        """Inside the block the network is the prior (adapters off)."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: architecture, adapter shape, sampler, guided or unguided prior."""
+
+    def export(self, folder: Path, card: str) -> None:
+        """Write the posterior in the format plain diffusers loads, with its model card."""
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What an objective sees of a batch: small tensors, no networks, no pipelines."""
+
+    log_q: Float[Tensor, "batch steps"]
+    """Posterior log-density of each transition; nats. A detached leaf that requires grad: d loss/d log_q is the cotangent."""
+    log_p: Float[Tensor, "batch steps"]
+    """Prior log-density of the same transitions; nats."""
+    reward: Float[Tensor, " batch"]
+    prompt: Int[Tensor, " batch"]
+    """Row of the run's prompt table; trajectories of one prompt form a group."""
+    x: Float[Tensor, "batch steps_and_one *dims"]
+    """The states, x[:, 0] = x_T noise, x[:, -1] = x_0."""
+    timesteps: Float[Tensor, " steps"]
+    """Scheduler timestep of x[:, i], i < steps."""
+    features: Float[Tensor, "batch features"]
+    """Prompt features for value networks."""
+    log_behaviour: Float[Tensor, "batch steps"] | None = None
+    """Log-density of the transitions under the chain that really drew them, where known; nats."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """What an objective answers."""
+
+    loss: Float[Tensor, ""]
+    residual: Float[Tensor, " batch"]
+    """log Z + log_q - log_p - beta·r of the whole trajectory, detached; nats."""
+    log_z: Float[Tensor, " batch"]
+    """The log Z the residual used, per trajectory, detached; nats."""
+
+
+class Objective(Protocol):
+    """A loss on trajectories. It is a `torch.nn.Module` when it owns scalars (log Z) or a value network."""
+
+    def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
+        """Create what depends on the run: per-prompt log Z for `prompts` prompts, V for states of shape `dims`."""
+
+    def __call__(self, terms: Terms, beta: float) -> Loss: ...
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...

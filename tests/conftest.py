@@ -1,0 +1,16 @@
+"""Shared by all tests: shapes in annotations are executed, every test starts from the same seed."""
+
+from __future__ import annotations
+
+from jaxtyping import install_import_hook
+
+# Before the packages are imported anywhere: their jaxtyping annotations become run-time checks in the tests only.
+install_import_hook(["diffusion_rtb", "pipelines", "rewards"], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
