@@ -1,0 +1,300 @@
+"""Checkpoints that survive a kill at any moment and a full disk.
+
+    FOLDER/00000040/            iteration 40; the name exists only once everything in it is on the disk
+        posterior.safetensors   one file per group of tensors
+        state.json              counters and whatever else is not a tensor
+        manifest.json           size and SHA-256 of every other file
+
+It is written into a hidden folder beside its final place, flushed, and renamed. Older ones go only after that. No pickle.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion_rtb.packing import pack_optimizer, rng_state, set_rng_state, unpack_optimizer
+
+__all__ = [
+    "CheckpointError",
+    "check_compatible",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "pack_optimizer",
+    "rng_state",
+    "save_checkpoint",
+    "set_rng_state",
+    "unpack_optimizer",
+]
+
+FORMAT = "diffusion_rtb.checkpoint/1"
+
+WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
+"""Folders with these prefixes are not checkpoints yet, about to be replaced, and no longer checkpoints."""
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, read, or does not belong to this run; the message says what to do."""
+
+
+def save_checkpoint(
+    folder: Path | str,
+    iteration: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write `folder/<iteration>` atomically, then remove checkpoints of earlier iterations beyond `keep`.
+
+    Args:
+        folder: Where the run keeps its checkpoints; created if missing. One process at a time may write there.
+        iteration: Names the checkpoint; one of the same iteration is replaced.
+        tensors: Tensors by group and name; every group becomes one safetensors file. They may live on any device.
+        state: Anything JSON can hold; tuples come back as lists.
+        keep: How many checkpoints stay, this one included.
+
+    Returns:
+        The folder of the new checkpoint.
+
+    Raises:
+        ValueError: `keep` or `iteration` out of range, a group name that cannot be a file name.
+        TypeError: `state` holds something JSON cannot hold.
+        CheckpointError: the disk is full or not writable; earlier checkpoints are as they were.
+    """
+    folder = Path(folder)
+    text = _checked(iteration, tensors, state, keep)
+    final, temporary = folder / f"{iteration:08d}", folder / f"{WRITING}{iteration:08d}"
+    needed = len(text) + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    with _explained(folder, needed):
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        try:
+            temporary.mkdir()
+            _write(temporary, iteration, tensors, text)
+            _publish(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    older = [path for path in _candidates(folder) if int(path.name) < iteration]
+    for path in older[keep - 1 :]:
+        _remove(path)
+    return final
+
+
+def latest_checkpoint(folder: Path | str) -> Path | None:
+    """The newest complete checkpoint in `folder`, or None; damaged ones are passed over with a warning."""
+    for path in _candidates(Path(folder), replaced=True):
+        try:
+            _verify(path)
+        except CheckpointError as error:
+            log.warning("%s It is passed over.", error)
+        else:
+            return path
+    return None
+
+
+def load_checkpoint(path: Path | str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read what `save_checkpoint` wrote: the tensors by group and name, on the CPU, and the state.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or altered; the message names it.
+    """
+    path = Path(path)
+    files = _verify(path)
+    tensors = {}
+    for name in files:
+        if name.endswith(".safetensors"):
+            tensors[name.removesuffix(".safetensors")] = load_file(path / name)
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return tensors, state
+
+
+def check_compatible(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compare the fingerprint in a checkpoint with the run's own.
+
+    Raises:
+        CheckpointError: they differ; every differing key is listed with both values.
+    """
+    # The saved one went through JSON: compare the two as JSON shows them.
+    was, now = (
+        {key: json.dumps(value, sort_keys=True) for key, value in _leaves(json.loads(json.dumps(fingerprint)))}
+        for fingerprint in (saved, current)
+    )
+    differing = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
+    if differing:
+        lines = [
+            f"  {key}: {was.get(key, 'absent')} in the checkpoint, {now.get(key, 'absent')} now" for key in differing
+        ]
+        raise CheckpointError(
+            "The checkpoint belongs to another posterior or prior and cannot be resumed here:\n"
+            + "\n".join(lines)
+            + "\nSet these back to the checkpoint's values, or start a new run under another name."
+        )
+
+
+def _checked(iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int) -> bytes:
+    """Refuse what cannot be saved before anything is written; returns the state as JSON."""
+    if keep < 1:
+        raise ValueError(f"keep is {keep}: at least the checkpoint just written must stay, so keep >= 1.")
+    if not 0 <= iteration < 10**8:
+        raise ValueError(f"iteration is {iteration}: it must be in [0, 10^8).")
+    for name in tensors:
+        if not re.fullmatch(r"\w[\w-]*", name, re.ASCII):
+            raise ValueError(f"Group {name!r} cannot be a file name: use letters, digits, '_' and '-'.")
+    _require_json(state, "state")
+    return json.dumps(state, indent=1).encode()
+
+
+def _require_json(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r} of type {type(key).__name__}; JSON keys are strings.")
+            _require_json(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _require_json(item, f"{where}[{i}]")
+    elif not (value is None or isinstance(value, bool | int | float | str)):
+        raise TypeError(f"{where} is a {type(value).__name__}, which JSON cannot hold; tensors belong in `tensors`.")
+
+
+def _write(folder: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: bytes) -> None:
+    for name, group in tensors.items():
+        save_file(_own_memory(group), folder / f"{name}.safetensors")
+    (folder / "state.json").write_bytes(state)
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir())}
+    manifest = {"format": FORMAT, "iteration": iteration, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
+
+
+def _own_memory(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors of which no two share memory: safetensors refuses views of one storage."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in group.items():
+        value = tensor.detach().to("cpu").contiguous()
+        if value.untyped_storage().data_ptr() in seen:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        result[name] = value
+    return result
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Rename into place; one of the same iteration steps aside first and stays findable until then."""
+    aside = final.with_name(REPLACED + final.name)
+    if final.exists():
+        final.rename(aside)
+    temporary.rename(final)
+    _flush(final.parent)
+    if aside.exists():
+        _remove(aside)
+
+
+def _sweep(folder: Path) -> None:
+    """Clear what a killed save left behind."""
+    for path in folder.glob(".*"):
+        if path.name.startswith(REPLACED) and not (final := folder / path.name.removeprefix(REPLACED)).exists():
+            path.rename(final)  # killed between the two renames of `_publish`
+        elif path.name.startswith((WRITING, REPLACED, REMOVING)):
+            shutil.rmtree(path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder so that a kill halfway leaves nothing that looks like a checkpoint."""
+    doomed = path.with_name(REMOVING + path.name)
+    with suppress(OSError):  # the new checkpoint is safe: an undeletable old one is no reason to stop the run
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, onto the disk."""
+    if path.is_dir() and os.name != "posix":
+        return  # only POSIX opens folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(folder: Path, needed: int) -> Iterator[None]:
+    """Turn a failed write into an error that says what is missing and what still stands."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors reports the operating system's error as text: "... (os error 28)".
+        found = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        free = next((shutil.disk_usage(p).free for p in (folder, *folder.parents) if p.exists()), 0)
+        reason, remedy = f"{error}", "check that the folder is writable"
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = f"no room: about {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free there ({error})"
+            remedy = "free some space, lower train.keep_checkpoints, or move `out` to a larger disk"
+        previous = latest_checkpoint(folder)
+        kept = f"{previous} is intact and can be resumed" if previous else "there is no earlier checkpoint"
+        raise CheckpointError(
+            f"The checkpoint in {folder} was not written: {reason}; {kept}. To go on, {remedy}."
+        ) from error
+
+
+def _candidates(folder: Path, *, replaced: bool = False) -> list[Path]:
+    """Checkpoint folders, newest first; with `replaced` also one that a killed save had moved aside."""
+    pattern = rf"({re.escape(REPLACED)})?\d{{8}}" if replaced else r"\d{8}"
+    found = [p for p in folder.iterdir() if re.fullmatch(pattern, p.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda p: (p.name[-8:], not p.name.startswith(".")), reverse=True)
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    """The manifest's files, once size and hash of every one were found right."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        files: dict[str, Any] = manifest["files"]
+        expected = {path / name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} is missing: {path} is not a complete checkpoint.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / 'manifest.json'} is damaged ({error!r}).") from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT!r}.")
+    for file, (size, digest) in expected.items():
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing from the checkpoint.")
+        if file.stat().st_size != size:
+            raise CheckpointError(f"{file} is damaged: {file.stat().st_size} bytes instead of {size}.")
+        if _sha256(file) != digest:
+            raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in manifest.json.")
+    return files
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings."""
+    if isinstance(value, dict) and (value or not key):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
