@@ -1,0 +1,100 @@
+"""The one place where a reward is called: what it returns is checked, never repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb.interfaces import Reward
+
+__all__ = ["RewardError", "evaluate_reward"]
+
+
+class RewardError(RuntimeError):
+    """A reward raised, or broke its contract; the message names the reward, the image and the prompt."""
+
+
+def evaluate_reward(
+    reward: Reward,
+    images: Float[Tensor, "batch 3 height width"],
+    prompts: Sequence[str],
+    name: str,
+    chunk: int | None = None,
+) -> Float[Tensor, " batch"]:
+    """The rewards of a batch of images, float32, on the images' device, without gradients.
+
+    Args:
+        reward: The reward to call.
+        images: In [0, 1].
+        prompts: One per image.
+        name: What errors call the reward.
+        chunk: Images per call of the reward, where a whole batch does not fit; None calls it once.
+
+    Raises:
+        ValueError: prompts and images do not pair up, `chunk` below 1.
+        RewardError: the reward raised (kept as the cause), changed its input, or returned something else than one
+            finite float per image on the images' device. A failure is never turned into a number.
+    """
+    count = len(images)
+    if len(prompts) != count:
+        raise ValueError(f"{count} images and {len(prompts)} prompts: reward {name!r} needs one prompt per image.")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}: reward {name!r} needs at least 1 image per call, or chunk=None.")
+    size = chunk or max(count, 1)
+    parts = [_evaluate(reward, images[i : i + size], prompts[i : i + size], name, i) for i in range(0, count, size)]
+    return torch.cat(parts) if parts else images.new_zeros(0, dtype=torch.float32)
+
+
+def _evaluate(reward: Reward, images: Tensor, prompts: Sequence[str], name: str, first: int) -> Tensor:
+    """One call; `first` is the place of its first image in the whole batch."""
+    where = f"Reward {name!r} on images {first} to {first + len(images) - 1}"
+    before = _version(images)
+    try:
+        with torch.no_grad():
+            values = reward(images, prompts)
+    except Exception as error:
+        raise RewardError(
+            f"{where} of shape {tuple(images.shape)} on {images.device}, prompts {_shown(prompts)}, "
+            f"raised {type(error).__name__}: {error}"
+        ) from error
+    if _version(images) != before:
+        raise RewardError(f"{where} changed its input in place; let it work on a copy (images.clone()).")
+    _check_form(values, images, where)
+    values = values.detach().to(torch.float32)
+    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+    if bad:
+        i = bad[0]
+        raise RewardError(
+            f"{where} is {values[i].item()} for image {first + i}, prompt {prompts[i]!r} ({len(bad)} of {len(images)} are not "
+            "finite). Every image needs a finite reward: look at that image, or bound the reward inside its class."
+        )
+    return values
+
+
+def _check_form(values: object, images: Tensor, where: str) -> None:
+    """Refuse what is not one float per image on the images' device."""
+    count = len(images)
+    if not isinstance(values, Tensor):
+        raise RewardError(f"{where} returned a {type(values).__name__}; return a torch tensor of shape ({count},).")
+    if values.shape != (count,):
+        remedy = f"return one number per image, shape ({count},)"
+        if values.ndim == 2 and values.shape == (count, 1):
+            remedy = "return values.squeeze(1): (batch, 1) against (batch,) would broadcast to (batch, batch)"
+        raise RewardError(f"{where} returned shape {tuple(values.shape)}; {remedy}.")
+    if not values.is_floating_point():
+        raise RewardError(f"{where} returned {values.dtype}; return a floating dtype, e.g. values.float().")
+    if values.device != images.device:
+        raise RewardError(f"{where} returned values on {values.device}; return values.to(images.device).")
+
+
+def _version(images: Tensor) -> int | None:
+    """Counts in-place changes; inference tensors have no count."""
+    return None if images.is_inference() else images._version
+
+
+def _shown(prompts: Sequence[str], limit: int = 3) -> str:
+    rest = f" and {len(prompts) - limit} more" if len(prompts) > limit else ""
+    return ", ".join(map(repr, prompts[:limit])) + rest
