@@ -63,7 +63,7 @@ class Prior(Protocol):
     def decode(self, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch 3 height width"]:
         """Images in [0, 1], float32, without gradients."""
 
-    def attach(self) -> None:
+    def attach(self, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> None:
         """Add the posterior's adapters (identity at the start: posterior = prior) and freeze everything else."""
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,8 @@ from diffusion_rtb.transition import (
 
 __all__ = ["TrajectoryRecorder"]
 
+DEVIATIONS: WeakKeyDictionary[Any, dict[Hashable, dict[float, float]]] = WeakKeyDictionary()
+
 
 class TrajectoryRecorder:
     """Collect the transitions x_t -> x_s of one pipeline call and their log-densities.
@@ -36,13 +39,13 @@ class TrajectoryRecorder:
 
     Args:
         scheduler: The pipeline's scheduler; any whose noise comes from `torch.randn`.
-        noise_scale: Exploration. Step i draws its noise with standard deviation `noise_scale[i]`·std, while `log_prob`
-            stays the density of the unscaled chain; `log_behaviour` is that of the scaled one.
+        noise_scale: Exploration. A step with standard deviation std draws its noise with `noise_scale(std)`·std, while
+            `log_prob` stays the density of the unscaled chain; `log_behaviour` is that of the scaled one.
         dtype: Of the log-densities.
     """
 
     def __init__(
-        self, scheduler: Any, *, noise_scale: Sequence[float] | None = None, dtype: torch.dtype = torch.float32
+        self, scheduler: Any, *, noise_scale: Callable[[float], float] | None = None, dtype: torch.dtype = torch.float32
     ) -> None:
         self.scheduler = scheduler
         self.noise_scale = noise_scale
@@ -73,15 +76,30 @@ class TrajectoryRecorder:
         call = (model_output, timestep, sample, *args)
         with torch.no_grad():
             mean = previous_sample(transition_mean(self.scheduler, self._step, *call, **kwargs))
-            std = transition_std(self.scheduler, self._step, *call, **kwargs)
+            std = self._deviation(call, kwargs)
         output = self._step(*call, **kwargs)
         x_s = previous_sample(output).detach()
         if std == 0:
             self._check_deterministic(timestep, mean, x_s)
         if self.noise_scale is not None and std > 0:
-            output, x_s = self._explore(output, mean, x_s)
+            x_s = (mean + self._scale(std) * (x_s - mean)).to(x_s.dtype)
+            output = with_previous_sample(output, x_s)
         self._append(float(timestep), sample.detach(), x_s, mean, std)
         return output
+
+    def _deviation(self, call: tuple[Any, ...], options: dict[str, Any]) -> float:
+        """The step's standard deviation, asked for once per scheduler, schedule and timestep."""
+        if not self._std:
+            scheduler = self.scheduler
+            schedule = (repr(scheduler.config), tuple(scheduler.timesteps.tolist()), options.get("eta"), call[2].dtype)
+            self._known = DEVIATIONS.setdefault(scheduler, {}).setdefault(schedule, {})
+        t = float(call[1])
+        if t not in self._known:
+            self._known[t] = transition_std(self.scheduler, self._step, *call, **options)
+        return self._known[t]
+
+    def _scale(self, std: float) -> float:
+        return 1.0 if self.noise_scale is None else self.noise_scale(std)
 
     def _check_deterministic(self, timestep: Any, mean: Tensor, x_s: Tensor) -> None:
         """A step without noise is allowed at the end of the schedule, and only if it really is without noise."""
@@ -95,12 +113,6 @@ class TrajectoryRecorder:
         if not last:
             refuse_deterministic(self.scheduler, timestep)
 
-    def _explore(self, output: Any, mean: Tensor, x_s: Tensor) -> tuple[Any, Tensor]:
-        assert self.noise_scale is not None
-        scale = float(self.noise_scale[len(self._std)])
-        x_s = (mean + scale * (x_s - mean)).to(x_s.dtype)
-        return with_previous_sample(output, x_s), x_s
-
     def _append(self, timestep: float, x_t: Tensor, x_s: Tensor, mean: Tensor, std: float) -> None:
         if not self._x:
             self._x.append(x_t)
@@ -109,14 +121,13 @@ class TrajectoryRecorder:
                 f"The latents were changed between steps (before timestep {timestep:g}): the recorded chain would not be the "
                 "one that was sampled. Remove the callback or use a pipeline that leaves the latents to its scheduler."
             )
-        scale = 1.0 if self.noise_scale is None else float(self.noise_scale[len(self._std)])
         zero = torch.zeros(x_s.shape[0], dtype=self.dtype, device=x_s.device)
         self._x.append(x_s)
         self._timesteps.append(timestep)
         self._std.append(std)
         self._log_prob.append(normal_log_prob(x_s, mean, std, self.dtype) if std > 0 else zero)
         if self.noise_scale is not None:
-            self._log_behaviour.append(normal_log_prob(x_s, mean, scale * std, self.dtype) if std > 0 else zero)
+            self._log_behaviour.append(normal_log_prob(x_s, mean, self._scale(std) * std, self.dtype) if std > 0 else zero)
 
     @property
     def trajectory(self) -> Trajectory:

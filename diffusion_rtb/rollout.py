@@ -33,7 +33,7 @@ LOG_DENSITY = torch.float64
 
 
 def rollout(
-    prior: Prior, prompts: Sequence[str], seeds: Sequence[int], *, noise_scale: Sequence[float] | None = None
+    prior: Prior, prompts: Sequence[str], seeds: Sequence[int], *, noise_scale: Callable[[float], float] | None = None
 ) -> Trajectory:
     """Sample one trajectory per prompt from the network as it is now, each from its own seed; no gradients.
 

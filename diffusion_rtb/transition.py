@@ -12,6 +12,7 @@ c is a large power of two, so that the difference loses no digits to the size of
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,13 +72,21 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _probe(
-    step: Callable[..., Any], z: float, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-) -> Any:
-    if "generator" in kwargs:
-        kwargs["generator"] = None
-    with ConstantNoise(z):
-        return step(_precise(model_output), timestep, _precise(sample), *args, **kwargs)
+@functools.cache
+def _takes_noise(kind: type) -> bool:
+    return "variance_noise" in inspect.signature(kind.step).parameters  # type: ignore[attr-defined]
+
+
+def _probe(scheduler: Any, step: Callable[..., Any], z: float, call: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    """`step` with its noise replaced by z, in fp32 or better; the scheduler's state is put back."""
+    model_output, timestep, sample, *rest = call
+    options = {name: value for name, value in options.items() if name != "generator"}
+    inputs = (_precise(model_output), timestep, _precise(sample), *rest)
+    with unchanged(scheduler):
+        if _takes_noise(type(scheduler)) and len(rest) == 0:  # four times faster than intercepting torch.randn
+            return step(*inputs, **options | {"variance_noise": torch.full_like(inputs[2], z)})
+        with ConstantNoise(z):
+            return step(*inputs, **options)
 
 
 def in_place_of(method: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,39 +105,29 @@ def previous_sample(output: Any) -> Tensor:
     return x_s
 
 
-def transition_mean(
-    scheduler: Any,
-    step: Callable[..., Any],
-    model_output: Tensor,
-    timestep: Any,
-    sample: Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """The output of `step` at z = 0, whose previous sample is the mean of x_t -> x_s; fp32 or better, differentiable."""
-    with unchanged(scheduler):
-        return _probe(step, 0.0, model_output, timestep, sample, *args, **kwargs)
+def transition_mean(scheduler: Any, step: Callable[..., Any], *call: Any, **options: Any) -> Any:
+    """The output of `step(*call, **options)` at z = 0, whose previous sample is the mean of x_t -> x_s; differentiable.
+
+    Args:
+        scheduler: Whose state is put back afterwards.
+        step: Its own, unwrapped method.
+        *call: model_output, timestep, sample, as the pipeline passes them.
+        **options: eta, return_dict, …
+    """
+    return _probe(scheduler, step, 0.0, call, options)
 
 
-def transition_std(
-    scheduler: Any,
-    step: Callable[..., Any],
-    model_output: Tensor,
-    timestep: Any,
-    sample: Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> float:
+def transition_std(scheduler: Any, step: Callable[..., Any], *call: Any, **options: Any) -> float:
     """The standard deviation of x_t -> x_s, the same for every dimension; 0 for a deterministic step.
 
     Raises:
         ValueError: the deviation differs between dimensions (a network that predicts its own variance).
     """
-    one = (model_output[:1].detach(), timestep, sample[:1].detach(), *args)
-    with torch.no_grad(), unchanged(scheduler):
-        mean = previous_sample(_probe(step, 0.0, *one, **kwargs))
-    with torch.no_grad(), unchanged(scheduler):
-        std = (previous_sample(_probe(step, PROBE, *one, **kwargs)).double() - mean.double()) / PROBE
+    model_output, timestep, sample, *rest = call
+    one = (model_output[:1].detach(), timestep, sample[:1].detach(), *rest)
+    with torch.no_grad():
+        mean = previous_sample(_probe(scheduler, step, 0.0, one, options))
+        std = (previous_sample(_probe(scheduler, step, PROBE, one, options)).double() - mean.double()) / PROBE
     low, high = float(std.min()), float(std.max())
     if max(abs(low), abs(high)) < NO_NOISE:
         return 0.0

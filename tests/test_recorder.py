@@ -300,15 +300,14 @@ def test_half_precision_networks_have_fp32_densities(dtype: torch.dtype) -> None
 
 def test_exploration_scales_the_noise_and_keeps_both_densities() -> None:
     pipe, call = with_scheduler("ddim")
-    scale = [2.0, 1.5, 1.0, 1.0, 3.0]
-    with TrajectoryRecorder(pipe.scheduler, noise_scale=scale) as recorder:
+    with TrajectoryRecorder(pipe.scheduler, noise_scale=lambda std: 1 + std) as recorder:
         images_of(pipe, call)
     trajectory = recorder.trajectory
     assert trajectory.log_behaviour is not None
     torch.testing.assert_close(replay(pipe, trajectory, **call), trajectory.log_prob, rtol=0, atol=0)
     # With e = |x - mean|²/std²: log_prob = -e/2 - D log std + c, log_behaviour = -e/(2 f²) - D log(f std) + c.
     dims = 256
-    f = torch.tensor(scale)
+    f = 1 + trajectory.std
     constant = dims * (trajectory.std.log() + 0.5 * torch.tensor(2 * torch.pi).log())
     e = -2 * (trajectory.log_prob + constant)
     torch.testing.assert_close(-e / (2 * f**2) - constant - dims * f.log(), trajectory.log_behaviour, rtol=1e-4, atol=1e-2)

@@ -1,0 +1,60 @@
+"""On-policy trajectories, optionally with more noise than the posterior draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.seeds import seed_of
+
+__all__ = ["OnPolicy"]
+
+
+class OnPolicy:
+    r"""Trajectories of the posterior as it is now, with exploration noise that decays linearly to none.
+
+    With e = scale·max(0, 1 - iteration/until) a transition of standard deviation std is drawn with
+
+        "relative":  (1 + e)·std                     "added":  sqrt(std² + e²)     (RTB 2024, arXiv 2405.20971, section 3.1)
+
+    log_q stays the density of the posterior itself: the objectives are valid for any behaviour with full support.
+
+    Args:
+        seed: The run's seed.
+        scale: e at the first iteration; 0 is on-policy.
+        until: The iteration from which there is no exploration.
+        kind: How e enters.
+    """
+
+    def __init__(
+        self, seed: int, *, scale: float = 0.0, until: int = 1, kind: Literal["relative", "added"] = "relative"
+    ) -> None:
+        self.seed = seed
+        self.scale = scale
+        self.until = until
+        self.kind = kind
+
+    def noise_scale(self, iteration: int) -> Callable[[float], float] | None:
+        """The factor on a transition's standard deviation, or None when there is no exploration."""
+        e = self.scale * max(0.0, 1 - iteration / self.until)
+        if e == 0:
+            return None
+        if self.kind == "relative":
+            return lambda std: 1 + e
+        return lambda std: math.sqrt(1 + (e / std) ** 2)
+
+    def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
+        """See `Source`; seeds depend on the run, the iteration, the prompt and the sample."""
+        pairs = [(row, sample) for row in rows for sample in range(count)]
+        seeds = [seed_of(self.seed, "train", iteration, row, sample) for row, sample in pairs]
+        return actor.from_posterior([row for row, _ in pairs], seeds, self.noise_scale(iteration))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        return

@@ -1,0 +1,357 @@
+"""One iteration, in five hops: draw trajectories, complete their densities, objective, backward inside the steps, update.
+
+    behaviours -> Experience -> objective -> cotangent dL/dlog_q -> replay_backward -> optimizer
+
+The objective sees only small tensors. Its gradient with respect to log_q (batch, steps) is pushed through the network one step
+at a time, so the exact full-trajectory gradient needs the activation memory of one network call.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb import checkpoint
+from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.behaviours.anneal import annealed
+from diffusion_rtb.behaviours.on_policy import OnPolicy
+from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
+from diffusion_rtb.behaviours.source import Source
+from diffusion_rtb.config import RunConfig
+from diffusion_rtb.grids import grid, save_png
+from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
+from diffusion_rtb.rollout import replay_backward
+from diffusion_rtb.seeds import seed_of
+from diffusion_rtb.tracker import Tracker
+from diffusion_rtb.training_metrics import iteration_metrics
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Fine-tune the posterior of one run; resumes from the run folder's latest checkpoint.
+
+    Args:
+        config: The run.
+        folder: Where its metrics, checkpoints and sample grids go.
+        prior: Loaded; its adapters are attached here.
+        reward: r(x).
+        objective: Loss on trajectories.
+        accelerator: Devices, gradient reduction.
+        tracker: Where metrics go.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        prior: Prior,
+        reward: Reward,
+        objective: Objective,
+        accelerator: Accelerator,
+        tracker: Tracker,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.prior = prior
+        self.objective = objective
+        self.accelerator = accelerator
+        self.tracker = tracker
+        prompts = config.prompts.texts()
+        self.actor = Actor(prior, reward, prompts, config.train.micro_batch)
+        self.sources = sources(config)
+        attach_posterior(config, prior)
+        objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
+        if isinstance(objective, torch.nn.Module):
+            objective.to(prior.device)
+        self.optimizer = self._optimizer()
+        self.iteration = 0
+        self._interrupted: int | None = None
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        train = self.config.train
+        groups = [{"params": list(self.prior.parameters().values()), "lr": train.lr}]
+        owned = list(self.objective.parameters()) if isinstance(self.objective, torch.nn.Module) else []
+        if owned:
+            groups.append({"params": owned, "lr": train.lr_objective})
+        return torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, train.adam_beta2))
+
+    # The loop
+
+    def fit(self) -> None:
+        """Train to the configured number of iterations, from wherever the latest checkpoint left off."""
+        self.resume()
+        train = self.config.train
+        with self._signals():
+            while self.iteration < train.iterations and self._interrupted is None:
+                try:
+                    metrics = self.step()
+                except Exception:
+                    self.save()  # nothing of the failed iteration is in the state
+                    raise
+                self.tracker.log(self.iteration, metrics)
+                self.iteration += 1
+                if train.grid_every and self.iteration % train.grid_every == 0:
+                    self.sample_grid()
+                if train.checkpoint_every and self.iteration % train.checkpoint_every == 0:
+                    self.save()
+        self.save()
+
+    def step(self) -> dict[str, float]:
+        """One iteration; returns its metrics."""
+        beta = self.beta
+        rows = self._rows()
+        parts = [
+            source.draw(self.actor, rows, count, self.iteration, beta)
+            for source, count in self.sources.values()
+            if count > 0
+        ]
+        metrics: dict[str, float] = {}
+        for update in range(self.config.train.updates_per_iteration):
+            if update > 0:  # the posterior has moved
+                parts = [replace(part, log_q=None) for part in parts]
+            parts = [self.actor.completed(part) for part in parts]
+            loss, replayed, norm = self._update(parts, beta, update)
+            if update == 0:
+                metrics = iteration_metrics(parts, loss, replayed, beta) | {"beta": beta, "gradient_norm": norm}
+                self._check_parity(metrics["parity"])
+        seconds = self.actor.stopwatch.read()
+        return metrics | {f"seconds/{phase}": spent for phase, spent in seconds.items()}
+
+    @property
+    def beta(self) -> float:
+        """beta of the current iteration; nats per unit of reward."""
+        anneal = self.config.beta_anneal
+        if anneal is None:
+            return self.config.beta
+        return annealed(self.config.beta, self.iteration, start=anneal.start, iterations=anneal.iterations)
+
+    def _rows(self) -> list[int]:
+        """This process's prompts of the iteration: every prompt once before any comes again."""
+        count, total = self.config.train.prompts_per_iteration, len(self.actor.prompts)
+        accelerator = self.accelerator
+        rows = [_nth_prompt(self.config.seed, self.iteration * count + k, total) for k in range(count)]
+        return rows[accelerator.process_index :: accelerator.num_processes]
+
+    def _update(
+        self, parts: list[Experience], beta: float, update: int
+    ) -> tuple[Loss, list[Float[Tensor, "batch steps"]], float]:
+        """Objective, backward inside the steps, clip, optimizer; returns the loss, replayed log_q and gradient norm."""
+        whole = Experience.cat(parts)
+        terms = self._terms(whole)
+        self.optimizer.zero_grad()
+        with self.actor.stopwatch("objective"):
+            loss = self.objective(terms, beta)
+            loss.loss.backward()  # type: ignore[no-untyped-call]
+        assert terms.log_q.grad is not None
+        with self.actor.stopwatch("backward"):
+            replayed = self._backward(parts, terms.log_q.grad, update)
+        norm = self._clip()
+        self.optimizer.step()
+        return loss, replayed, norm
+
+    def _terms(self, experience: Experience) -> Terms:
+        assert experience.log_q is not None and experience.log_p is not None
+        trajectory = experience.trajectory
+        # What recorded a trajectory is what drew it: the posterior or the prior, unless exploration noise was added.
+        behaviour = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
+        return Terms(
+            log_q=experience.log_q.detach().clone().requires_grad_(),
+            log_p=experience.log_p.detach(),
+            reward=experience.reward.to(experience.log_q),
+            prompt=experience.prompt,
+            x=trajectory.x,
+            timesteps=trajectory.timesteps,
+            features=self.prior.features(self.actor.texts(experience.prompt)),
+            log_behaviour=behaviour,
+        )
+
+    def _backward(
+        self, parts: list[Experience], cotangent: Float[Tensor, "batch steps"], update: int
+    ) -> list[Float[Tensor, "batch steps"]]:
+        """Push the cotangent through the network, micro-batch by micro-batch; returns log_q of each part as replayed."""
+        steps = self._gradient_steps(parts[0], update)
+        if steps is not None:  # unbiased: each step is drawn with probability len(steps)/all
+            cotangent = cotangent * (int(parts[0].trajectory.stochastic.sum()) / len(steps))
+        replayed, start = [], 0
+        for part in parts:
+            rows = []
+            for chunk in self.actor.chunks(len(part)):
+                call = self.prior.arguments(self.actor.texts(part.prompt[chunk]))
+                weights = cotangent[start : start + len(part)][chunk]
+                trajectory = part.trajectory[chunk]
+                pipe = self.prior.pipe
+                rows.append(replay_backward(pipe, trajectory, weights, steps=steps, dtype=torch.float64, **call))
+            replayed.append(torch.cat(rows))
+            start += len(part)
+        return replayed
+
+    def _gradient_steps(self, experience: Experience, update: int) -> list[int] | None:
+        """A random subset of the steps with a density, or None for all of them."""
+        count = self.config.train.gradient_steps
+        dense = experience.trajectory.stochastic.nonzero().flatten()
+        if count is None or count >= len(dense):
+            return None
+        seed = seed_of(self.config.seed, "steps", self.iteration, update)
+        chosen = torch.randperm(len(dense), generator=torch.Generator().manual_seed(seed))[:count]
+        return sorted(dense[chosen.to(dense.device)].tolist())
+
+    def _clip(self) -> float:
+        """Average gradients over processes, clip their norm, return the norm before clipping."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.accelerator.num_processes > 1:  # no DDP wrapper sees these gradients: backward runs inside the sampler
+            for parameter in parameters:
+                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        posterior = list(self.prior.parameters().values())
+        norm = torch.nn.utils.clip_grad_norm_(posterior, self.config.train.grad_clip)
+        if not torch.isfinite(norm):
+            raise ValueError(
+                f"The gradient norm is {float(norm)} at iteration {self.iteration}; the parameters were left as they were. Lower "
+                "train.lr or beta, or score in float32."
+            )
+        return float(norm)
+
+    def _check_parity(self, parity: float) -> None:
+        tolerance = self.config.train.parity_tolerance
+        if parity > tolerance:
+            raise ValueError(
+                f"parity is {parity:.3g} nats at iteration {self.iteration}, above train.parity_tolerance={tolerance:g}: the "
+                "replayed log-densities are not those of the rollout, so gradients would belong to another chain. Look for "
+                "dropout, autocast or a reward that changes the pipeline; with half-precision networks a larger tolerance is needed."
+            )
+
+    # Samples and state
+
+    def sample_grid(self) -> None:
+        """Write samples of the posterior, one row per prompt at fixed seeds, to samples/."""
+        if not self.accelerator.is_main_process:
+            return
+        count = self.config.train.grid_samples
+        rows = list(range(min(4, len(self.actor.prompts))))
+        pairs = [(row, sample) for row in rows for sample in range(count)]
+        seeds = [seed_of(self.config.seed, "grid", row, sample) for row, sample in pairs]
+        experience = self.actor.from_posterior([row for row, _ in pairs], seeds)
+        images = torch.cat(
+            [self.prior.decode(experience.trajectory.x_0[chunk]) for chunk in self.actor.chunks(len(pairs))]
+        )
+        path = self.folder / "samples" / f"{self.iteration:06d}.png"
+        save_png(grid(images, count, captions=[self.actor.prompts[row] for row, _ in pairs]), path)
+        self.tracker.image("samples", path)
+        self.actor.stopwatch.read()
+
+    def save(self) -> None:
+        """Write a checkpoint that `resume` continues from number for number."""
+        if not self.accelerator.is_main_process:
+            return
+        optimizer, optimizer_state = checkpoint.pack_optimizer(self.optimizer.state_dict())
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "posterior": {name: p.detach() for name, p in self.prior.parameters().items()},
+            "objective": dict(self.objective.state_dict()),
+            "optimizer": optimizer,
+            "rng": checkpoint.rng_state(),
+        }
+        tensors |= {f"source-{name}": source.tensors() for name, (source, _) in self.sources.items()}
+        state = {
+            "iteration": self.iteration,
+            "optimizer": optimizer_state,
+            "prior": self.prior.fingerprint(),
+            "config": self.config.model_dump(mode="json"),
+        }
+        keep = self.config.train.keep_checkpoints
+        checkpoint.save_checkpoint(self.folder / "checkpoints", self.iteration, tensors, state, keep)
+
+    def resume(self) -> None:
+        """Continue from the latest checkpoint of the run folder, if there is one."""
+        latest = checkpoint.latest_checkpoint(self.folder / "checkpoints")
+        if latest is not None:
+            tensors, state = checkpoint.load_checkpoint(latest)
+            checkpoint.check_compatible(state["prior"], self.prior.fingerprint())
+            load_parameters(self.prior, tensors["posterior"])
+            if isinstance(self.objective, torch.nn.Module):
+                self.objective.load_state_dict(dict(tensors["objective"]))
+            self.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], state["optimizer"]))
+            checkpoint.set_rng_state(tensors["rng"])
+            for name, (source, _) in self.sources.items():
+                source.load(tensors.get(f"source-{name}", {}))
+            self.iteration = int(state["iteration"])
+        self.tracker.resume(self.iteration)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the loop after the current iteration, with a checkpoint; a second one ends it at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._interrupted is not None:
+                raise KeyboardInterrupt
+            self._interrupted = number
+
+        if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
+            yield
+            return
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @property
+    def interrupted(self) -> bool:
+        """A signal ended `fit` before the last iteration."""
+        return self._interrupted is not None
+
+
+def sources(config: RunConfig) -> dict[str, tuple[Source, int]]:
+    """The behaviours of a run by name, each with its trajectories per prompt."""
+    behaviour, group = config.behaviour, config.train.group
+    from_prior = round(behaviour.prior_share * group)
+    exploration = behaviour.exploration
+    on_policy = OnPolicy(config.seed, scale=exploration.scale, until=exploration.until, kind=exploration.kind)
+    buffer = PriorBuffer(
+        config.seed, size=behaviour.prior_buffer, resample=behaviour.resample, refresh=behaviour.refresh
+    )
+    return {"posterior": (on_policy, group - from_prior), "prior": (buffer, from_prior)}
+
+
+def attach_posterior(config: RunConfig, prior: Prior) -> None:
+    """Add the configured adapters to the prior's network."""
+    posterior = config.posterior
+    prior.attach(
+        rank=posterior.rank, alpha=posterior.alpha, target_modules=posterior.target_modules, seed=config.seed
+    )
+
+
+def load_parameters(prior: Prior, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved posterior parameters into the network.
+
+    Raises:
+        ValueError: names or shapes differ: the checkpoint is of another adapter.
+    """
+    parameters = prior.parameters()
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    saved = {name: tuple(t.shape) for name, t in tensors.items()}
+    if shapes != saved:
+        differing = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+        raise ValueError(
+            f"The checkpoint's adapter does not fit this network: {len(differing)} parameters differ, first {differing[0]!r} "
+            f"(here {shapes.get(differing[0])}, saved {saved.get(differing[0])}). Use the configuration of the run it belongs to."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def _nth_prompt(run_seed: int, n: int, total: int) -> int:
+    """The n-th prompt of an endless sequence of shuffled passes over the table."""
+    generator = torch.Generator().manual_seed(seed_of(run_seed, "prompts", n // total))
+    return int(torch.randperm(total, generator=generator)[n % total])
