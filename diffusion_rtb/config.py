@@ -1,0 +1,203 @@
+"""Read a run's config from YAML and `key.sub=value` overrides, save it resolved, compare two.
+
+The sections themselves are in `settings.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from diffusion_rtb.locate import nearest
+from diffusion_rtb.settings import (
+    Component,
+    EvalConfig,
+    Factor,
+    RunConfig,
+    Section,
+    TrainConfig,
+    config_schema,
+    field_types,
+)
+from diffusion_rtb.yaml_text import read_yaml, write_yaml
+
+__all__ = [
+    "Component",
+    "ConfigError",
+    "EvalConfig",
+    "Factor",
+    "RunConfig",
+    "TrainConfig",
+    "config_diff",
+    "config_schema",
+    "config_text",
+    "load_config",
+    "save_config",
+]
+
+FILE = "config.yaml"
+
+
+class ConfigError(ValueError):
+    """A config cannot be used; the message lists every problem with its key, the value received and the remedy."""
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config file, or the one in a run's folder.
+
+    Prompts from a file are read now and become a list, so that the saved config is complete. A config without a name
+    is named after its file.
+
+    Args:
+        path: A YAML file, or a folder with a `config.yaml`.
+        overrides: `key.sub=value`, the value in YAML: `train.lr=1e-4`, `beta_anneal=null`, `prompts.list=[a, b]`.
+
+    Raises:
+        ConfigError: the file is missing or not YAML; a key is unknown; a value is not allowed.
+    """
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    data = _read(file)
+    for override in overrides:
+        _override(data, override)
+    if file.name != FILE:
+        data.setdefault("name", file.stem)
+    source = " ".join([str(file), *overrides])
+    config = _validate(data, source)
+    if config.prompts.file is None:
+        return config
+    try:
+        texts = config.prompts.texts(file.parent)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return _validate(data | {"prompts": {"list": list(texts)}}, source)
+
+
+def config_text(config: RunConfig) -> str:
+    """The resolved config as YAML, defaults included; `load_config` reads it back to an equal one."""
+    return write_yaml(config.model_dump(mode="json"))
+
+
+def save_config(config: RunConfig, folder: Path | str) -> Path:
+    """Write `config.yaml` into `folder`, whole or not at all, and return its path."""
+    path = Path(folder, FILE)
+    unfinished = path.with_name(f".{FILE}.{os.getpid()}")
+    unfinished.write_text(config_text(config), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def config_diff(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value in a, value in b), where they differ; a missing argument of a component counts as None."""
+    left, right = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
+    keys = [*left, *(key for key in right if key not in left)]
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        beside = [str(other) for other in sorted(file.parent.glob("*.yaml"))] if file.parent.is_dir() else []
+        raise ConfigError(f"There is no config {str(file)!r}.{nearest(str(file), beside)}")
+    try:
+        data = read_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{file} must hold `key: value` lines, got {type(data).__name__}.")
+    return data
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Set one key in place."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"Override {override!r} is not of the form key.sub=value, e.g. train.lr=1e-4.")
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Override {override!r}: the value is not YAML ({error}). Quote it?") from None
+    place: Any = data
+    for i, part in enumerate(parts[:-1]):
+        place = _enter(place, part, f"Override {override!r}: {'.'.join(parts[: i + 1])}")
+    if isinstance(place, list):
+        place[_index(place, parts[-1], f"Override {override!r}")] = value
+    elif isinstance(place, dict):
+        place[parts[-1]] = value
+    else:
+        raise ConfigError(f"Override {override!r}: {'.'.join(parts[:-1])} is {place!r} and has no keys.")
+
+
+def _enter(place: Any, part: str, what: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, part, what)]
+    if not isinstance(place, dict):
+        raise ConfigError(f"{what} does not exist: what it would be in is {place!r} and has no keys.")
+    if place.get(part) is None:
+        place[part] = {}
+    return place[part]
+
+
+def _index(items: Sequence[Any], part: str, what: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(f"{what}: {part!r} is not a position in a list of {len(items)} (0 to {len(items) - 1}).")
+    return int(part)
+
+
+def _validate(data: Mapping[str, Any], source: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors()]
+        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError("\n  ".join([f"{source}: {count}", *problems])) from None
+
+
+def _problem(detail: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    received = detail["input"]
+    message = detail["msg"].removeprefix("Value error, ").rstrip(".")
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"{key}: there is no such key.{_nearest_key(key)}"
+        case "missing":
+            return f"{key}: this key is required."
+        case "value_error":
+            # The message of our own checks names the values already.
+            return f"{key}: {message}." if key else f"{message}."
+    expected = (
+        message.replace("valid tuple", "list")
+        .replace("Tuple", "A list")
+        .replace("dictionary or instance of", "section")
+    )
+    return f"{key}: got {received!r} ({type(received).__name__}). {expected}."
+
+
+def _nearest_key(key: str) -> str:
+    """The known key that `key` was meant to be: one beside it, else one of the same last part anywhere."""
+    known = [dotted for dotted, _, _ in field_types()]
+    section, _, last = key.rpartition(".")
+    # Positions in lists are no part of a known key.
+    section = ".".join(part for part in section.split(".") if not part.isdigit())
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    anywhere = {name.rpartition(".")[2]: name for name in known}
+    for names in (beside, anywhere):
+        close = get_close_matches(last, names, n=1)
+        if close:
+            return f" Did you mean {names[close[0]]!r}?"
+    return f" Known here: {', '.join(beside.values())}."

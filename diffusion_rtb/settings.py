@@ -1,0 +1,297 @@
+"""The sections of a config: frozen, closed to unknown keys, checked before anything is loaded.
+
+`config.py` reads them from YAML and overrides. The string under a field is its description, also in the JSON Schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+__all__ = [
+    "AnnealConfig",
+    "BehaviourConfig",
+    "Component",
+    "EvalConfig",
+    "ExplorationConfig",
+    "Factor",
+    "PosteriorConfig",
+    "PromptsConfig",
+    "RunConfig",
+    "TrainConfig",
+    "config_schema",
+    "field_types",
+]
+
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
+"""A YAML list of strings; strict in its items, not in being a tuple."""
+
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown keys, no silent conversion, only finite numbers."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Component(BaseModel):
+    """A prior, reward or objective by name, with the arguments of its constructor beside the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+
+    component: Annotated[str, Field(min_length=1)]
+    """A file's name (clip_score), `module:attribute` (my_module:MyReward), or a registered entry point."""
+
+
+class PosteriorConfig(Section):
+    """The trainable low-rank adapters; without them the network is the prior."""
+
+    rank: PositiveInt = 8
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 8.0
+    """Scale of the adapters: the network's weight becomes W + alpha / rank · B·A."""
+    target_modules: Annotated[Strings, Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Layers that get adapters, by the ends of their names."""
+
+
+class AnnealConfig(Section):
+    """beta grows linearly from a fraction of its value: easy targets first."""
+
+    start: Annotated[float, Field(ge=0, le=1)]
+    """Fraction of beta at iteration 0; 0 starts at the prior."""
+    iterations: PositiveInt
+    """Iterations until beta has its full value."""
+
+
+class PromptsConfig(Section):
+    """What is drawn during training and evaluation; exactly one of the two."""
+
+    list: Annotated[Strings, Field(min_length=1)] | None = None
+    """The prompts themselves."""
+    file: str | None = None
+    """A text file with one prompt per line, relative to the config; empty lines and lines starting with # do not count."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.list is None) == (self.file is None):
+            raise ValueError("give exactly one of `list` and `file` (set the other to null)")
+        for prompt in self.list or ():
+            if (self.list or ()).count(prompt) > 1:
+                raise ValueError(f"the prompt {prompt!r} is given more than once: trajectories are grouped by prompt")
+        return self
+
+    def texts(self, folder: Path | str = ".") -> tuple[str, ...]:
+        """The prompts, read from `file` (relative to `folder`, else to the working directory) where that is given.
+
+        Raises:
+            ValueError: the file is missing or has no prompt.
+        """
+        if self.file is None:
+            return self.list or ()
+        tried = [Path(folder, self.file), Path(self.file)]
+        path = next((path for path in tried if path.is_file()), None)
+        if path is None:
+            raise ValueError(
+                f"prompts.file: no file {self.file!r}, neither beside the config nor in the working directory."
+            )
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        found = tuple(line for line in lines if line and not line.startswith("#"))
+        if not found:
+            raise ValueError(
+                f"prompts.file: {path} has no prompts. Write one per line; lines starting with # do not count."
+            )
+        return found
+
+
+class ExplorationConfig(Section):
+    """Extra noise while sampling, which decays linearly to none."""
+
+    scale: Annotated[float, Field(ge=0)] = 0.0
+    """Size at iteration 0; 0 switches exploration off."""
+    until: Natural = 0
+    """Iteration from which on there is none."""
+    kind: Literal["relative", "added"] = "relative"
+    """relative: std·(1 + scale); added: sqrt(std² + scale²)."""
+
+
+class BehaviourConfig(Section):
+    """Which chains the training trajectories come from: the posterior, with or without extra noise, and the prior."""
+
+    prior_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each prompt's group that is taken from stored prior trajectories."""
+    prior_buffer: Natural = 64
+    """Prior trajectories kept per prompt; drawn before training starts."""
+    resample: bool = True
+    """Take stored prior trajectories with probability proportional to exp(beta·r) instead of uniformly."""
+    refresh: Natural = 0
+    """New prior trajectories per prompt and iteration; they replace the oldest."""
+    exploration: ExplorationConfig = ExplorationConfig()
+
+    @model_validator(mode="after")
+    def _buffer(self) -> Self:
+        if self.prior_share > 0 and self.prior_buffer == 0:
+            raise ValueError(f"prior_share {self.prior_share:g} needs a prior_buffer of at least 1, got 0")
+        if self.refresh > self.prior_buffer:
+            raise ValueError(f"refresh {self.refresh} is larger than the prior_buffer {self.prior_buffer} it goes into")
+        return self
+
+
+class TrainConfig(Section):
+    """Sizes, optimizer and schedules."""
+
+    iterations: PositiveInt = 100
+    """Iterations: sample, score, update."""
+    prompts_per_iteration: PositiveInt = 4
+    """Prompts in one iteration; the prompts take turns."""
+    group: PositiveInt = 8
+    """Trajectories per prompt and iteration; VarGrad needs at least 2."""
+    micro_batch: PositiveInt = 32
+    """Trajectories that pass through the network at once; divides prompts_per_iteration·group. Memory, not results."""
+    lr: PositiveFloat = 1e-3
+    """Learning rate of the adapters (AdamW)."""
+    lr_objective: PositiveFloat = 1e-2
+    """Learning rate of the objective's own parameters: log Z, value network."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest norm of the adapters' gradient; larger ones are scaled down."""
+    gradient_steps: PositiveInt | None = None
+    """Steps per trajectory that get a gradient, drawn at random and re-weighted to stay unbiased; null: all."""
+    updates_per_iteration: PositiveInt = 1
+    """Optimizer updates on the trajectories of one iteration."""
+    parity_tolerance: PositiveFloat = 1e-3
+    """Largest |recorded − replayed| log-density of a trajectory, nats, before training stops."""
+    checkpoint_every: PositiveInt = 10
+    """Iterations between checkpoints; one is also written at the end and when interrupted."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints kept; older ones are deleted."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the network's forward pass; log-densities are float32 in any case."""
+    tracker: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
+    """Trackers besides metrics.jsonl; each is an extra of this package."""
+    grid_every: Natural = 10
+    """Iterations between sheets of samples; 0: none."""
+    grid_samples: PositiveInt = 8
+    """Samples per prompt on such a sheet."""
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> Self:
+        batch = self.prompts_per_iteration * self.group
+        if batch % self.micro_batch:
+            fitting = [n for n in range(1, batch + 1) if batch % n == 0]
+            raise ValueError(
+                f"prompts_per_iteration {self.prompts_per_iteration} x group {self.group} = {batch} trajectories cannot be "
+                f"divided by micro_batch {self.micro_batch}; use one of {fitting}"
+            )
+        return self
+
+
+class Factor(Section):
+    """One thing the prompts leave open, e.g. the style, told apart by the judge."""
+
+    name: str
+    """What it is called in reports."""
+    classes: Annotated[Strings, Field(min_length=2)]
+    """One prompt per possible value, e.g. "a 3d emoji", "a flat emoji"."""
+    labels: Strings = ()
+    """What the values are called in reports; default: the classes themselves."""
+
+    @model_validator(mode="after")
+    def _one_label_each(self) -> Self:
+        if self.labels and len(self.labels) != len(self.classes):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.classes)} classes; give one each, or none")
+        return self
+
+
+class EvalConfig(Section):
+    """What `eval.py` draws and measures; prior and posterior start from the same noise."""
+
+    samples: PositiveInt = 16
+    """Posterior samples per prompt."""
+    prior_samples: PositiveInt = 16
+    """Prior samples per prompt, also the ones that are re-weighted by exp(beta·r)."""
+    batch: PositiveInt = 32
+    """Samples that pass through the network at once. Memory, not results."""
+    embedder: Component | None = None
+    """A reward module with `embed(images)`: the space in which diversity is measured; null: not measured."""
+    judge: Component | None = None
+    """A reward module with `classify(images, classes)`, which tells the factors' values apart; null: the embedder."""
+    factors: Annotated[tuple[Factor, ...], Field(strict=False)] = ()
+    """Proportions compared between the posterior and the re-weighted prior."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Level of the bootstrap intervals."""
+    bootstrap: PositiveInt = 1000
+    """Bootstrap resamples."""
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        if self.factors and self.judge is None and self.embedder is None:
+            raise ValueError(f"{len(self.factors)} factors need a judge: add `judge: {{component: ...}}`")
+        return self
+
+
+class RunConfig(Section):
+    """Everything that decides a run. The target is p(x)·exp(beta·r(x)) / Z."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    """Name of the run and of its folder: letters, digits, _ . and -."""
+    seed: Natural = 0
+    """Seed of everything random in the run."""
+    out: str = "runs"
+    """Folder that the run's folder is made in."""
+    prior: Component
+    """The pretrained pipeline."""
+    posterior: PosteriorConfig = PosteriorConfig()
+    reward: Component
+    """r(x): higher is better."""
+    beta: PositiveFloat
+    """Nats per unit of reward; alpha = 1/beta is the weight of the KL to the prior."""
+    beta_anneal: AnnealConfig | None = None
+    """null: beta is constant."""
+    objective: Component = Component(component="rtb")
+    """The loss."""
+    prompts: PromptsConfig
+    behaviour: BehaviourConfig = BehaviourConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _whole_numbers(self) -> Self:
+        from_prior = self.behaviour.prior_share * self.train.group
+        if abs(from_prior - round(from_prior)) > 1e-6:
+            fitting = ", ".join(f"{n / self.train.group:.6g}" for n in range(self.train.group))
+            raise ValueError(
+                f"behaviour.prior_share {self.behaviour.prior_share:g} of train.group {self.train.group} is {from_prior:g} "
+                f"trajectories, not a whole number; shares that fit: {fitting}"
+            )
+        prompts = self.prompts.list
+        if prompts is not None and len(prompts) < self.train.prompts_per_iteration:
+            raise ValueError(
+                f"train.prompts_per_iteration {self.train.prompts_per_iteration} is more than the {len(prompts)} prompts; "
+                "lower it or add prompts"
+            )
+        return self
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON Schema of a config file, for editors."""
+    return RunConfig.model_json_schema()
+
+
+def field_types(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
+    """(dotted key, the section that owns it, field name) of every field of a config, nested sections included."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}", model, name
+        for section in _sections(field.annotation):
+            yield from field_types(section, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
