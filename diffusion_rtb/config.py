@@ -21,7 +21,6 @@ from diffusion_rtb.settings import (
     EvalConfig,
     Factor,
     RunConfig,
-    Section,
     TrainConfig,
     config_schema,
     field_types,
@@ -180,11 +179,9 @@ def _problem(detail: ErrorDetails) -> str:
         case "value_error":
             # The message of our own checks names the values already.
             return f"{key}: {message}." if key else f"{message}."
-    expected = (
-        message.replace("valid tuple", "list")
-        .replace("Tuple", "A list")
-        .replace("dictionary or instance of", "section")
-    )
+    if detail["type"] == "model_type":
+        message = "Input should be a section: keys and values below it"
+    expected = message.replace("valid tuple", "list")
     return f"{key}: got {received!r} ({type(received).__name__}). {expected}."
 
 
