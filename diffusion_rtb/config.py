@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from diffusion_rtb.locate import nearest
@@ -21,9 +21,8 @@ from diffusion_rtb.settings import (
     EvalConfig,
     Factor,
     RunConfig,
+    Section,
     TrainConfig,
-    config_schema,
-    field_types,
 )
 from diffusion_rtb.yaml_text import read_yaml, write_yaml
 
@@ -37,6 +36,7 @@ __all__ = [
     "config_diff",
     "config_schema",
     "config_text",
+    "field_types",
     "load_config",
     "save_config",
 ]
@@ -98,6 +98,19 @@ def config_diff(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
     left, right = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
     keys = [*left, *(key for key in right if key not in left)]
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON Schema of a config file, for editors."""
+    return RunConfig.model_json_schema()
+
+
+def field_types(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
+    """(dotted key, the section that owns it, field name) of every field of a config, nested sections included."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}", model, name
+        for section in _sections(field.annotation):
+            yield from field_types(section, f"{prefix}{name}.")
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -198,3 +211,10 @@ def _nearest_key(key: str) -> str:
         if close:
             return f" Did you mean {names[close[0]]!r}?"
     return f" Known here: {', '.join(beside.values())}."
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -21,9 +20,8 @@ __all__ = [
     "PosteriorConfig",
     "PromptsConfig",
     "RunConfig",
+    "Section",
     "TrainConfig",
-    "config_schema",
-    "field_types",
 ]
 
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
@@ -114,7 +112,7 @@ class ExplorationConfig(Section):
 
     scale: Annotated[float, Field(ge=0)] = 0.0
     """Size at iteration 0; 0 switches exploration off."""
-    until: Natural = 0
+    until: PositiveInt = 1
     """Iteration from which on there is none."""
     kind: Literal["relative", "added"] = "relative"
     """relative: std·(1 + scale); added: sqrt(std² + scale²)."""
@@ -157,6 +155,8 @@ class TrainConfig(Section):
     """Learning rate of the adapters (AdamW)."""
     lr_objective: PositiveFloat = 1e-2
     """Learning rate of the objective's own parameters: log Z, value network."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """AdamW's memory of squared gradients; short runs want it shorter than the usual 0.999."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the adapters' gradient; larger ones are scaled down."""
     gradient_steps: PositiveInt | None = None
@@ -275,23 +275,3 @@ class RunConfig(Section):
                 "lower it or add prompts"
             )
         return self
-
-
-def config_schema() -> dict[str, Any]:
-    """The JSON Schema of a config file, for editors."""
-    return RunConfig.model_json_schema()
-
-
-def field_types(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
-    """(dotted key, the section that owns it, field name) of every field of a config, nested sections included."""
-    for name, field in model.model_fields.items():
-        yield f"{prefix}{name}", model, name
-        for section in _sections(field.annotation):
-            yield from field_types(section, f"{prefix}{name}.")
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections(part)
