@@ -1,0 +1,144 @@
+"""The README of an exported posterior: what it is, how it was made, how good it is, how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["model_card"]
+
+TEMPLATE = """---
+{{ front }}---
+
+# {{ name }}
+
+A LoRA that turns `{{ base_model }}` into a model of the posterior
+
+    p*(x) = p(x) · exp(beta · r(x)) / Z        beta = {{ beta }} nats per unit of reward
+
+where p is the {{ guidance.tilted_prior }} prior and r the reward `{{ reward }}`. It was trained with the objective
+`{{ objective }}` by `diffusion_rtb`.
+
+## Use it with plain diffusers
+
+```python
+{{ snippet }}
+```
+
+It is a posterior of the {{ guidance.tilted_prior }} chain: guidance scale {{ guidance.scale }}, {{ sampler.scheduler }},
+{{ sampler.steps }} steps{% if sampler.eta is not none %}, eta {{ sampler.eta }}{% endif %}. With another guidance scale it is \
+no posterior of any prior; with another sampler or
+number of steps it is an approximation.
+
+## Recipe
+
+| setting | value |
+|---|---|
+{% for key, value in recipe %}| {{ key }} | {{ value }} |
+{% endfor %}
+## Evaluation
+
+{% if evaluation %}| metric | prior | posterior |
+|---|---|---|
+{% for metric, prior, posterior in evaluation %}| {{ metric }} | {{ prior }} | {{ posterior }} |
+{% endfor %}{% else %}Not evaluated: run `eval.py` on the run and export again.
+{% endif %}
+## Full configuration
+
+```yaml
+{{ config }}```
+"""
+
+
+def model_card(
+    config: Mapping[str, Any],
+    *,
+    base_model: str,
+    snippet: str,
+    fingerprint: Mapping[str, Any],
+    evaluation: Mapping[str, Mapping[str, Any]] | None = None,
+    license_id: str = "other",
+) -> str:
+    """Markdown with YAML front matter, as model hubs read it.
+
+    Args:
+        config: The resolved run config.
+        base_model: Hub id or folder of the prior.
+        snippet: Python that samples the posterior with plain diffusers.
+        fingerprint: The prior's; its sampler, guidance and adapter are listed.
+        evaluation: metric -> {"prior": value, "posterior": value}. A value is a number, None where it does not apply,
+            or {"mean", "low", "high"}. None: not evaluated.
+        license_id: SPDX or hub id of the licence; a LoRA inherits the terms of its base model.
+    """
+    import jinja2
+    import yaml
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )  # Markdown: no escapes
+    plain = json.loads(json.dumps(config, default=str))
+    rows = evaluation or {}
+    return environment.from_string(TEMPLATE).render(
+        front=yaml.safe_dump(_front(base_model, license_id), sort_keys=False),
+        name=config["name"],
+        base_model=base_model,
+        beta=config["beta"],
+        reward=_component(config["reward"]),
+        objective=_component(config["objective"]),
+        guidance=fingerprint["guidance"],
+        sampler=fingerprint["sampler"],
+        snippet=snippet.rstrip(),
+        recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint).items()],
+        evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],
+        config=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True),
+    )
+
+
+def _front(base_model: str, license_id: str) -> dict[str, Any]:
+    # A hub refuses a card whose base_model is a local folder.
+    hub = {"base_model": base_model} if base_model.count("/") == 1 and not base_model.startswith((".", "/")) else {}
+    tags = ["text-to-image", "diffusers", "lora", "relative-trajectory-balance", "diffusion-rtb"]
+    return hub | {"library_name": "diffusers", "license": license_id, "pipeline_tag": "text-to-image", "tags": tags}
+
+
+def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    train, adapter = config.get("train", {}), fingerprint.get("adapter") or {}
+    guidance, sampler = fingerprint["guidance"], fingerprint["sampler"]
+    return {
+        "reward": _component(config["reward"]),
+        "beta (nats per unit of reward)": config["beta"],
+        "objective": _component(config["objective"]),
+        "prior": f"{guidance['tilted_prior']}, guidance scale {guidance['scale']:g}",
+        "negative prompt": repr(guidance["negative_prompt"]) if guidance["negative_prompt"] else None,
+        "sampler": sampler["scheduler"],
+        "steps": sampler["steps"],
+        "eta": sampler["eta"],
+        "precision of the frozen network": fingerprint.get("dtype"),
+        "LoRA rank, alpha": f"{adapter['rank']}, {adapter['alpha']:g}" if adapter else None,
+        "LoRA modules": ", ".join(adapter.get("target_modules", ())) or None,
+        "iterations": train.get("iterations"),
+        "trajectories per iteration": f"{train['prompts_per_iteration']} prompts x {train['group']}"
+        if "group" in train
+        else None,
+        "learning rate": train.get("lr"),
+        "seed": config.get("seed"),
+    }
+
+
+def _component(component: Mapping[str, Any] | str) -> str:
+    """`{component: clip_score, model: x}` as clip_score(model=x)."""
+    if isinstance(component, str):
+        return component
+    arguments = ", ".join(f"{key}={value!r}" for key, value in component.items() if key != "component")
+    return f"{component['component']}({arguments})" if arguments else str(component["component"])
+
+
+def _cell(value: Any) -> str:
+    """One table cell; a dash where there is nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        return f"{_cell(value['mean'])} [{_cell(value['low'])}, {_cell(value['high'])}]"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

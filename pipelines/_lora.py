@@ -1,0 +1,125 @@
+"""The posterior as LoRA inside the prior's own network, through diffusers' `add_adapter`.
+
+    W x  ->  W x + (alpha / rank) · B A x,    B = 0 at the start
+
+so the posterior starts as the prior, and the prior is the same network with its adapters off: no second copy.
+LoRA: Hu et al., 2021, https://arxiv.org/abs/2106.09685
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["adapters_off", "add_lora", "load_lora", "lora_parameters"]
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The projections of every attention block of a UNet2DConditionModel."""
+
+
+def add_lora(network: Any, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> None:
+    """Add float32 LoRA layers to the modules whose names end in `target_modules`; A is drawn from `seed`, B is 0.
+
+    Raises:
+        ValueError: rank or alpha is not positive, a target matches no linear or convolution, or there are adapters already.
+    """
+    if getattr(network, "peft_config", None):
+        raise ValueError("The network already carries adapters; attach the posterior once, to a freshly loaded prior.")
+    if rank < 1 or alpha <= 0:
+        raise ValueError(
+            f"rank={rank} and alpha={alpha}: a LoRA needs rank >= 1 and alpha > 0, for example rank 8, alpha 8."
+        )
+    check_targets(network, target_modules)
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules), lora_dropout=0.0)
+    with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator; ours replaces it below
+        network.add_adapter(config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in lora_parameters(network).items():
+        start = torch.zeros(parameter.shape)
+        if ".lora_A." in name:
+            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+        parameter.data = start.to(parameter.device)
+    network.eval()
+
+
+def check_targets(network: nn.Module, target_modules: Sequence[str]) -> None:
+    """Every target must end the name of at least one linear or convolution and of nothing else.
+
+    Raises:
+        ValueError: it does not; the message lists the nearest names.
+    """
+    kinds = {name: isinstance(module, nn.Linear | nn.Conv2d) for name, module in network.named_modules() if name}
+    examples = sorted({_ending(name) for name, fits in kinds.items() if fits})
+    if not target_modules:
+        raise ValueError(f"target_modules is empty; name at least one of {', '.join(examples)}.")
+    for target in target_modules:
+        matched = [fits for name, fits in kinds.items() if name == target or name.endswith(f".{target}")]
+        if not matched or not all(matched):
+            reason = (
+                "matches nothing" if not matched else "also matches modules that are neither linear nor a convolution"
+            )
+            near = get_close_matches(target, examples, n=3) or examples
+            raise ValueError(
+                f"target_modules: {target!r} {reason} in {type(network).__name__}; take for example {', '.join(near)}."
+            )
+
+
+def _ending(name: str) -> str:
+    """The shortest telling end of a module's name: the last part, with what stands before a number."""
+    parts = name.split(".")
+    while parts and parts[-1].isdigit() and len(parts) > 1:
+        return ".".join(parts[-2:])
+    return parts[-1]
+
+
+def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters' parameters by name, in the network's order."""
+    return {name: parameter for name, parameter in network.named_parameters() if ".lora_" in name}
+
+
+@contextmanager
+def adapters_off(network: Any) -> Iterator[None]:
+    """Inside the block the network is the prior. Nests; a network without adapters is the prior already."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    if all(layer.disable_adapters for layer in layers):
+        yield
+        return
+    network.disable_adapters()
+    try:
+        yield
+    finally:
+        network.enable_adapters()
+
+
+@torch.no_grad()
+def load_lora(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy adapter weights by name.
+
+    Raises:
+        ValueError: names or shapes differ from the attached adapters; nothing has been changed then.
+    """
+    own = lora_parameters(network)
+    if own.keys() != state.keys():
+        lacking, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        raise ValueError(
+            f"These adapter weights are for another network or other target_modules: {len(lacking)} missing {lacking[:2]}, "
+            f"{len(extra)} unknown {extra[:2]}. Attach with the settings they were trained with."
+        )
+    for name, parameter in own.items():
+        if parameter.shape != state[name].shape:
+            raise ValueError(
+                f"Adapter weight {name} has shape {tuple(state[name].shape)}, the network's has {tuple(parameter.shape)}: "
+                "attach with the rank it was trained with, to the same architecture."
+            )
+    for name, parameter in own.items():
+        parameter.copy_(state[name])
