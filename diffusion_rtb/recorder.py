@@ -127,7 +127,9 @@ class TrajectoryRecorder:
         self._std.append(std)
         self._log_prob.append(normal_log_prob(x_s, mean, std, self.dtype) if std > 0 else zero)
         if self.noise_scale is not None:
-            self._log_behaviour.append(normal_log_prob(x_s, mean, self._scale(std) * std, self.dtype) if std > 0 else zero)
+            self._log_behaviour.append(
+                normal_log_prob(x_s, mean, self._scale(std) * std, self.dtype) if std > 0 else zero
+            )
 
     @property
     def trajectory(self) -> Trajectory:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,6 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb import checkpoint
 from diffusion_rtb.actor import Actor, Experience
 from diffusion_rtb.behaviours.anneal import annealed
 from diffusion_rtb.behaviours.on_policy import OnPolicy
@@ -34,6 +33,7 @@ from diffusion_rtb.rollout import replay_backward
 from diffusion_rtb.seeds import seed_of
 from diffusion_rtb.tracker import Tracker
 from diffusion_rtb.training_metrics import iteration_metrics
+from diffusion_rtb.training_state import attach_posterior, restore_training, save_training
 
 __all__ = ["Trainer"]
 
@@ -152,7 +152,7 @@ class Trainer:
         self.optimizer.zero_grad()
         with self.actor.stopwatch("objective"):
             loss = self.objective(terms, beta)
-            loss.loss.backward()  # type: ignore[no-untyped-call]
+            loss.loss.backward()
         assert terms.log_q.grad is not None
         with self.actor.stopwatch("backward"):
             replayed = self._backward(parts, terms.log_q.grad, update)
@@ -161,7 +161,8 @@ class Trainer:
         return loss, replayed, norm
 
     def _terms(self, experience: Experience) -> Terms:
-        assert experience.log_q is not None and experience.log_p is not None
+        assert experience.log_q is not None
+        assert experience.log_p is not None
         trajectory = experience.trajectory
         # What recorded a trajectory is what drew it: the posterior or the prior, unless exploration noise was added.
         behaviour = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
@@ -227,7 +228,7 @@ class Trainer:
             raise ValueError(
                 f"parity is {parity:.3g} nats at iteration {self.iteration}, above train.parity_tolerance={tolerance:g}: the "
                 "replayed log-densities are not those of the rollout, so gradients would belong to another chain. Look for "
-                "dropout, autocast or a reward that changes the pipeline; with half-precision networks a larger tolerance is needed."
+                "dropout, autocast or a reward that changes the pipeline; half-precision networks need a larger tolerance."
             )
 
     # Samples and state
@@ -251,39 +252,12 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint that `resume` continues from number for number."""
-        if not self.accelerator.is_main_process:
-            return
-        optimizer, optimizer_state = checkpoint.pack_optimizer(self.optimizer.state_dict())
-        tensors: dict[str, Mapping[str, Tensor]] = {
-            "posterior": {name: p.detach() for name, p in self.prior.parameters().items()},
-            "objective": dict(self.objective.state_dict()),
-            "optimizer": optimizer,
-            "rng": checkpoint.rng_state(),
-        }
-        tensors |= {f"source-{name}": source.tensors() for name, (source, _) in self.sources.items()}
-        state = {
-            "iteration": self.iteration,
-            "optimizer": optimizer_state,
-            "prior": self.prior.fingerprint(),
-            "config": self.config.model_dump(mode="json"),
-        }
-        keep = self.config.train.keep_checkpoints
-        checkpoint.save_checkpoint(self.folder / "checkpoints", self.iteration, tensors, state, keep)
+        if self.accelerator.is_main_process:
+            save_training(self)
 
     def resume(self) -> None:
         """Continue from the latest checkpoint of the run folder, if there is one."""
-        latest = checkpoint.latest_checkpoint(self.folder / "checkpoints")
-        if latest is not None:
-            tensors, state = checkpoint.load_checkpoint(latest)
-            checkpoint.check_compatible(state["prior"], self.prior.fingerprint())
-            load_parameters(self.prior, tensors["posterior"])
-            if isinstance(self.objective, torch.nn.Module):
-                self.objective.load_state_dict(dict(tensors["objective"]))
-            self.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], state["optimizer"]))
-            checkpoint.set_rng_state(tensors["rng"])
-            for name, (source, _) in self.sources.items():
-                source.load(tensors.get(f"source-{name}", {}))
-            self.iteration = int(state["iteration"])
+        self.iteration = restore_training(self)
         self.tracker.resume(self.iteration)
 
     @contextmanager
@@ -321,34 +295,6 @@ def sources(config: RunConfig) -> dict[str, tuple[Source, int]]:
         config.seed, size=behaviour.prior_buffer, resample=behaviour.resample, refresh=behaviour.refresh
     )
     return {"posterior": (on_policy, group - from_prior), "prior": (buffer, from_prior)}
-
-
-def attach_posterior(config: RunConfig, prior: Prior) -> None:
-    """Add the configured adapters to the prior's network."""
-    posterior = config.posterior
-    prior.attach(
-        rank=posterior.rank, alpha=posterior.alpha, target_modules=posterior.target_modules, seed=config.seed
-    )
-
-
-def load_parameters(prior: Prior, tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved posterior parameters into the network.
-
-    Raises:
-        ValueError: names or shapes differ: the checkpoint is of another adapter.
-    """
-    parameters = prior.parameters()
-    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    saved = {name: tuple(t.shape) for name, t in tensors.items()}
-    if shapes != saved:
-        differing = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
-        raise ValueError(
-            f"The checkpoint's adapter does not fit this network: {len(differing)} parameters differ, first {differing[0]!r} "
-            f"(here {shapes.get(differing[0])}, saved {saved.get(differing[0])}). Use the configuration of the run it belongs to."
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
 
 
 def _nth_prompt(run_seed: int, n: int, total: int) -> int:

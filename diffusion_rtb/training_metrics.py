@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,7 +24,8 @@ def iteration_metrics(
         beta: nats per unit of reward.
     """
     own = parts[0]
-    assert own.log_q is not None and own.log_p is not None
+    assert own.log_q is not None
+    assert own.log_p is not None
     log_ratio = (own.log_q - own.log_p).sum(1)
     weight = beta * own.reward.double() - log_ratio
     metrics = {

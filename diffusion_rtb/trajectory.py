@@ -65,8 +65,7 @@ class Trajectory:
         return replace(self, x=self.x[rows], log_prob=self.log_prob[rows], log_behaviour=behaviour)
 
     def to(self, device: torch.device | str) -> Trajectory:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Trajectory(**{k: v if v is None else v.to(device) for k, v in moved.items()})
+        return Trajectory(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     @staticmethod
     def cat(parts: Sequence[Trajectory]) -> Trajectory:
@@ -116,7 +115,11 @@ class Trajectory:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 found = (file.metadata() or {}).get("format")
                 if found != FORMAT:
-                    raise ValueError(f"{path} holds format {found!r}, not {FORMAT!r}: it was not written by Trajectory.save.")
-                return Trajectory(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                    raise ValueError(
+                        f"{path} holds format {found!r}, not {FORMAT!r}: it was not written by Trajectory.save."
+                    )
+                return Trajectory(**{name: file.get_tensor(name) for name in file.keys()})
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); record the trajectory again.") from error
+            raise ValueError(
+                f"{path} is not a readable safetensors file ({error}); record the trajectory again."
+            ) from error

@@ -73,17 +73,19 @@ def _precise(tensor: Tensor) -> Tensor:
 
 
 @functools.cache
-def _takes_noise(kind: type) -> bool:
-    return "variance_noise" in inspect.signature(kind.step).parameters  # type: ignore[attr-defined]
+def _takes_noise(step: Callable[..., Any]) -> bool:
+    return "variance_noise" in inspect.signature(step).parameters
 
 
-def _probe(scheduler: Any, step: Callable[..., Any], z: float, call: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+def _probe(
+    scheduler: Any, step: Callable[..., Any], z: float, call: tuple[Any, ...], options: Mapping[str, Any]
+) -> Any:
     """`step` with its noise replaced by z, in fp32 or better; the scheduler's state is put back."""
     model_output, timestep, sample, *rest = call
     options = {name: value for name, value in options.items() if name != "generator"}
     inputs = (_precise(model_output), timestep, _precise(sample), *rest)
     with unchanged(scheduler):
-        if _takes_noise(type(scheduler)) and len(rest) == 0:  # four times faster than intercepting torch.randn
+        if _takes_noise(type(scheduler).step) and len(rest) == 0:  # four times faster than intercepting torch.randn
             return step(*inputs, **options | {"variance_noise": torch.full_like(inputs[2], z)})
         with ConstantNoise(z):
             return step(*inputs, **options)

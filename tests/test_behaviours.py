@@ -39,7 +39,8 @@ def test_systematic_resampling_is_unbiased_over_u() -> None:
 def test_exploration_decays_linearly_to_none() -> None:
     source = OnPolicy(0, scale=0.5, until=10)
     first, middle = source.noise_scale(0), source.noise_scale(5)
-    assert first is not None and middle is not None
+    assert first is not None
+    assert middle is not None
     assert first(0.3) == pytest.approx(1.5)
     assert middle(0.3) == pytest.approx(1.25)
     assert source.noise_scale(10) is None

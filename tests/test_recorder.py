@@ -27,7 +27,7 @@ from tests.tiny import tiny_3_arguments, tiny_ddpm, tiny_stable_diffusion, tiny_
 STEPS = 5
 PROMPTS = ["a cat", "a dog"]
 
-SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
     "ddpm": (DDPMScheduler, {}),
     "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
@@ -201,7 +201,7 @@ def test_ddim_keeps_a_density_at_the_final_step_unless_alpha_is_one() -> None:
         (DPMSolverMultistepScheduler, 'algorithm_type="sde-dpmsolver++"'),
     ],
 )
-def test_deterministic_schedulers_are_refused_with_the_remedy(kind: type, remedy: str) -> None:
+def test_deterministic_schedulers_are_refused_with_the_remedy(kind: Any, remedy: str) -> None:
     pipe, call = with_scheduler("ddpm")
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match="deterministic step") as error, TrajectoryRecorder(pipe.scheduler):
@@ -310,7 +310,9 @@ def test_exploration_scales_the_noise_and_keeps_both_densities() -> None:
     f = 1 + trajectory.std
     constant = dims * (trajectory.std.log() + 0.5 * torch.tensor(2 * torch.pi).log())
     e = -2 * (trajectory.log_prob + constant)
-    torch.testing.assert_close(-e / (2 * f**2) - constant - dims * f.log(), trajectory.log_behaviour, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        -e / (2 * f**2) - constant - dims * f.log(), trajectory.log_behaviour, rtol=1e-4, atol=1e-2
+    )
     assert (e.mean(0) / dims / f**2 - 1).abs().max() < 0.35  # 512 squared normals: standard error 0.06
 
 

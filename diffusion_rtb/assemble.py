@@ -1,0 +1,77 @@
+"""From a config to objects: check every name and argument first, then load.
+
+The core imports no pipeline and no reward; only the names in a config lead to them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from diffusion_rtb import checkpoint
+from diffusion_rtb.config import RunConfig, load_config
+from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.locate import build, check_component
+from diffusion_rtb.runs import open_run
+from diffusion_rtb.tracker import Tracker
+from diffusion_rtb.trainer import Trainer
+from diffusion_rtb.training_state import attach_posterior, load_parameters
+
+__all__ = ["assemble", "check_components", "load_posterior", "load_prior"]
+
+
+def check_components(config: RunConfig) -> None:
+    """Check the names and arguments of everything the config names; nothing is loaded.
+
+    Raises:
+        ValueError: a component does not exist, or an argument is unknown, missing, of the wrong type or out of range.
+    """
+    check_component(config.prior, "prior")
+    check_component(config.reward, "reward")
+    check_component(config.objective, "objective")
+    for judge in (config.eval.embedder, config.eval.judge):
+        if judge is not None:
+            check_component(judge, "reward")
+
+
+def assemble(config: RunConfig) -> Trainer:
+    """The trainer of a run, in the run's folder; a run that exists already is continued.
+
+    Raises:
+        ValueError: see `check_components`; or the run's folder holds another config.
+    """
+    check_components(config)
+    folder = open_run(config)
+    accelerator = Accelerator()
+    tracker = Tracker(folder, list(config.train.tracker), config.train.iterations)
+    prior: Prior = build(config.prior, "prior")
+    reward: Any = build(config.reward, "reward")
+    objective: Any = build(config.objective, "objective")
+    return Trainer(config, folder, prior, reward, objective, accelerator, tracker)
+
+
+def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
+    """The config of a run, or of a config file, and its prior without any posterior."""
+    config = load_config(run)
+    check_component(config.prior, "prior")
+    return config, build(config.prior, "prior")
+
+
+def load_posterior(run: Path) -> tuple[RunConfig, Prior]:
+    """The config of a run and its prior with the latest checkpoint's posterior attached.
+
+    Raises:
+        ValueError: the folder is no run, has no checkpoint, or its checkpoint is of another architecture.
+    """
+    config = load_config(run)
+    latest = checkpoint.latest_checkpoint(run / "checkpoints")
+    if latest is None:
+        raise ValueError(f"{run} has no complete checkpoint: train it first with `python train.py {run}/config.yaml`.")
+    tensors, state = checkpoint.load_checkpoint(latest)
+    prior: Prior = build(config.prior, "prior")
+    attach_posterior(config, prior)
+    checkpoint.check_compatible(state["prior"], prior.fingerprint())
+    load_parameters(prior, tensors["posterior"])
+    return config, prior

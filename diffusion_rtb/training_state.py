@@ -1,0 +1,96 @@
+"""Everything a run needs to continue number for number, to and from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion_rtb import checkpoint
+from diffusion_rtb.behaviours.source import Source
+from diffusion_rtb.config import RunConfig
+from diffusion_rtb.interfaces import Objective, Prior
+
+__all__ = ["TrainingState", "attach_posterior", "load_parameters", "restore_training", "save_training"]
+
+
+class TrainingState(Protocol):
+    """The parts of a trainer that a checkpoint holds."""
+
+    config: RunConfig
+    folder: Path
+    prior: Prior
+    objective: Objective
+    optimizer: torch.optim.AdamW
+    sources: dict[str, tuple[Source, int]]
+    iteration: int
+
+
+def save_training(run: TrainingState) -> Path:
+    """Write posterior, objective, optimizer, random states, buffers and counters; atomically, see `checkpoint.py`."""
+    optimizer, optimizer_state = checkpoint.pack_optimizer(run.optimizer.state_dict())
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "posterior": {name: p.detach() for name, p in run.prior.parameters().items()},
+        "objective": dict(run.objective.state_dict()),
+        "optimizer": optimizer,
+        "rng": checkpoint.rng_state(),
+    }
+    tensors |= {f"source-{name}": source.tensors() for name, (source, _) in run.sources.items()}
+    state = {
+        "iteration": run.iteration,
+        "optimizer": optimizer_state,
+        "prior": run.prior.fingerprint(),
+        "config": run.config.model_dump(mode="json"),
+    }
+    keep = run.config.train.keep_checkpoints
+    return checkpoint.save_checkpoint(run.folder / "checkpoints", run.iteration, tensors, state, keep)
+
+
+def restore_training(run: TrainingState) -> int:
+    """Load the latest complete checkpoint of the run's folder; returns its iteration, 0 if there is none.
+
+    Raises:
+        CheckpointError: it was written with another prior, sampler or adapter.
+    """
+    latest = checkpoint.latest_checkpoint(run.folder / "checkpoints")
+    if latest is None:
+        return 0
+    tensors, state = checkpoint.load_checkpoint(latest)
+    checkpoint.check_compatible(state["prior"], run.prior.fingerprint())
+    load_parameters(run.prior, tensors["posterior"])
+    if isinstance(run.objective, torch.nn.Module):
+        run.objective.load_state_dict(dict(tensors["objective"]))
+    run.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], state["optimizer"]))
+    checkpoint.set_rng_state(tensors["rng"])
+    for name, (source, _) in run.sources.items():
+        source.load(tensors.get(f"source-{name}", {}))
+    return int(state["iteration"])
+
+
+def attach_posterior(config: RunConfig, prior: Prior) -> None:
+    """Add the configured adapters to the prior's network."""
+    posterior = config.posterior
+    prior.attach(rank=posterior.rank, alpha=posterior.alpha, target_modules=posterior.target_modules, seed=config.seed)
+
+
+def load_parameters(prior: Prior, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved posterior parameters into the network.
+
+    Raises:
+        ValueError: names or shapes differ: the checkpoint is of another adapter.
+    """
+    parameters = prior.parameters()
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    saved = {name: tuple(t.shape) for name, t in tensors.items()}
+    if shapes != saved:
+        differing = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+        raise ValueError(
+            f"The checkpoint's adapter does not fit this network: {len(differing)} parameters differ, first {differing[0]!r} "
+            f"(here {shapes.get(differing[0])}, saved {saved.get(differing[0])}). Use the configuration of the run it belongs to."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
