@@ -1,0 +1,264 @@
+"""The commands: what they accept, and how they speak about errors. The work is done elsewhere.
+
+Heavy modules are imported inside the commands, so that `--help` and a mistyped key answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from diffusion_rtb import __version__
+from diffusion_rtb.config import ConfigError, RunConfig, config_schema, config_text, load_config
+
+__all__ = ["app", "eval_main", "main", "train_main"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+app = typer.Typer(
+    name="diffusion-rtb",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Fine-tune a diffusion model (the prior) towards the posterior p(x)·exp(beta·r(x)) / Z of a reward r.",
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of a run.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/quickstart.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Override keys; values in YAML: train.lr=1e-4 beta_anneal=null"),
+]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where in the code an error came from.")]
+
+
+def train(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and stop.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Fine-tune the posterior of CONFIG; the run's folder is `out/name` of the config, runs/NAME by default.
+
+    A run that was interrupted goes on from its latest checkpoint, with the same numbers, when the command is given again.
+    Ctrl-C finishes the iteration and writes a checkpoint; a second Ctrl-C stops at once.
+
+    In the run's folder: config.yaml (resolved), metrics.jsonl (one line per iteration), samples/ (pictures),
+    checkpoints/, lora/ (load it with plain diffusers: `pipe.load_lora_weights("runs/NAME/lora")`).
+
+    **Examples**
+
+        diffusion-rtb train configs/quickstart.yaml
+
+        diffusion-rtb train configs/quickstart.yaml name=hotter beta=2.0 train.iterations=200
+
+        python train.py configs/quickstart.yaml             # the same in a clone
+
+        accelerate launch train.py configs/quickstart.yaml  # several devices
+    """
+    with _errors(traceback):
+        run = load_config(config, overrides or ())
+        if print_config:
+            typer.echo(config_text(run), nl=False)
+            return
+        _train(run)
+
+
+def evaluate(
+    run: RunArgument,
+    overrides: Overrides = None,
+    traceback: Traceback = False,
+) -> None:
+    """Compare the prior and the posterior of RUN at the same prompts and seeds.
+
+    Measures reward, diversity, KL, ELBO, ESS and the proportions the config asks for, each with its uncertainty, and
+    writes eval/metrics.json and eval/side_by_side.png into the run's folder.
+
+    **Examples**
+
+        diffusion-rtb eval runs/quickstart
+
+        diffusion-rtb eval runs/quickstart eval.samples=400 eval.prior_samples=400
+    """
+    with _errors(traceback):
+        _only(overrides, "eval.")
+        from diffusion_rtb.evaluation import evaluate_run
+
+        evaluate_run(run, overrides or ())
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run; with --prior also a config.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: the prompts of the run.")] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Images per prompt.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same noise, for prior and posterior.")] = 0,
+    prior: Annotated[bool, typer.Option("--prior", help="Sample the prior instead of the posterior.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("samples"),
+    traceback: Traceback = False,
+) -> None:
+    """Draw images from the posterior of RUN, or from its prior, one PNG each.
+
+    **Examples**
+
+        diffusion-rtb sample runs/quickstart --prompt "a cat emoji" -n 8 --out cats
+
+        diffusion-rtb sample runs/quickstart --prior --prompt "a cat emoji" -n 8 --out cats-before
+    """
+    with _errors(traceback):
+        _sample(run, prompt, count, seed, prior, out)
+
+
+def show_config(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of a run.")
+    ] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of config files instead.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Check CONFIG and print it with every default filled in.
+
+    **Examples**
+
+        diffusion-rtb config configs/quickstart.yaml train.lr=1e-4
+
+        diffusion-rtb config --schema > config.schema.json
+    """
+    with _errors(traceback):
+        if schema:
+            import json
+
+            typer.echo(json.dumps(config_schema(), indent=2))
+            return
+        if config is None:
+            raise ConfigError("Which config? Give a YAML file or a run's folder, or --schema.")
+        run = load_config(config, overrides or ())
+        from diffusion_rtb.assemble import check_components
+
+        check_components(run)
+        typer.echo(config_text(run), nl=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # Options before the command; without this function there would be no --version.
+    return
+
+
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("sample")(sample)
+app.command("config")(show_config)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script `diffusion-rtb`."""
+    _run(app, "diffusion-rtb", argv)
+
+
+def train_main(argv: Sequence[str] | None = None) -> None:
+    """`python train.py CONFIG [KEY=VALUE]...`: the command `train` alone."""
+    _run(_alone(train), "python train.py", argv)
+
+
+def eval_main(argv: Sequence[str] | None = None) -> None:
+    """`python eval.py RUN [KEY=VALUE]...`: the command `eval` alone."""
+    _run(_alone(evaluate), "python eval.py", argv)
+
+
+def _alone(command: Callable[..., Any]) -> typer.Typer:
+    single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    single.command()(command)
+    return single
+
+
+def _run(commands: typer.Typer, name: str, argv: Sequence[str] | None) -> None:
+    # Modules of the user's own, named in a config, are looked for where the command was given, after everything else.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    commands(args=None if argv is None else list(argv), prog_name=name)
+
+
+def _train(run: RunConfig) -> None:
+    from diffusion_rtb.assemble import assemble
+    from diffusion_rtb.export import export_posterior
+
+    trainer = assemble(run)
+    trainer.fit()
+    if trainer.interrupted:
+        _say(
+            f"Stopped after {trainer.iteration} of {run.train.iterations} iterations; the same command goes on from there."
+        )
+        raise typer.Exit(INTERRUPTED)
+    if trainer.accelerator.is_main_process:
+        lora = export_posterior(run, trainer.prior, trainer.folder)
+        _say(
+            f"The posterior is in {lora}, pictures in {trainer.folder / 'samples'}. Next: python eval.py {trainer.folder}"
+        )
+
+
+def _sample(run: Path, prompts: Sequence[str] | None, count: int, seed: int, prior: bool, out: Path) -> None:
+    from diffusion_rtb.assemble import load_posterior
+    from diffusion_rtb.locate import build
+    from diffusion_rtb.sampling import draw_images, write_images
+
+    if prior:
+        config = load_config(run)
+        model = build(config.prior, "prior")
+    else:
+        config, model = load_posterior(run)
+    texts = list(dict.fromkeys(prompts)) if prompts else list(config.prompts.texts())
+    images = draw_images(model, texts, count, seed=seed, batch=config.eval.batch)
+    paths = write_images(images, texts, count, out)
+    _say(f"{len(paths)} images in {out}, the first is {paths[0].name}.")
+
+
+def _only(overrides: Sequence[str] | None, prefix: str) -> None:
+    for override in overrides or ():
+        if not override.startswith(prefix):
+            raise ConfigError(
+                f"Override {override!r}: a trained run's config is fixed, only {prefix}* keys can be changed."
+            )
+
+
+@contextmanager
+def _errors(traceback: bool) -> Iterator[None]:
+    """Say what is wrong in one message; 2 is a config that cannot be used, 1 anything else."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        raise typer.Exit(INTERRUPTED) from None
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        # typer's own way of leaving is a RuntimeError too.
+        if traceback or isinstance(error, typer.Exit):
+            raise
+        _say(f"error: {error}", style="bold red")
+        hint = "" if isinstance(error, ConfigError) else f" [{type(error).__name__}; --traceback shows where]"
+        if hint:
+            _say(hint.strip(), style="dim")
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def _say(message: str, style: str = "") -> None:
+    """One message to people, on the error stream: the output stream is for results."""
+    Console(stderr=True, soft_wrap=True).print(Text(message, style=style))

@@ -1,0 +1,39 @@
+"""Hand the posterior out: the adapters in diffusers' own format, with a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_rtb.config import RunConfig
+from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.model_card import model_card
+
+__all__ = ["export_posterior"]
+
+
+def export_posterior(
+    config: RunConfig, prior: Prior, folder: Path | str, evaluation: Mapping[str, Mapping[str, Any]] | None = None
+) -> Path:
+    """Write FOLDER/lora: weights that plain diffusers loads, and their card; return that folder.
+
+    Args:
+        config: Of the run that trained the posterior.
+        prior: With the posterior attached.
+        folder: The run's folder.
+        evaluation: The card's table, metric -> {"prior": value, "posterior": value}; None: not evaluated yet.
+    """
+    target = Path(folder, "lora")
+    target.mkdir(parents=True, exist_ok=True)
+    # A pipeline family may know where its base model comes from and how plain diffusers samples it.
+    snippet = getattr(prior, "snippet", None)
+    card = model_card(
+        config.model_dump(mode="json"),
+        base_model=getattr(prior, "base_model", config.prior.component),
+        snippet=snippet() if snippet else f'pipe.load_lora_weights("{target.name}")',
+        fingerprint=prior.fingerprint(),
+        evaluation=evaluation,
+    )
+    prior.export(target, card)
+    return target
