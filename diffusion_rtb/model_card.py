@@ -26,10 +26,10 @@ where p is the {{ guidance.tilted_prior }} prior and r the reward `{{ reward }}`
 {{ snippet }}
 ```
 
-It is a posterior of the {{ guidance.tilted_prior }} chain: guidance scale {{ guidance.scale }}, {{ sampler.scheduler }},
-{{ sampler.steps }} steps{% if sampler.eta is not none %}, eta {{ sampler.eta }}{% endif %}. With another guidance scale it is \
-no posterior of any prior; with another sampler or
-number of steps it is an approximation.
+It samples the posterior of the {{ guidance.tilted_prior }} chain: guidance scale {{ guidance.scale }}, \
+{{ sampler.scheduler }}, {{ sampler.steps }} steps{% if sampler.eta is not none %}, eta {{ sampler.eta }}{% endif %}.
+Another guidance scale samples neither this posterior nor that of another prior; another sampler or number of steps
+approximates it.
 
 ## Recipe
 
