@@ -1,0 +1,68 @@
+# Two commands from a bare clone: `make quickstart` and `make test`. Nothing needs to be activated.
+#
+#   PYTHON   the interpreter that makes the environment; default: the first Python >= 3.11 found
+#   VENV     where the environment is; default .venv
+#   WORKERS  processes that run tests; default: one per core, at most 8
+
+VENV ?= .venv
+WORKERS ?= auto
+PYTHON ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CONFIG := configs/quickstart.yaml
+RUN := runs/quickstart
+
+.PHONY: help quickstart test lint types pytest install clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart   fine-tune the bundled emoji prior, sample, evaluate; about ten minutes on two cores"
+	@echo "make test         lint, types and tests"
+	@echo "make install      only make $(VENV) and install into it"
+	@echo "make clean        delete $(RUN) and the caches; $(VENV) stays"
+
+quickstart: $(INSTALLED)
+	$(BIN)/python train.py $(CONFIG)
+	$(BIN)/python eval.py $(RUN)
+	@echo
+	@echo "Prior and posterior, side by side:  $(RUN)/eval/side_by_side.png"
+	@echo "Samples while it was trained:       $(RUN)/samples/"
+	@echo "All numbers:                        $(RUN)/eval/metrics.json"
+	@echo "The LoRA for plain diffusers:       $(RUN)/lora/"
+
+test: lint types pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# One thread per process: the cores are used by several processes.
+pytest: $(INSTALLED)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+		$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@python="$(PYTHON)"; \
+	for candidate in $${python:-python3 python3.14 python3.13 python3.12 python3.11 python}; do \
+		if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			found="$$candidate"; break; \
+		fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "No usable Python: $${python:-python3} is missing, older than 3.11, or has no venv module" >&2; \
+		echo "(Debian, Ubuntu: apt install python3-venv). Or name one: make PYTHON=/path/to/python3.12 ..." >&2; \
+		exit 1; \
+	fi; \
+	[ -x "$(BIN)/python" ] || { echo "Making $(VENV) with $$found"; "$$found" -m venv "$(VENV)"; }
+	@echo "Installing into $(VENV); torch takes several GB and some minutes, once"
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch "$@"
+
+clean:
+	rm -rf $(RUN) .pytest_cache .mypy_cache .ruff_cache .hypothesis
