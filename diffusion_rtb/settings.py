@@ -157,6 +157,10 @@ class TrainConfig(Section):
     """Learning rate of the objective's own parameters: log Z, value network."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """AdamW's memory of squared gradients; short runs want it shorter than the usual 0.999."""
+    warmup: Natural = 0
+    """Iterations over which both learning rates grow linearly to their value."""
+    lr_decay: Literal["constant", "linear", "cosine"] = "constant"
+    """How they fall to zero over the rest of the run; constant: not at all."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the adapters' gradient; larger ones are scaled down."""
     gradient_steps: PositiveInt | None = None
@@ -169,8 +173,6 @@ class TrainConfig(Section):
     """Iterations between checkpoints; one is also written at the end and when interrupted."""
     keep_checkpoints: PositiveInt = 2
     """Checkpoints kept; older ones are deleted."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the network's forward pass; log-densities are float32 in any case."""
     tracker: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
     """Trackers besides metrics.jsonl; each is an extra of this package."""
     grid_every: Natural = 10

@@ -8,6 +8,7 @@ at a time, so the exact full-trajectory gradient needs the activation memory of 
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from diffusion_rtb.behaviours.anneal import annealed
 from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.behaviours.source import Source
-from diffusion_rtb.config import RunConfig
+from diffusion_rtb.config import RunConfig, TrainConfig
 from diffusion_rtb.grids import grid, save_png
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
 from diffusion_rtb.rollout import replay_backward
@@ -84,6 +85,7 @@ class Trainer:
         owned = list(self.objective.parameters()) if isinstance(self.objective, torch.nn.Module) else []
         if owned:
             groups.append({"params": owned, "lr": train.lr_objective})
+        self._rates = [train.lr, train.lr_objective][: len(groups)]
         return torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, train.adam_beta2))
 
     # The loop
@@ -157,6 +159,9 @@ class Trainer:
         with self.actor.stopwatch("backward"):
             replayed = self._backward(parts, terms.log_q.grad, update)
         norm = self._clip()
+        factor = learning_rate_factor(self.config.train, self.iteration)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
         self.optimizer.step()
         return loss, replayed, norm
 
@@ -295,6 +300,14 @@ def sources(config: RunConfig) -> dict[str, tuple[Source, int]]:
         config.seed, size=behaviour.prior_buffer, resample=behaviour.resample, refresh=behaviour.refresh
     )
     return {"posterior": (on_policy, group - from_prior), "prior": (buffer, from_prior)}
+
+
+def learning_rate_factor(train: TrainConfig, iteration: int) -> float:
+    """Linear warm-up to 1, then the configured decay towards 0 at the last iteration."""
+    if iteration < train.warmup:
+        return (iteration + 1) / (train.warmup + 1)
+    done = (iteration - train.warmup) / max(1, train.iterations - train.warmup)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[train.lr_decay]
 
 
 def _nth_prompt(run_seed: int, n: int, total: int) -> int:
