@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["build_scheduler", "check_eta", "check_sampler", "scheduler_class", "takes_eta"]
+__all__ = ["build_scheduler", "check_eta", "check_sampler", "own_settings", "scheduler_class", "takes_eta"]
 
 REMEDY = (
     "Choose DDIMScheduler (with eta 1.0), DDPMScheduler, EulerAncestralDiscreteScheduler, or DPMSolverMultistepScheduler with "
@@ -61,6 +62,16 @@ def build_scheduler(config: Mapping[str, Any], name: str | None, arguments: Mapp
 def takes_eta(scheduler: Any) -> bool:
     """True where `step` has the DDIM noise level eta as an argument."""
     return "eta" in inspect.signature(scheduler.step).parameters
+
+
+def own_settings(scheduler: Any) -> dict[str, Any]:
+    """The scheduler's arguments that are not its class's defaults, as JSON values.
+
+    Without the defaults, a diffusers version that adds an argument leaves a stored fingerprint valid.
+    """
+    parameters = inspect.signature(type(scheduler).__init__).parameters
+    settings = json.loads(scheduler.to_json_string())
+    return {key: value for key, value in settings.items() if key in parameters and value != parameters[key].default}
 
 
 def check_eta(eta: float) -> None:

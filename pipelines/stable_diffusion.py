@@ -32,7 +32,7 @@ from torch import Tensor
 from pipelines._export import plain_lora, snippet
 from pipelines._folder import BUNDLED, check_folder, is_hub_id, load_pipeline, local_folder
 from pipelines._lora import ATTENTION, adapters_off, add_lora, load_lora, lora_parameters
-from pipelines._scheduler import build_scheduler, check_eta, check_sampler, scheduler_class, takes_eta
+from pipelines._scheduler import build_scheduler, check_eta, check_sampler, own_settings, scheduler_class, takes_eta
 from pipelines._settings import DTYPES, check_device, check_dtype, check_guidance, check_same_prior, check_size
 
 __all__ = ["StableDiffusion"]
@@ -240,7 +240,6 @@ class StableDiffusion:
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with, as plain JSON values."""
         sampler = self._pipe.scheduler
-        settings = json.loads(sampler.to_json_string())
         return {
             "family": "stable_diffusion",
             "weights": self._weights,
@@ -255,7 +254,7 @@ class StableDiffusion:
                 "scheduler": type(sampler).__name__,
                 "steps": self.steps,
                 "eta": float(self.eta) if takes_eta(sampler) else None,
-                "settings": {key: value for key, value in settings.items() if not key.startswith("_")},
+                "settings": own_settings(sampler),
             },
             "adapter": self._adapter,
         }

@@ -300,6 +300,9 @@ def test_fingerprint_survives_json_and_names_what_differs(folder: str, tmp_path:
     moved = shutil.copytree(folder, tmp_path / "moved")
     prior.verify(fingerprint(str(moved), guidance=2.0))  # the same model, elsewhere
     prior.verify(fingerprint(guidance=2.0, dtype="bfloat16"))
+    beta = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    other = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    assert prior.fingerprint()["sampler"]["settings"] == beta | other
     with pytest.raises(ValueError, match=r"unguided prior \(guidance 1\).* guided prior \(guidance 2\)"):
         prior.verify(fingerprint())
     with pytest.raises(ValueError, match="negative prompt 'blurry'"):
