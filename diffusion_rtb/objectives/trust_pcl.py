@@ -1,0 +1,170 @@
+r"""Trust-PCL, path consistency learning relative to a reference policy, and its dictionary to RTB.
+
+    reinforcement learning                  here
+    --------------------------------------  ---------------------------------------------------------
+    policy pi                               posterior q
+    reference policy pi_ref                 prior p
+    state s_i, action                       x_t with its prompt, the next state x_s
+    reward at the end                       r(x_0)
+    weight alpha of KL(pi || pi_ref)        1 / beta
+    V_soft(s)                               alpha · log F(x_t),  F(x_t) = E_p[ exp(beta·r(x_0)) | x_t ]
+    V_soft(s_0)                             alpha · log Z, where the chain is memoryless
+    Trust-PCL on a whole trajectory         L_TrustPCL = alpha² · L_RTB
+    Trust-PCL on a stretch of it            sub-trajectory balance relative to the prior
+
+The consistency of the optimal policy between any two states of a trajectory, x_i before x_j, in reward units:
+
+    residual_ij = -V(x_i) + V(x_j) + alpha · sum_{i <= t < j} (log_p - log_q),     V(x_0) = r(x_0)
+
+    loss = mean over trajectories and stretches of 1/2 residual_ij²
+
+Over a whole trajectory only V(x_T) is left, and the residual is -alpha times RTB's. Over stretches of `length` steps the
+network V(x_t, t, prompt) gives each stretch its own target, of less variance and, until V is right, with a bias.
+With length = 1 it is a soft Bellman error, with length = steps RTB with a log Z that depends on x_T.
+
+Sources: Nachum et al. 2018, https://arxiv.org/abs/1707.01891; Deleu, Nouri, Bengio, Precup 2025,
+https://arxiv.org/abs/2509.01632.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffusion_rtb.interfaces import Loss, Terms
+from diffusion_rtb.objectives.checks import check_terms
+from diffusion_rtb.objectives.log_z import log_weight
+from diffusion_rtb.objectives.penalty import Penalty
+from diffusion_rtb.objectives.rtb import RTB, rtb_residual
+from diffusion_rtb.objectives.value import ValueNetwork
+
+__all__ = ["TrustPCL", "trust_pcl_residual"]
+
+
+def trust_pcl_residual(
+    log_q: Float[Tensor, "batch steps"],
+    log_p: Float[Tensor, "batch steps"],
+    values: Float[Tensor, "batch boundaries"],
+    beta: float,
+) -> Float[Tensor, "batch stretches"]:
+    """residual_ij = -V(x_i) + V(x_j) + alpha · sum_{i <= t < j} (log_p - log_q), for stretches of equal length.
+
+    Args:
+        log_q: posterior log-densities; nats.
+        log_p: prior log-densities; nats.
+        values: V at the boundaries of the stretches, first x_T, last x_0 (there the reward); reward units. One stretch
+            lies between each two neighbours.
+        beta: 1 / alpha; nats per unit of reward.
+    """
+    stretches = values.shape[1] - 1
+    log_ratio = (log_p - log_q).unflatten(1, (stretches, -1)).sum(dim=2)
+    return values[:, 1:] - values[:, :-1] + log_ratio / beta
+
+
+class TrustPCL(nn.Module):
+    """Trust-PCL with the prior as reference, an `Objective`, in reward units.
+
+    Args:
+        length: steps of a stretch, a divisor of the trajectory's steps; None for whole trajectories, which is
+            `RTB(scale="reward")`.
+        log_z: for whole trajectories where V(x_T) = log Z / beta comes from: "vargrad" (when None), "per_prompt" or
+            "learned". Not with a `length`: there V is a network.
+        width: channels of the value network; read only with a `length`.
+        loss: "squared" or "huber".
+        huber_delta: where Huber's slope stops growing; reward units.
+        dead_zone: c: a stretch with residual² <= c makes no update; reward units, squared.
+
+    Raises:
+        ValueError: an argument is none of those allowed.
+    """
+
+    value: nn.Module | None
+
+    def __init__(
+        self,
+        length: int | None = None,
+        log_z: Literal["learned", "per_prompt", "vargrad"] | None = None,
+        *,
+        width: int = 32,
+        loss: Literal["squared", "huber"] = "squared",
+        huber_delta: float = 1.0,
+        dead_zone: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if length is not None and length < 1:
+            raise ValueError(f"length must be at least 1 step, or None for whole trajectories; got {length}.")
+        if length is not None and log_z is not None:
+            raise ValueError(
+                f"log_z={log_z!r} is for whole trajectories; with length={length} the value network takes its place. "
+                "Remove log_z, or set length to None."
+            )
+        if width < 1:
+            raise ValueError(f"width must be at least 1 channel, got {width}.")
+        self.length = length
+        self.width = width
+        self.penalty = Penalty(loss, huber_delta, dead_zone)
+        self.value = None
+        self.whole: RTB | None = None
+        if length is None:
+            self.whole = RTB(log_z or "vargrad", loss, huber_delta=huber_delta, dead_zone=dead_zone, scale="reward")
+
+    def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
+        """Create log Z or the value network; before the optimizer and before a state dict is loaded.
+
+        Raises:
+            ValueError: a value network is needed and there is none for states of this shape.
+        """
+        if self.whole is not None:
+            self.whole.prepare(prompts, dims, features)
+        else:
+            self.value = ValueNetwork(dims, features, width=self.width)
+
+    def forward(self, terms: Terms, beta: float) -> Loss:
+        """The loss of a batch; its `residual` and `log_z` are those of whole trajectories, in nats.
+
+        Raises:
+            ValueError: beta <= 0, a shape that would broadcast, a value that is not finite, a `length` that does not
+                divide the steps, a group of one trajectory under VarGrad.
+            RuntimeError: `prepare` was not called.
+        """
+        if self.whole is not None:
+            result: Loss = self.whole(terms, beta)
+            return result
+        check_terms(terms, beta)
+        values = self.boundary_values(terms, beta)
+        scaled = trust_pcl_residual(terms.log_q, terms.log_p, values, beta)
+        log_z = values[:, 0].detach() * beta
+        residual = rtb_residual(terms.log_q.detach(), terms.log_p, terms.reward, log_z, beta)
+        return Loss(torch.mean(self.penalty(scaled)), residual, log_z)
+
+    def boundary_values(self, terms: Terms, beta: float) -> Float[Tensor, "batch boundaries"]:
+        """V at x_T and then every `length` steps, the last one being the reward of x_0; reward units."""
+        if self.value is None:
+            raise RuntimeError("TrustPCL has no value network yet: call prepare(prompts, dims, features) first.")
+        batch, steps = terms.log_q.shape
+        length = check_length(self.length, steps)
+        if isinstance(self.value, ValueNetwork) and not self.value.initialised:
+            self.value.start(torch.mean(log_weight(terms.log_q, terms.log_p, terms.reward, beta)) / beta)
+        states = terms.x[:, :steps:length].flatten(0, 1)
+        t = terms.timesteps[::length].repeat(batch)
+        features = terms.features.repeat_interleave(steps // length, dim=0)
+        values: Tensor = self.value(states, t, features)
+        return torch.cat([values.unflatten(0, (batch, -1)), terms.reward[:, None]], dim=1)
+
+
+def check_length(length: int | None, steps: int) -> int:
+    """The length itself, where it divides the steps of a trajectory.
+
+    Raises:
+        ValueError: it does not; the message lists those that do.
+    """
+    allowed = [d for d in range(1, steps + 1) if steps % d == 0]
+    if length not in allowed:
+        raise ValueError(
+            f"length={length} does not divide the trajectory's {steps} steps into equal stretches; "
+            f"allowed are {', '.join(map(str, allowed))}, or null for whole trajectories."
+        )
+    return length

@@ -1,0 +1,106 @@
+r"""V(x_t, t, prompt): the value network of sub-trajectory objectives, in reward units.
+
+    V(x_t) = alpha · log E_p[ exp(r(x_0) / alpha) | x_t ]
+
+the soft value of a state: how much reward the prior's continuations promise. The trunk is a small convolutional network
+for images and latents (channels, height, width), and a multi-layer perceptron for vectors (n,); time and prompt scale
+and shift every layer. The output layer starts at zero, so that V starts as one number for all states: a random V would
+send the posterior after noise before anything is known about the reward.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, silu
+
+__all__ = ["ValueNetwork", "time_embedding"]
+
+SMALLEST = 4
+"""Height and width below which there is nothing left to convolve; larger ones are halved until they fit in it."""
+
+
+def time_embedding(t: Float[Tensor, " rows"], size: int) -> Float[Tensor, "rows size"]:
+    """cos and sin of t at size/2 frequencies from 1 to 1/10,000 per unit of t (scheduler timesteps run to 1,000)."""
+    half = size // 2
+    frequency = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(10_000) / half))
+    angle = t[:, None] * frequency[None, :]
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class ValueNetwork(nn.Module):
+    """V(x_t, t, prompt) for states of shape `dims`; reward units.
+
+    Args:
+        dims: (channels, height, width), at least 4 high and wide, or (n,).
+        features: length of a prompt's feature vector; 0 for no prompt. Only its direction is used.
+        width: channels of each layer, also half the size of the time embedding.
+
+    Raises:
+        ValueError: no trunk for states of this shape.
+    """
+
+    initialised: Tensor
+
+    def __init__(self, dims: tuple[int, ...], features: int, *, width: int = 32) -> None:
+        super().__init__()
+        self.dims = tuple(dims)
+        self.width = width
+        layers, size = trunk(self.dims, width)
+        self.condition = nn.Sequential(nn.Linear(2 * width + features, 2 * width), nn.SiLU())
+        self.layers = nn.ModuleList(layers)
+        self.films = nn.ModuleList(nn.Linear(2 * width, 2 * width) for _ in layers)
+        self.output = nn.Linear(size, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def start(self, value: Float[Tensor, ""]) -> None:
+        """Make V this number everywhere: the estimate of alpha·log Z that a first batch gives; only while untrained."""
+        self.output.bias.fill_(value)
+        self.initialised.fill_(True)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "rows *dims"],
+        t: Float[Tensor, " rows"],
+        features: Float[Tensor, "rows features"],
+    ) -> Float[Tensor, " rows"]:
+        """V of each state; x_t may be half precision, the network computes in its own."""
+        dtype = self.output.weight.dtype
+        # Prompt embeddings of different encoders differ in length by orders of magnitude; their direction is what counts.
+        prompt = rms_norm(features.to(dtype), features.shape[1:]) if features.shape[1] else features.to(dtype)
+        condition = self.condition(torch.cat([time_embedding(t.to(dtype), 2 * self.width), prompt], dim=1))
+        h = x_t.to(dtype)
+        for layer, film in zip(self.layers, self.films, strict=True):
+            h = layer(h)
+            scale, shift = film(condition).reshape(len(h), -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
+            h = silu(h * (1 + scale) + shift)
+        value: Tensor = self.output(h.flatten(1)).squeeze(1)
+        return value
+
+
+def trunk(dims: tuple[int, ...], width: int) -> tuple[list[nn.Module], int]:
+    """The layers for states of shape `dims`, and the size of what the last one returns, flattened.
+
+    Raises:
+        ValueError: the states are neither vectors nor images of at least 4x4.
+    """
+    if len(dims) == 1 and dims[0] >= 1:
+        return [nn.Linear(dims[0], width), nn.Linear(width, width)], width
+    if len(dims) != 3 or min(dims[1:]) < SMALLEST or dims[0] < 1:
+        raise ValueError(
+            f"No value network for states of shape {dims}: it takes (channels, height, width) of at least "
+            f"{SMALLEST}x{SMALLEST}, or vectors (n,). Use whole trajectories (length null), which need none."
+        )
+    channels, height, width_px = dims
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
+    while len(layers) == 1 or max(height, width_px) > SMALLEST:
+        stride = (2 if height > SMALLEST else 1, 2 if width_px > SMALLEST else 1)
+        layers.append(nn.Conv2d(width, width, 3, stride=stride, padding=1))
+        height, width_px = -(-height // stride[0]), -(-width_px // stride[1])
+    return layers, width * height * width_px
