@@ -44,10 +44,9 @@ class OpenClip:
         try:
             self.model: Any = open_clip.create_model(name, weights, require_pretrained=True)
         except (RuntimeError, KeyError, pickle.UnpicklingError, EOFError) as error:
-            source = folder or weights or "the hub"
-            raise ValueError(
-                f"The weights of open_clip {model!r} do not load from {source}: {str(error)[:400]}"
-            ) from error
+            source = "" if folder else f" from {weights or 'the hub'}"
+            reason = " ".join(str(error).split())[:400]
+            raise ValueError(f"The weights of open_clip model {model!r} do not load{source}: {reason}") from error
         self.model.requires_grad_(False).eval()
         self.preprocess = Preprocess.of_open_clip(self.model.visual.preprocess_cfg)
         self.tokenizer: Any = open_clip.get_tokenizer(name)
