@@ -260,7 +260,7 @@ def _explained(folder: Path, needed: int) -> Iterator[None]:
 def _candidates(folder: Path, *, replaced: bool = False) -> list[Path]:
     """Checkpoint folders, newest first; with `replaced` also one that a killed save had moved aside."""
     pattern = rf"({re.escape(REPLACED)})?\d{{8}}" if replaced else r"\d{8}"
-    found = [p for p in folder.iterdir() if re.fullmatch(pattern, p.name)] if folder.is_dir() else []
+    found = [p for p in folder.glob("*") if re.fullmatch(pattern, p.name) and p.is_dir()]
     return sorted(found, key=lambda p: (p.name[-8:], not p.name.startswith(".")), reverse=True)
 
 
