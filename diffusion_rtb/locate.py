@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 __all__ = ["Kind", "build", "check_component", "locate", "nearest", "short_names"]
 
-Kind = Literal["prior", "reward", "objective", "source"]
+Kind = Literal["prior", "reward", "objective"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ _SHELVES: Mapping[str, _Shelf] = {
     "prior": _Shelf("pipelines", frozenset({"as_prior"})),
     "reward": _Shelf("rewards", frozenset({"__call__", "forward"})),
     "objective": _Shelf("diffusion_rtb.objectives", frozenset({"prepare"}), "dims"),
-    "source": _Shelf("diffusion_rtb.behaviours", frozenset({"__call__"})),
 }
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -61,8 +61,8 @@ class PosteriorConfig(Section):
 class AnnealConfig(Section):
     """beta grows linearly from a fraction of its value: easy targets first."""
 
-    start: Annotated[float, Field(ge=0, le=1)]
-    """Fraction of beta at iteration 0; 0 starts at the prior."""
+    start: Annotated[float, Field(gt=0, le=1)]
+    """Fraction of beta at iteration 0."""
     iterations: PositiveInt
     """Iterations until beta has its full value."""
 
@@ -76,7 +76,7 @@ class PromptsConfig(Section):
     """A text file with one prompt per line, relative to the config; empty lines and lines starting with # do not count."""
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
+    def _exactly_one(self) -> PromptsConfig:
         if (self.list is None) == (self.file is None):
             raise ValueError("give exactly one of `list` and `file` (set the other to null)")
         for prompt in self.list or ():
@@ -132,7 +132,7 @@ class BehaviourConfig(Section):
     exploration: ExplorationConfig = ExplorationConfig()
 
     @model_validator(mode="after")
-    def _buffer(self) -> Self:
+    def _buffer(self) -> BehaviourConfig:
         if self.prior_share > 0 and self.prior_buffer == 0:
             raise ValueError(f"prior_share {self.prior_share:g} needs a prior_buffer of at least 1, got 0")
         if self.refresh > self.prior_buffer:
@@ -181,7 +181,7 @@ class TrainConfig(Section):
     """Samples per prompt on such a sheet."""
 
     @model_validator(mode="after")
-    def _micro_batches(self) -> Self:
+    def _micro_batches(self) -> TrainConfig:
         batch = self.prompts_per_iteration * self.group
         if batch % self.micro_batch:
             fitting = [n for n in range(1, batch + 1) if batch % n == 0]
@@ -203,7 +203,7 @@ class Factor(Section):
     """What the values are called in reports; default: the classes themselves."""
 
     @model_validator(mode="after")
-    def _one_label_each(self) -> Self:
+    def _one_label_each(self) -> Factor:
         if self.labels and len(self.labels) != len(self.classes):
             raise ValueError(f"{len(self.labels)} labels for {len(self.classes)} classes; give one each, or none")
         return self
@@ -230,7 +230,7 @@ class EvalConfig(Section):
     """Bootstrap resamples."""
 
     @model_validator(mode="after")
-    def _judged(self) -> Self:
+    def _judged(self) -> EvalConfig:
         if self.factors and self.judge is None and self.embedder is None:
             raise ValueError(f"{len(self.factors)} factors need a judge: add `judge: {{component: ...}}`")
         return self
@@ -262,7 +262,7 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
-    def _whole_numbers(self) -> Self:
+    def _whole_numbers(self) -> RunConfig:
         from_prior = self.behaviour.prior_share * self.train.group
         if abs(from_prior - round(from_prior)) > 1e-6:
             fitting = ", ".join(f"{n / self.train.group:.6g}" for n in range(self.train.group))

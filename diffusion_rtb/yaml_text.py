@@ -32,11 +32,16 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes what either YAML version would take for something other than a string."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # PyYAML writes some line separators bare and reads them back as spaces.
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in pairs if tag not in _DROPPED]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Dumper.add_representer(str, _Dumper.represent_str)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 for _class in (_Loader, _Dumper):
     # After the integers, which also look like floats.
