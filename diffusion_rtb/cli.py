@@ -217,15 +217,10 @@ def _train(run: RunConfig) -> None:
 
 
 def _sample(run: Path, prompts: Sequence[str] | None, count: int, seed: int, prior: bool, out: Path) -> None:
-    from diffusion_rtb.assemble import load_posterior
-    from diffusion_rtb.locate import build
+    from diffusion_rtb.assemble import load_posterior, load_prior
     from diffusion_rtb.sampling import draw_images, write_images
 
-    if prior:
-        config = load_config(run)
-        model = build(config.prior, "prior")
-    else:
-        config, model = load_posterior(run)
+    config, model = load_prior(run) if prior else load_posterior(run)
     texts = list(dict.fromkeys(prompts)) if prompts else list(config.prompts.texts())
     images = draw_images(model, texts, count, seed=seed, batch=config.eval.batch)
     paths = write_images(images, texts, count, out)

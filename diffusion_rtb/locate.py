@@ -83,13 +83,13 @@ def build(component: Mapping[str, Any] | BaseModel, kind: Kind, **offered: Any) 
         ValueError: see `check_component`.
     """
     target = locate(_name(component, kind), kind)
-    arguments = check_component(component, kind, offered=offered)
-    taken = {name: offered[name] for name in _parameters(target) if name in offered and name not in arguments}
+    arguments = check_component(component, kind, offered)
+    taken = _taken(target, arguments, offered)
     return partial(target, **arguments) if inspect.isfunction(target) else target(**taken, **arguments)
 
 
 def check_component(
-    component: Mapping[str, Any] | BaseModel, kind: Kind, *, offered: Iterable[str] = ()
+    component: Mapping[str, Any] | BaseModel, kind: Kind, offered: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Check a component config against the constructor it names, without constructing: no weights are loaded.
 
@@ -98,10 +98,10 @@ def check_component(
     Args:
         component: `{component: NAME, argument: value, ...}`.
         kind: What it must be.
-        offered: Names of the arguments that `build` will be given besides.
+        offered: Arguments that `build` will be given besides.
 
     Returns:
-        The arguments, converted to the annotated types.
+        The config's arguments, converted to the annotated types.
 
     Raises:
         ValueError: no such component; an argument that is unknown, missing or of the wrong type.
@@ -109,17 +109,23 @@ def check_component(
     name = _name(component, kind)
     target = locate(name, kind)
     if not callable(target):
-        raise ValueError(f"{kind} {name!r} is a {type(target).__name__}: name a class or a function.")
+        raise ValueError(f"{kind} {name!r} is of type {type(target).__name__}: name a class or a function.")
     given = {key: value for key, value in _mapping(component).items() if key != "component"}
-    _check_names(f"{kind} {name!r}", target, given, offered)
+    taken = _taken(target, given, offered or {})
+    _check_names(f"{kind} {name!r}", target, given, taken)
     hints = _hints(target)
     arguments = {
         key: _convert(f"{kind} {name!r}, argument {key!r}", value, hints.get(key, Any)) for key, value in given.items()
     }
     own_check = getattr(target, "check", None)
     if inspect.isclass(target) and callable(own_check):
-        own_check(**arguments)
+        own_check(**taken, **arguments)
     return arguments
+
+
+def _taken(target: Any, given: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """What the constructor has a parameter for and the config leaves open."""
+    return {key: offered[key] for key in _parameters(target) if key in offered and key not in given}
 
 
 def _check_names(what: str, target: Any, given: Mapping[str, Any], offered: Iterable[str]) -> None:
