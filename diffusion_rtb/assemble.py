@@ -43,8 +43,9 @@ def assemble(config: RunConfig) -> Trainer:
         ValueError: see `check_components`; or the run's folder holds another config.
     """
     check_components(config)
-    folder = open_run(config)
     accelerator = Accelerator()
+    with accelerator.main_process_first():
+        folder = open_run(config)
     tracker = Tracker(folder, list(config.train.tracker), config.train.iterations)
     prior: Prior = build(config.prior, "prior")
     reward: Any = build(config.reward, "reward")

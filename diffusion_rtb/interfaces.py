@@ -111,6 +111,7 @@ class Loss:
     """The log Z the residual used, per trajectory, detached; nats."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss on trajectories. It is a `torch.nn.Module` when it owns scalars (log Z) or a value network."""
 

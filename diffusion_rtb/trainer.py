@@ -72,10 +72,12 @@ class Trainer:
         self.actor = Actor(prior, reward, prompts, config.train.micro_batch)
         self.sources = sources(config)
         attach_posterior(config, prior)
+        torch.manual_seed(seed_of(config.seed, "objective"))
         objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
         if isinstance(objective, torch.nn.Module):
             objective.to(prior.device)
         self.optimizer = self._optimizer()
+        self._check_processes()
         self.iteration = 0
         self._interrupted: int | None = None
 
@@ -87,6 +89,15 @@ class Trainer:
             groups.append({"params": owned, "lr": train.lr_objective})
         self._rates = [train.lr, train.lr_objective][: len(groups)]
         return torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, train.adam_beta2))
+
+    def _check_processes(self) -> None:
+        """What an objective learns is set from its first batch, which is another one in each process."""
+        owned = len(self.optimizer.param_groups) > 1
+        if owned and self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"objective {type(self.objective).__name__} has parameters of its own (log Z or V), which are not shared between "
+                f"{self.accelerator.num_processes} processes. Use log_z: vargrad, or one process."
+            )
 
     # The loop
 
@@ -147,7 +158,7 @@ class Trainer:
 
     def _update(
         self, parts: list[Experience], beta: float, update: int
-    ) -> tuple[Loss, list[Float[Tensor, "batch steps"]], float]:
+    ) -> tuple[Loss, list[Float[Tensor, "_ steps"]], float]:
         """Objective, backward inside the steps, clip, optimizer; returns the loss, replayed log_q and gradient norm."""
         whole = Experience.cat(parts)
         terms = self._terms(whole)
@@ -184,7 +195,7 @@ class Trainer:
 
     def _backward(
         self, parts: list[Experience], cotangent: Float[Tensor, "batch steps"], update: int
-    ) -> list[Float[Tensor, "batch steps"]]:
+    ) -> list[Float[Tensor, "_ steps"]]:
         """Push the cotangent through the network, micro-batch by micro-batch; returns log_q of each part as replayed."""
         steps = self._gradient_steps(parts[0], update)
         if steps is not None:  # unbiased: each step is drawn with probability len(steps)/all

@@ -13,7 +13,7 @@ __all__ = ["iteration_metrics"]
 
 
 def iteration_metrics(
-    parts: list[Experience], loss: Loss, replayed: list[Float[Tensor, "batch steps"]], beta: float
+    parts: list[Experience], loss: Loss, replayed: list[Float[Tensor, "_ steps"]], beta: float
 ) -> dict[str, float]:
     """Metrics of one iteration.
 

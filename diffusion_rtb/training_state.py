@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from diffusion_rtb.interfaces import Objective, Prior
 __all__ = ["TrainingState", "attach_posterior", "load_parameters", "restore_training", "save_training"]
 
 
+@runtime_checkable
 class TrainingState(Protocol):
     """The parts of a trainer that a checkpoint holds."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from diffusion_rtb.actor import Actor, Experience
 __all__ = ["Source"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Draws `count` trajectories for each prompt row, and can be saved and resumed."""
 
