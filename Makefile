@@ -38,7 +38,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 types: $(INSTALLED)
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 
 # One thread per process: the cores are used by several processes.
 pytest: $(INSTALLED)
