@@ -15,7 +15,7 @@ from diffusion_rtb.config import RunConfig, load_config
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build, check_component
 from diffusion_rtb.runs import open_run
-from diffusion_rtb.tracker import Tracker
+from diffusion_rtb.tracker import Tracker, check_trackers
 from diffusion_rtb.trainer import Trainer
 from diffusion_rtb.training_state import attach_posterior, load_parameters
 
@@ -43,10 +43,17 @@ def assemble(config: RunConfig) -> Trainer:
         ValueError: see `check_components`; or the run's folder holds another config.
     """
     check_components(config)
+    check_trackers(config.train.tracker)
     accelerator = Accelerator()
     with accelerator.main_process_first():
         folder = open_run(config)
-    tracker = Tracker(folder, list(config.train.tracker), config.train.iterations)
+    tracker = Tracker(
+        folder,
+        config.train.tracker,
+        config.train.iterations,
+        config=config.model_dump(mode="json"),
+        main=accelerator.is_main_process,
+    )
     prior: Prior = build(config.prior, "prior")
     reward: Any = build(config.reward, "reward")
     objective: Any = build(config.objective, "objective")

@@ -103,9 +103,9 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the configured number of iterations, from wherever the latest checkpoint left off."""
-        self.resume()
         train = self.config.train
-        with self._signals():
+        with self._signals(), self.tracker:
+            self.resume()
             while self.iteration < train.iterations and self._interrupted is None:
                 try:
                     metrics = self.step()
@@ -263,7 +263,7 @@ class Trainer:
         )
         path = self.folder / "samples" / f"{self.iteration:06d}.png"
         save_png(grid(images, count, captions=[self.actor.prompts[row] for row, _ in pairs]), path)
-        self.tracker.image("samples", path)
+        self.tracker.image("samples", path, self.iteration)
         self.actor.stopwatch.read()
 
     def save(self) -> None:

@@ -1,0 +1,154 @@
+"""Where the numbers of a run go: always `metrics.jsonl`, the terminal, and the trackers that were asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["Tracker", "check_trackers"]
+
+SHOWN = {
+    "parity": "parity",
+    "reward": "reward",
+    "elbo": "elbo",
+    "kl": "kl",
+    "ess": "ess",
+    "residual_std": "residual",
+    "log_z": "log Z",
+}
+"""What the terminal shows of an iteration, in this order."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers whose package is missing, before anything is loaded.
+
+    Raises:
+        ValueError: naming the extra to install.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"train.tracker asks for {name!r}, which is not installed: pip install 'diffusion-rtb[{name}]', or take it out. "
+                "metrics.jsonl is written in any case."
+            )
+
+
+class Tracker:
+    """Write metrics line by line and show progress: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        folder: The run's folder.
+        names: Trackers besides metrics.jsonl: "tensorboard", "wandb", "trackio".
+        total: Iterations of the run.
+        config: What the trackers store as the run's settings.
+        main: Only the main process writes and shows anything.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        total: int,
+        *,
+        config: Mapping[str, Any] | None = None,
+        main: bool = True,
+    ) -> None:
+        check_trackers(names)
+        self.path = folder / "metrics.jsonl"
+        self.total = total
+        self.main = main
+        self.console = Console(stderr=True, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.accelerator = _accelerated(folder, names, config or {}) if names and main else None
+
+    def __enter__(self) -> Tracker:
+        if self.main and self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.progress = Progress(*columns, console=self.console)
+            self.progress.start()
+            self.task = self.progress.add_task("training", total=self.total)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+        if self.accelerator is not None:
+            self.accelerator.end_training()
+
+    def resume(self, iteration: int) -> None:
+        """Forget what was logged at or after `iteration`: those iterations are going to be repeated."""
+        if not self.main or not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _before(line, iteration)]
+        unfinished = self.path.with_name(f".metrics.{os.getpid()}")
+        unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        unfinished.replace(self.path)
+        if self.progress is not None:
+            self.progress.update(self.task, completed=iteration)
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Append one line of JSON, and show the most telling numbers."""
+        if not self.main:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
+        if self.accelerator is not None:
+            self.accelerator.log(dict(metrics), step=iteration)
+        text = "  ".join(f"{label} {_short(metrics[name])}" for name, label in SHOWN.items() if name in metrics)
+        if self.progress is not None:
+            self.progress.update(self.task, completed=iteration + 1, description=text)
+        else:
+            seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
+            sys.stderr.write(f"{iteration + 1:>5}/{self.total}  {text}  {seconds:.1f} s\n")
+            sys.stderr.flush()
+
+    def image(self, name: str, path: Path, iteration: int) -> None:
+        """Hand a picture that is on the disk to the trackers that take pictures."""
+        if self.accelerator is None:
+            return
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(path).convert("RGB"))[None]
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({name: pixels}, step=iteration)
+
+
+def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any]) -> Accelerator:
+    accelerator = Accelerator(log_with=list(names), project_dir=folder)
+    flat = {key: value for key, value in _flatten(config) if isinstance(value, int | float | str | bool)}
+    accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs={"wandb": {"name": folder.name}})
+    return accelerator
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return rows
+
+
+def _before(line: str, iteration: int) -> bool:
+    """A line that a kill cut off half-way is of an iteration that is repeated."""
+    try:
+        return int(json.loads(line)["iteration"]) < iteration
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return False
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,0 +1,61 @@
+"""metrics.jsonl is whole lines whatever happened before; missing trackers are named before anything runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from diffusion_rtb.tracker import Tracker, check_trackers
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_iteration_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Tracker(tmp_path, [], 3) as tracker:
+        for i in range(3):
+            tracker.log(i, {"reward": i / 2, "elbo": -1.0, "seconds/rollout": 0.25})
+    assert [row["iteration"] for row in logged(tmp_path)] == [0, 1, 2]
+    assert logged(tmp_path)[1]["reward"] == 0.5
+    plain = capsys.readouterr().err.splitlines()  # no terminal here: one plain line each
+    assert len(plain) == 3
+    assert "2/3" in plain[1]
+    assert "reward 0.5" in plain[1]
+
+
+def test_resuming_drops_repeated_and_half_written_lines(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, [], 9)
+    for i in range(5):
+        tracker.log(i, {"reward": float(i)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 5, "rew')  # killed while writing
+    tracker.resume(3)
+    tracker.log(3, {"reward": 30.0})
+    assert [row["reward"] for row in logged(tmp_path)] == [0, 1, 2, 30]
+
+
+def test_resuming_at_zero_starts_over(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, [], 2)
+    tracker.log(0, {"reward": 1.0})
+    tracker.resume(0)
+    assert logged(tmp_path) == []
+
+
+def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Tracker(tmp_path, [], 2, main=False) as tracker:
+        tracker.resume(0)
+        tracker.log(0, {"reward": 1.0})
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_missing_tracker_names_the_extra() -> None:
+    missing = [name for name in ("wandb", "trackio", "tensorboard") if importlib.util.find_spec(name) is None]
+    if not missing:
+        pytest.skip("every tracker is installed here")
+    with pytest.raises(ValueError, match=rf"diffusion-rtb\[{missing[0]}\]"):
+        check_trackers([missing[0]])
