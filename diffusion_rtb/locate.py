@@ -15,7 +15,7 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache, partial
+from functools import lru_cache, partial, update_wrapper
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -85,7 +85,9 @@ def build(component: Mapping[str, Any] | BaseModel, kind: Kind, **offered: Any) 
     target = locate(_name(component, kind), kind)
     arguments = check_component(component, kind, offered)
     taken = _taken(target, arguments, offered)
-    return partial(target, **arguments) if inspect.isfunction(target) else target(**taken, **arguments)
+    if inspect.isfunction(target):
+        return update_wrapper(partial(target, **arguments), target)
+    return target(**taken, **arguments)
 
 
 def check_component(

@@ -88,6 +88,7 @@ def test_a_plain_function_is_a_reward(mine: Callable[[str, str], str]) -> None:
     mine("my_functions", BRIGHTNESS)
     reward = build({"component": "my_functions:brightness", "scale": 4}, "reward")
     assert reward(torch.full((1, 3, 4, 4), 0.25), ["a"]).tolist() == [1.0]
+    assert reward.__name__ == "brightness"
     with pytest.raises(ValueError, match="no argument 'images'"):
         check_component({"component": "my_functions:brightness", "images": 1}, "reward")
 
