@@ -5,6 +5,7 @@ The core imports no pipeline and no reward; only the names in a config lead to t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,14 @@ def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
     return config, build(config.prior, "prior")
 
 
-def load_posterior(run: Path) -> tuple[RunConfig, Prior]:
+def load_posterior(run: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Prior]:
     """The config of a run and its prior with the latest checkpoint's posterior attached.
 
     Raises:
         ValueError: the folder is no run, has no checkpoint, or its checkpoint is of another architecture.
     """
-    config = load_config(run)
+    config = load_config(run, overrides)
+    check_components(config)
     latest = checkpoint.latest_checkpoint(run / "checkpoints")
     if latest is None:
         raise ValueError(f"{run} has no complete checkpoint: train it first with `python train.py {run}/config.yaml`.")

@@ -90,7 +90,7 @@ def evaluate(
     """
     with _errors(traceback):
         _only(overrides, "eval.")
-        from diffusion_rtb.evaluation import evaluate_run
+        from diffusion_rtb.report import evaluate_run
 
         evaluate_run(run, overrides or ())
 

@@ -1,0 +1,224 @@
+"""Compare prior and posterior at the same prompts and seeds; numbers only, `report.py` shows and writes them.
+
+Everything is estimated from two sets of samples: the prior's x ~ p, and the posterior's trajectories with log_q and log_p. The
+prior's, weighted by exp(beta·r) within each prompt, are samples of the exact posterior and say what the tuned model should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.bootstrap import bootstrap_interval
+from diffusion_rtb.config import EvalConfig
+from diffusion_rtb.diversity import mean_pairwise_cosine_distance, vendi_score
+from diffusion_rtb.metrics import (
+    elbo,
+    ess,
+    kl,
+    kl_profile,
+    log_weights,
+    log_z_from_prior,
+    log_z_importance,
+    reweighted_mean,
+    standard_error,
+    within_prompts,
+)
+from diffusion_rtb.posterior_check import check_posterior
+from diffusion_rtb.seeds import seed_of
+
+__all__ = ["Drawn", "draw", "summarise"]
+
+PICTURES = 4
+"""Pictures kept per prompt and side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Samples of one model, those of one prompt adjacent, reduced to what the evaluation needs."""
+
+    prompt: Int[Tensor, " batch"]
+    reward: Float[Tensor, " batch"]
+    embedding: Float[Tensor, "batch features"] | None
+    labels: dict[str, Tensor]
+    """The judge's class of each image, by factor; (batch,)."""
+    pictures: Float[Tensor, "kept 3 height width"]
+    """The first few images of each prompt."""
+    picture_rewards: Float[Tensor, " kept"]
+    log_q: Float[Tensor, "batch steps"] | None = None
+    log_p: Float[Tensor, "batch steps"] | None = None
+
+    def of(self, row: int | None) -> Drawn:
+        """The samples of one prompt row, without pictures; all of them for None."""
+        if row is None:
+            return self
+        here = self.prompt == row
+        return Drawn(
+            prompt=self.prompt[here],
+            reward=self.reward[here],
+            embedding=None if self.embedding is None else self.embedding[here],
+            labels={name: labels[here] for name, labels in self.labels.items()},
+            pictures=self.pictures[:0],
+            picture_rewards=self.picture_rewards[:0],
+            log_q=None if self.log_q is None else self.log_q[here],
+            log_p=None if self.log_p is None else self.log_p[here],
+        )
+
+    def first(self, count: int) -> Drawn:
+        """The first `count` samples of each prompt."""
+        rows = [(self.prompt == row).nonzero().flatten()[:count] for row in self.prompt.unique().tolist()]
+        index = torch.cat(rows)
+        embedding = None if self.embedding is None else self.embedding[index]
+        labels = {name: found[index] for name, found in self.labels.items()}
+        return Drawn(self.prompt[index], self.reward[index], embedding, labels, self.pictures, self.picture_rewards)
+
+
+def draw(
+    actor: Actor, config: EvalConfig, count: int, seed: int, *, posterior: bool, embedder: Any = None, judge: Any = None
+) -> Drawn:
+    """`count` samples per prompt, in batches; the k-th sample of a prompt has the same noise for prior and posterior.
+
+    Args:
+        actor: Holds the models, the reward and the prompts.
+        config: Factors to judge.
+        count: Samples per prompt.
+        seed: The run's seed.
+        posterior: Sample the posterior, with both log-densities; otherwise the prior.
+        embedder: Has `embed(images)`; None: no embeddings.
+        judge: Has `classify(images, classes)`; needed when the config names factors.
+    """
+    pairs = [(row, k) for row in range(len(actor.prompts)) for k in range(count)]
+    parts: list[tuple[Experience, Tensor | None, dict[str, Tensor], Tensor]] = []
+    for chunk in actor.chunks(len(pairs)):
+        rows = [row for row, _ in pairs[chunk]]
+        seeds = [seed_of(seed, "eval", row, k) for row, k in pairs[chunk]]
+        found = actor.completed(actor.from_posterior(rows, seeds)) if posterior else actor.from_prior(rows, seeds)
+        images = actor.prior.decode(found.trajectory.x_0)
+        labels = {f.name: judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors}
+        embedding = None if embedder is None else embedder.embed(images).cpu()
+        kept = torch.tensor([k < PICTURES for _, k in pairs[chunk]])
+        parts.append((found.to("cpu"), embedding, labels, images.cpu()[kept]))
+    experiences = [part[0] for part in parts]
+    kept = torch.tensor([k < PICTURES for _, k in pairs])
+    reward = torch.cat([e.reward for e in experiences])
+    return Drawn(
+        prompt=torch.cat([e.prompt for e in experiences]),
+        reward=reward,
+        embedding=None if embedder is None else torch.cat([part[1] for part in parts if part[1] is not None]),
+        labels={f.name: torch.cat([part[2][f.name] for part in parts]) for f in config.factors},
+        pictures=torch.cat([part[3] for part in parts]),
+        picture_rewards=reward[kept],
+        log_q=torch.cat([e.log_q for e in experiences if e.log_q is not None]) if posterior else None,
+        log_p=torch.cat([e.log_p for e in experiences if e.log_p is not None]) if posterior else None,
+    )
+
+
+def summarise(
+    prior: Drawn, posterior: Drawn, prompts: Sequence[str], beta: float, config: EvalConfig
+) -> dict[str, Any]:
+    """All numbers of the evaluation as plain JSON values.
+
+    `overall` gives every prompt the same say; `per_prompt` holds the same numbers for each. The rise of the reward is
+    stated in the prior's standard deviation over all its samples (`rise_in_prior_std`) and in its mean deviation within
+    a prompt (`rise_in_within_prompt_std`).
+    """
+    return {
+        "beta": beta,
+        "samples": {"prior": len(prior.reward) // len(prompts), "posterior": len(posterior.reward) // len(prompts)},
+        "overall": _numbers(prior, posterior, beta, config),
+        "per_prompt": [
+            {"prompt": text} | _numbers(prior.of(row), posterior.of(row), beta, config)
+            for row, text in enumerate(prompts)
+        ],
+        "posterior_check": [_check(prior, posterior, beta, config, factor) for factor in range(len(config.factors))],
+    }
+
+
+def _numbers(prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any]:
+    assert posterior.log_q is not None
+    assert posterior.log_p is not None
+    log_q, log_p = posterior.log_q, posterior.log_p
+    log_w = log_weights(posterior.reward, log_q, log_p, beta)
+    log_ratio = (log_q.double() - log_p.double()).sum(1)
+    return {
+        "reward": _reward(prior, posterior, beta, config),
+        "kl": {
+            "mean": kl(log_q, log_p, posterior.prompt),
+            "standard_error": standard_error(log_ratio, posterior.prompt),
+        },
+        "kl_profile": kl_profile(log_q, log_p).tolist(),
+        "elbo": elbo(posterior.reward, log_q, log_p, beta, posterior.prompt),
+        "log_z": {
+            "from_posterior": log_z_importance(log_w, posterior.prompt),
+            "from_prior": log_z_from_prior(prior.reward, beta, prior.prompt),
+        },
+        "ess": {
+            "posterior": ess(log_w, posterior.prompt),
+            "prior": ess(beta * prior.reward.double(), prior.prompt),
+        },
+        "diversity": _diversity(prior, posterior, beta),
+    }
+
+
+def _reward(prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any]:
+    def interval(drawn: Drawn) -> dict[str, float]:
+        confidence, n = config.confidence, config.bootstrap
+        return asdict(bootstrap_interval(drawn.reward.double(), confidence, n, groups=drawn.prompt))
+
+    before, after = interval(prior), interval(posterior)
+    rise = after["mean"] - before["mean"]
+    std = float(prior.reward.double().std(correction=0))
+    within = within_prompts(lambda v: float(v.var(correction=0)), prior.reward, prior.prompt) ** 0.5
+    return {
+        "prior": before,
+        "posterior": after,
+        "reweighted_prior": reweighted_mean(prior.reward, beta * prior.reward.double(), prior.prompt),
+        "prior_std": std,
+        "rise_in_prior_std": rise / std if std > 0 else None,
+        "rise_in_within_prompt_std": rise / within if within > 0 else None,
+    }
+
+
+def _diversity(prior: Drawn, posterior: Drawn, beta: float) -> dict[str, Any] | None:
+    """Within-prompt diversity in the embedding space, at equal numbers of samples: Vendi scores grow with them."""
+    if prior.embedding is None or posterior.embedding is None:
+        return None
+    prompts = posterior.prompt.unique().tolist()
+    count = min(int((d.prompt == row).sum()) for d in (prior, posterior) for row in prompts)
+    if count < 2:
+        return None
+    rows: dict[str, list[tuple[float, float]]] = {"prior": [], "posterior": [], "reweighted_prior": []}
+    for row in prompts:
+        one, other, whole = prior.of(row).first(count), posterior.of(row).first(count), prior.of(row)
+        weights = torch.softmax(beta * whole.reward.double(), 0)
+        for name, drawn, w in (("prior", one, None), ("posterior", other, None), ("reweighted_prior", whole, weights)):
+            assert drawn.embedding is not None
+            e = drawn.embedding
+            rows[name].append((mean_pairwise_cosine_distance(e, w), vendi_score(e, w)))
+    return {
+        name: {
+            "pairwise_cosine_distance": sum(d for d, _ in found) / len(found),
+            "vendi": sum(v for _, v in found) / len(found),
+        }
+        for name, found in rows.items()
+    }
+
+
+def _check(prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig, index: int) -> dict[str, Any]:
+    factor = config.factors[index]
+    found = check_posterior(
+        factor.name,
+        factor.labels or factor.classes,
+        prior=(prior.labels[factor.name], prior.prompt),
+        log_w=beta * prior.reward.double(),
+        posterior=(posterior.labels[factor.name], posterior.prompt),
+        confidence=config.confidence,
+        bootstrap=config.bootstrap,
+    )
+    return asdict(found) | {"passed": found.passed}

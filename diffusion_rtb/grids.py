@@ -1,0 +1,191 @@
+"""Pictures of samples: a labelled grid as one image, prior beside posterior, written atomically as PNG."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+__all__ = ["grid", "save_png", "side_by_side", "to_pil"]
+
+MARGIN, GAP, SPLIT = 16, 6, 28
+SMALLEST, LARGEST = 112, 256
+PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
+
+
+def to_pil(image: Float[Tensor, "3 height width"]) -> Image.Image:
+    """One RGB picture from values in [0, 1]; values outside are clipped."""
+    levels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def grid(
+    images: Float[Tensor, "batch 3 height width"],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    *,
+    rows: Sequence[str] | None = None,
+    headers: Sequence[str] = (),
+) -> Image.Image:
+    """The images in rows of `columns`, each with its caption below, each row with its title above.
+
+    Small pictures are enlarged by a whole factor with sharp pixels, large ones are shrunk.
+
+    Args:
+        images: values in [0, 1], row by row.
+        columns: pictures per row.
+        captions: a short text under each picture; wrapped to its width.
+        rows: a title above each row.
+        headers: titles of equal blocks of columns, e.g. ("prior", "posterior"); blocks are set apart.
+
+    Raises:
+        ValueError: no images, `columns` < 1, or texts that do not match the pictures.
+    """
+    _check(len(images), columns, captions, rows, headers)
+    cells = [_resized(to_pil(image)) for image in images]
+    layout = _Layout(cells[0].width, cells[0].height, columns, max(1, len(headers)))
+    texts = [layout.wrapped(c, layout.small, layout.width) for c in captions or [""] * len(cells)]
+    count = math.ceil(len(cells) / columns)
+    titles = [layout.wrapped(t, layout.large, layout.inner) for t in rows or [""] * count]
+    tops, y = [], MARGIN + (layout.line(layout.large) + GAP if headers else 0)
+    for row in range(count):
+        tops.append(y)
+        lines = max(len(t) for t in texts[row * columns : (row + 1) * columns])
+        y += layout.line(layout.large) * len(titles[row]) + layout.height + layout.line(layout.small) * lines + 2 * GAP
+    sheet = Image.new("RGB", (layout.inner + 2 * MARGIN, y - 2 * GAP + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for block, header in enumerate(headers):
+        left = layout.left(block * columns // len(headers))
+        draw.text((left, MARGIN), header, fill=INK, font=layout.large)
+    for row, top in enumerate(tops):
+        _text(draw, titles[row], (MARGIN, top), layout.large, INK)
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, columns)
+        left, top = layout.left(column), tops[row] + layout.line(layout.large) * len(titles[row])
+        sheet.paste(cell, (left, top))
+        _text(draw, texts[index], (left, top + layout.height), layout.small, FAINT)
+    return sheet
+
+
+def side_by_side(
+    prior: Float[Tensor, "prompts columns 3 height width"],
+    posterior: Float[Tensor, "prompts same_columns 3 height width"],
+    prompts: Sequence[str],
+    *,
+    captions: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]] | None = None,
+) -> Image.Image:
+    """One row per prompt: the prior's pictures left, the posterior's from the same seeds right.
+
+    Raises:
+        ValueError: the two sides differ in shape.
+    """
+    if prior.shape != posterior.shape:
+        raise ValueError(f"Both sides need equal shapes, got {tuple(prior.shape)} and {tuple(posterior.shape)}.")
+    texts = None if captions is None else [t for left, right in zip(*captions, strict=True) for t in [*left, *right]]
+    both = torch.cat([prior, posterior], dim=1)
+    return grid(both.flatten(0, 1), both.shape[1], texts, rows=prompts, headers=("prior", "posterior"))
+
+
+def save_png(image: Image.Image, path: Path | str) -> Path:
+    """Write a PNG; the file appears whole or not at all. Its folder is created."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            image.save(file, format="PNG", optimize=True)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    temporary.chmod(0o644)  # a temporary file is private, a result is not
+    os.replace(temporary, path)
+    return path
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where pictures and text go on the sheet; pixels."""
+
+    width: int
+    height: int
+    columns: int
+    blocks: int
+
+    @property
+    def small(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        return ImageFont.load_default(12)
+
+    @property
+    def large(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        return ImageFont.load_default(16)
+
+    @property
+    def inner(self) -> int:
+        return self.left(self.columns - 1) + self.width - MARGIN
+
+    def left(self, column: int) -> int:
+        split = (SPLIT - GAP) * (column * self.blocks // self.columns)
+        return MARGIN + column * (self.width + GAP) + split
+
+    @staticmethod
+    def line(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+        return int(font.getbbox("Ŭg|")[3]) + 3
+
+    @staticmethod
+    def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+        """The text in lines no wider than `width`, broken between words, inside a word only where it must."""
+        lines: list[str] = []
+        for word in text.split():
+            joined = f"{lines[-1]} {word}" if lines else word
+            if lines and font.getlength(joined) <= width:
+                lines[-1] = joined
+                continue
+            while font.getlength(word) > width and len(word) > 1:
+                fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+                lines.append(word[:fits])
+                word = word[fits:]
+            lines.append(word)
+        return lines
+
+
+def _text(
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[str],
+    at: tuple[int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    colour: tuple[int, int, int],
+) -> None:
+    for number, line in enumerate(lines):
+        draw.text((at[0], at[1] + number * _Layout.line(font)), line, fill=colour, font=font)
+
+
+def _resized(picture: Image.Image) -> Image.Image:
+    longest = max(picture.size)
+    if longest > LARGEST:
+        size = tuple(max(1, round(side * LARGEST / longest)) for side in picture.size)
+        return picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+    factor = max(1, math.ceil(SMALLEST / longest))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _check(
+    count: int, columns: int, captions: Sequence[str] | None, rows: Sequence[str] | None, headers: Sequence[str]
+) -> None:
+    if count == 0:
+        raise ValueError("A grid needs at least one image, got none.")
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}.")
+    if captions is not None and len(captions) != count:
+        raise ValueError(f"A grid of {count} images needs as many captions, got {len(captions)}.")
+    if rows is not None and len(rows) != math.ceil(count / columns):
+        raise ValueError(f"{count} images in {columns} columns need {math.ceil(count / columns)} row titles, got {len(rows)}.")
+    if headers and columns % len(headers):
+        raise ValueError(f"{columns} columns cannot be split into {len(headers)} equal blocks.")
