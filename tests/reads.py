@@ -22,9 +22,16 @@ class Reads(ast.NodeVisitor):
     A type is the name of a section, or a list of types: the items of a tuple, whatever its length.
     """
 
-    def __init__(self, sections: Mapping[str, type[BaseModel]], returns: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        sections: Mapping[str, type[BaseModel]],
+        returns: Mapping[str, Any] | None = None,
+        holders: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.sections = sections
-        self.returns = returns
+        self.returns = returns or {}
+        self.holders = holders or {}
+        """Classes that are no section but have one as an attribute: class -> attribute -> type."""
         self.known: dict[str, Any] = {}
         self.found: set[Read] = set()
 
@@ -32,11 +39,11 @@ class Reads(ast.NodeVisitor):
 
     def from_annotation(self, node: ast.AST | None) -> Any:
         """The section that an annotation names, also inside X | None, tuple[...] and Sequence[...]."""
-        if isinstance(node, ast.Constant) and node.value in self.sections:
-            return node.value
+        if isinstance(node, ast.Constant):
+            return node.value if node.value in {*self.sections, *self.holders} else None
         if isinstance(node, ast.Name | ast.Attribute):
             name = node.id if isinstance(node, ast.Name) else node.attr
-            return name if name in self.sections else None
+            return name if name in {*self.sections, *self.holders} else None
         if isinstance(node, ast.BinOp):
             return self.from_annotation(node.left) or self.from_annotation(node.right)
         if isinstance(node, ast.Subscript):
@@ -67,6 +74,8 @@ class Reads(ast.NodeVisitor):
             if known is not None or isinstance(node, ast.Name):
                 return known
             owner = self.resolve(node.value)
+            if isinstance(owner, str) and owner in self.holders:
+                return self.holders[owner].get(node.attr)
             if isinstance(owner, str) and node.attr in self.sections[owner].model_fields:
                 self.found.add((owner, node.attr))
                 return self.from_hint(self.sections[owner].model_fields[node.attr].annotation)
@@ -147,12 +156,30 @@ def fields_read(sources: Iterable[str], sections: Iterable[type[BaseModel]]) -> 
     """(section, field) pairs that the sources read."""
     named = {section.__name__: section for section in sections}
     trees = [ast.parse(source) for source in sources]
-    typed = Reads(named, {})
-    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    typed = Reads(named)
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    holders = {
+        node.name: _held(node, typed) for node in nodes if isinstance(node, ast.ClassDef) and node.name not in named
+    }
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     returns = {node.name: typed.from_annotation(node.returns) for node in functions}
     found: set[Read] = set()
     for tree in trees:
-        reads = Reads(named, {name: kind for name, kind in returns.items() if kind})
+        reads = Reads(
+            named,
+            {name: kind for name, kind in returns.items() if kind},
+            {name: held for name, held in holders.items() if held},
+        )
         reads.visit(tree)
         found |= reads.found
     return found
+
+
+def _held(node: ast.ClassDef, typed: Reads) -> dict[str, Any]:
+    """The annotated attributes and properties of a class that are sections."""
+    annotated = {ast.unparse(item.target): item.annotation for item in node.body if isinstance(item, ast.AnnAssign)}
+    properties = {
+        item.name: item.returns for item in node.body if isinstance(item, ast.FunctionDef) if item.decorator_list
+    }
+    kinds = {name: typed.from_annotation(annotation) for name, annotation in (annotated | properties).items()}
+    return {name: kind for name, kind in kinds.items() if kind}

@@ -32,7 +32,7 @@ def broken(images, prompts):
 CONFIG = """
 # A tiny run.
 prior: {component: stable_diffusion, path: tiny, steps: 3}
-reward: {component: "my_reward:brightness"}
+reward: {component: "small_reward:brightness"}
 beta: 2.0
 posterior: {rank: 2, alpha: 2.0}
 prompts: {list: [a cat, a dog]}
@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config, its pipeline and reward, and the finished run of `diffusion-rtb train`."""
     folder = tmp_path_factory.mktemp("project")
     save_tiny(folder / "tiny")
-    (folder / "my_reward.py").write_text(REWARD)
+    (folder / "small_reward.py").write_text(REWARD)
     (folder / "small.yaml").write_text(CONFIG)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -108,7 +108,7 @@ def test_another_config_in_the_same_folder_is_refused(project: Path, capsys: pyt
 
 
 def test_a_broken_reward_stops_with_its_name(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main_exits_with(1, ["train", "small.yaml", "name=broken", "reward.component=my_reward:broken"])
+    main_exits_with(1, ["train", "small.yaml", "name=broken", "reward.component=small_reward:broken"])
     message = capsys.readouterr().err
     assert "is nan for image 0, prompt 'a " in message
     assert "--traceback" in message
@@ -230,4 +230,4 @@ def test_train_py_runs_from_elsewhere(project: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "component: my_reward:brightness" in done.stdout
+    assert "component: small_reward:brightness" in done.stdout

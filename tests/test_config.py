@@ -306,6 +306,8 @@ def test_a_field_that_nobody_reads_is_noticed() -> None:
             True,
         ),
         ("class A:\n    c: RunConfig\n    def f(self):\n        return self.c.train.lr", True),
+        ("class A(Protocol):\n    c: RunConfig\n\ndef f(a: A):\n    return a.c.train.lr", True),
+        ("class A:\n    c: int\n\ndef f(a: A):\n    return a.c.train.lr", False),
         ("def f() -> tuple[RunConfig, int]: ...\n\ndef g():\n    c, _ = f()\n    return c.train.lr", True),
         ("def f(c: RunConfig) -> None:\n    c.train.lr = 3", False),
         ("def f(c: RunConfig, other: Other) -> None:\n    other.train.lr", False),
