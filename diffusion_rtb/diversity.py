@@ -55,7 +55,9 @@ def _unit(embeddings: Tensor) -> Tensor:
     e = embeddings.detach().double()
     norm = e.norm(dim=1, keepdim=True)
     if len(e) == 0 or not bool((norm > 0).all() & norm.isfinite().all()):
-        raise ValueError(f"Embeddings must be finite and non-zero, got {tuple(e.shape)} with norms {norm.flatten()[:8].tolist()}.")
+        raise ValueError(
+            f"Embeddings must be finite and non-zero, got {tuple(e.shape)} with norms {norm.flatten()[:8].tolist()}."
+        )
     return e / norm
 
 
@@ -63,5 +65,7 @@ def _distribution(weights: Tensor | None, n: int) -> Tensor:
     if weights is None:
         return torch.full((n,), 1.0 / n, dtype=torch.float64)
     if len(weights) != n or not bool((weights >= 0).all()) or not float(weights.sum()) > 0:
-        raise ValueError(f"Weights must be {n} non-negative numbers, not all zero, got {weights.tolist()[:8]} ({len(weights)}).")
+        raise ValueError(
+            f"Weights must be {n} non-negative numbers, not all zero, got {weights.tolist()[:8]} ({len(weights)})."
+        )
     return weights.detach().double() / weights.double().sum()

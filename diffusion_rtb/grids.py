@@ -53,23 +53,16 @@ def grid(
     cells = [_resized(to_pil(image)) for image in images]
     layout = _Layout(cells[0].width, cells[0].height, columns, max(1, len(headers)))
     texts = [layout.wrapped(c, layout.small, layout.width) for c in captions or [""] * len(cells)]
-    count = math.ceil(len(cells) / columns)
-    titles = [layout.wrapped(t, layout.large, layout.inner) for t in rows or [""] * count]
-    tops, y = [], MARGIN + (layout.line(layout.large) + GAP if headers else 0)
-    for row in range(count):
-        tops.append(y)
-        lines = max(len(t) for t in texts[row * columns : (row + 1) * columns])
-        y += layout.line(layout.large) * len(titles[row]) + layout.height + layout.line(layout.small) * lines + 2 * GAP
-    sheet = Image.new("RGB", (layout.inner + 2 * MARGIN, y - 2 * GAP + MARGIN), PAPER)
+    titles = [layout.wrapped(t, layout.large, layout.inner) for t in rows or [""] * math.ceil(len(cells) / columns)]
+    tops, height = layout.rows(titles, texts, header=bool(headers))
+    sheet = Image.new("RGB", (layout.inner + 2 * MARGIN, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for block, header in enumerate(headers):
-        left = layout.left(block * columns // len(headers))
-        draw.text((left, MARGIN), header, fill=INK, font=layout.large)
-    for row, top in enumerate(tops):
-        _text(draw, titles[row], (MARGIN, top), layout.large, INK)
+        _text(draw, [header], (layout.left(block * columns // len(headers)), MARGIN), layout.large, INK)
+    for title, top in zip(titles, tops, strict=True):
+        _text(draw, title, (MARGIN, top - layout.line(layout.large) * len(title)), layout.large, INK)
     for index, cell in enumerate(cells):
-        row, column = divmod(index, columns)
-        left, top = layout.left(column), tops[row] + layout.line(layout.large) * len(titles[row])
+        left, top = layout.left(index % columns), tops[index // columns]
         sheet.paste(cell, (left, top))
         _text(draw, texts[index], (left, top + layout.height), layout.small, FAINT)
     return sheet
@@ -135,6 +128,18 @@ class _Layout:
         split = (SPLIT - GAP) * (column * self.blocks // self.columns)
         return MARGIN + column * (self.width + GAP) + split
 
+    def rows(
+        self, titles: Sequence[Sequence[str]], texts: Sequence[Sequence[str]], *, header: bool
+    ) -> tuple[list[int], int]:
+        """Top of the pictures of each row, below its title, and the height of the sheet."""
+        y = MARGIN + (self.line(self.large) + GAP if header else 0)
+        tops = []
+        for row, title in enumerate(titles):
+            tops.append(y + self.line(self.large) * len(title))
+            lines = max(len(text) for text in texts[row * self.columns : (row + 1) * self.columns])
+            y = tops[-1] + self.height + self.line(self.small) * lines + 2 * GAP
+        return tops, y - 2 * GAP + MARGIN
+
     @staticmethod
     def line(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
         return int(font.getbbox("Ŭg|")[3]) + 3
@@ -186,6 +191,8 @@ def _check(
     if captions is not None and len(captions) != count:
         raise ValueError(f"A grid of {count} images needs as many captions, got {len(captions)}.")
     if rows is not None and len(rows) != math.ceil(count / columns):
-        raise ValueError(f"{count} images in {columns} columns need {math.ceil(count / columns)} row titles, got {len(rows)}.")
+        raise ValueError(
+            f"{count} images in {columns} columns need {math.ceil(count / columns)} row titles, got {len(rows)}."
+        )
     if headers and columns % len(headers):
         raise ValueError(f"{columns} columns cannot be split into {len(headers)} equal blocks.")

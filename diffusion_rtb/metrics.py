@@ -82,15 +82,15 @@ def elbo(
 
 
 def kl(
-    log_q: Float[Tensor, "batch steps"], log_p: Float[Tensor, "batch steps"], prompt: Int[Tensor, " batch"] | None = None
+    log_q: Float[Tensor, "batch steps"],
+    log_p: Float[Tensor, "batch steps"],
+    prompt: Int[Tensor, " batch"] | None = None,
 ) -> float:
     """KL(q || p) = E_q[log_q − log_p] over whole trajectories, nats; an unbiased estimate, so it may dip below 0."""
     return within_prompts(_mean, _log_ratio(log_q, log_p).sum(1), prompt)
 
 
-def kl_profile(
-    log_q: Float[Tensor, "batch steps"], log_p: Float[Tensor, "batch steps"]
-) -> Float[Tensor, " steps"]:
+def kl_profile(log_q: Float[Tensor, "batch steps"], log_p: Float[Tensor, "batch steps"]) -> Float[Tensor, " steps"]:
     """E_q[log_q − log_p] of each step, nats; sums to `kl`. Shows which noise levels carry the change."""
     return _log_ratio(log_q, log_p).mean(0)
 
@@ -150,7 +150,9 @@ def total_variation(p: Float[Tensor, " classes"], q: Float[Tensor, " classes"]) 
     for name, values in (("p", p), ("q", q)):
         total = float(values.double().sum())
         if not math.isclose(total, 1.0, abs_tol=1e-5) or bool((values < 0).any()):
-            raise ValueError(f"{name} must be non-negative and sum to 1, got {values.tolist()}; divide counts by their sum.")
+            raise ValueError(
+                f"{name} must be non-negative and sum to 1, got {values.tolist()}; divide counts by their sum."
+            )
     # The sum of p and q may differ from 1 by rounding; the bound must not.
     return min(1.0, 0.5 * float((p.double() - q.double()).abs().sum()))
 

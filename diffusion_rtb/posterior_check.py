@@ -89,44 +89,53 @@ def check_posterior(
         ValueError: prior and posterior cover different prompts, or an argument is out of range.
     """
     check_bootstrap(confidence, bootstrap)
-    if not torch.equal(prior[1].unique(), posterior[1].unique()):
-        raise ValueError(
-            f"Prior and posterior samples must cover the same prompts, got rows {prior[1].unique().tolist()} and "
-            f"{posterior[1].unique().tolist()}."
-        )
+    _check_prompts(prior[1], posterior[1])
     generator = torch.Generator().manual_seed(seed)
-    k = len(labels)
-    raw = reweighted_shares(prior[0], k, None, prior[1])
+    k, even = len(labels), torch.zeros(len(posterior[0]))
+    raw = reweighted_shares(prior[0], k, None, prior[1]).mean(0)
     p = reweighted_shares(prior[0], k, log_w, prior[1])
     q = reweighted_shares(posterior[0], k, None, posterior[1])
-    p_drawn = _replicates(prior[0], k, log_w, prior[1], bootstrap, generator)
-    q_drawn = _replicates(posterior[0], k, torch.zeros(len(posterior[0])), posterior[1], bootstrap, generator)
-    e = (q_drawn - q) - (p_drawn - p)
-    tv = total_variation(q.mean(0), p.mean(0))
-    noise = 0.5 * e.mean(1).abs().sum(-1)
-    shifted = 0.5 * ((q - p) + e).mean(1).abs().sum(-1)
-    tail = (1.0 - confidence) / 2
-    shares = p.mean(0)
+    e = p - _replicates(prior[0], k, log_w, prior[1], bootstrap, generator)
+    e += _replicates(posterior[0], k, even, posterior[1], bootstrap, generator) - q
+    noise = _half_norm(e.mean(1))
+    tv, spread = _intervals((q - p).mean(0), e.mean(1), confidence)
+    wanted = p.mean(0)
     return PosteriorCheck(
         factor=factor,
         labels=tuple(labels),
-        prior=tuple(raw.mean(0).tolist()),
-        reweighted=tuple(shares.tolist()),
+        prior=tuple(raw.tolist()),
+        reweighted=tuple(wanted.tolist()),
         posterior=tuple(q.mean(0).tolist()),
-        tv=Interval(
-            tv,
-            max(0.0, tv - float(noise.quantile(confidence))),
-            min(1.0, max(tv, float(shifted.quantile(1.0 - tail)))),
-        ),
-        tv_prior=total_variation(raw.mean(0), shares),
-        noise=Interval(float(noise.mean()), float(noise.quantile(tail)), float(noise.quantile(1.0 - tail))),
-        p_value=(1 + int((noise >= tv).sum())) / (1 + bootstrap),
-        tv_within=float(0.5 * (q - p).abs().sum(-1).mean()),
-        noise_within=float(0.5 * e.abs().sum(-1).mean()),
-        missing=tuple(labels[i] for i in range(k) if shares[i] > missing_above and not bool((posterior[0] == i).any())),
+        tv=tv,
+        tv_prior=total_variation(raw, wanted),
+        noise=spread,
+        p_value=(1 + int((noise >= tv.mean).sum())) / (1 + bootstrap),
+        tv_within=float(_half_norm(q - p).mean()),
+        noise_within=float(_half_norm(e).mean()),
+        missing=tuple(labels[i] for i in range(k) if wanted[i] > missing_above and i not in posterior[0]),
         missing_above=missing_above,
         tolerance=tolerance,
     )
+
+
+def _check_prompts(prior: Tensor, posterior: Tensor) -> None:
+    if not torch.equal(prior.unique(), posterior.unique()):
+        rows = f"{prior.unique().tolist()} and {posterior.unique().tolist()}"
+        raise ValueError(f"Prior and posterior samples must cover the same prompts, got rows {rows}.")
+
+
+def _half_norm(difference: Tensor) -> Tensor:
+    """½·sum |difference| over classes: the total variation of two distributions that differ by it."""
+    return 0.5 * difference.abs().sum(-1)
+
+
+def _intervals(d: Tensor, e: Tensor, confidence: float) -> tuple[Interval, Interval]:
+    """Of the distance of two distributions that differ by d (classes,), and of what noise e (n, classes) alone makes of 0."""
+    tv, noise, shifted = min(1.0, float(_half_norm(d))), _half_norm(e), _half_norm(d + e)
+    tail = (1.0 - confidence) / 2
+    low, high = tv - float(noise.quantile(confidence)), float(shifted.quantile(1.0 - tail))
+    around_zero = Interval(float(noise.mean()), float(noise.quantile(tail)), float(noise.quantile(1.0 - tail)))
+    return Interval(tv, max(0.0, low), min(1.0, max(tv, high))), around_zero
 
 
 def _replicates(

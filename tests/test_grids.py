@@ -91,7 +91,10 @@ def test_png_is_written_whole_and_alone(tmp_path: Path) -> None:
     [
         ({"images": torch.zeros(0, 3, 8, 8), "columns": 1}, "at least one image"),
         ({"images": torch.zeros(2, 3, 8, 8), "columns": 0}, "columns must be at least 1, got 0"),
-        ({"images": torch.zeros(2, 3, 8, 8), "columns": 2, "captions": ["a"]}, "2 images needs as many captions, got 1"),
+        (
+            {"images": torch.zeros(2, 3, 8, 8), "columns": 2, "captions": ["a"]},
+            "2 images needs as many captions, got 1",
+        ),
         ({"images": torch.zeros(2, 3, 8, 8), "columns": 2, "rows": ["a", "b"]}, "need 1 row titles, got 2"),
         ({"images": torch.zeros(3, 3, 8, 8), "columns": 3, "headers": ["a", "b"]}, "3 columns cannot be split into 2"),
     ],

@@ -27,7 +27,7 @@ def float64(values: Sequence[float]) -> Tensor:
 # --- log Z, KL, ELBO, ESS -------------------------------------------------------------------------------------------
 
 
-def gaussian_chain(n: int = 200_000, shift: float = 0.4, beta: float = 0.7) -> dict[str, Tensor]:
+def gaussian_chain(n: int = 200_000, shift: float = 0.4) -> dict[str, Tensor]:
     """One-step 'chains' x ~ q = N(shift, 1) against the prior p = N(0, 1) with r(x) = x."""
     x = shift + torch.randn(n, 1, dtype=torch.float64)
     return {"reward": x[:, 0], "log_q": Normal(shift, 1.0).log_prob(x), "log_p": Normal(0.0, 1.0).log_prob(x)}
@@ -36,7 +36,7 @@ def gaussian_chain(n: int = 200_000, shift: float = 0.4, beta: float = 0.7) -> d
 def test_gaussian_closed_forms() -> None:
     # With p = N(0, 1) and r = x: log Z = beta²/2 and p* = N(beta, 1).
     beta, shift = 0.7, 0.4
-    chain = gaussian_chain(shift=shift, beta=beta)
+    chain = gaussian_chain(shift=shift)
     kl = float(kl_divergence(Normal(shift, 1.0), Normal(0.0, 1.0)))
     gap = float(kl_divergence(Normal(shift, 1.0), Normal(beta, 1.0)))
     log_w = metrics.log_weights(**chain, beta=beta)
@@ -53,7 +53,7 @@ def test_gaussian_closed_forms() -> None:
 
 def test_exact_posterior_has_equal_weights() -> None:
     beta = 0.7
-    chain = gaussian_chain(n=100, shift=beta, beta=beta)
+    chain = gaussian_chain(n=100, shift=beta)
     log_w = metrics.log_weights(**chain, beta=beta)
     torch.testing.assert_close(log_w, torch.full_like(log_w, beta**2 / 2))
     assert metrics.ess(log_w) == pytest.approx(1.0, abs=1e-7)
@@ -101,10 +101,10 @@ def test_unequal_weights_lower_ess(values: list[float], more: float) -> None:
     assert metrics.ess(float64([*values, max(values) + more])) < 1.0
 
 
-@given(vectors, numbers, st.randoms())
-def test_weights_have_no_scale_and_no_order(values: list[float], shift: float, random: object) -> None:
+@given(vectors, numbers)
+def test_weights_have_no_scale_and_no_order(values: list[float], shift: float) -> None:
     log_w = float64(values)
-    shuffled = log_w[torch.randperm(len(values))]
+    shuffled = log_w.flip(0)
     assert metrics.ess(log_w + shift) == pytest.approx(metrics.ess(log_w), rel=1e-9)
     assert metrics.log_z_importance(log_w + shift) == pytest.approx(metrics.log_z_importance(log_w) + shift, abs=1e-9)
     assert metrics.ess(shuffled) == pytest.approx(metrics.ess(log_w), rel=1e-12)
@@ -165,9 +165,9 @@ def test_reweighted_shares_literals() -> None:
     labels, prompt = torch.tensor([0, 1, 1, 2, 0]), torch.tensor([5, 5, 5, 9, 9])
     log_w = float64([math.log(2.0), 0.0, 0.0, 700.0, 700.0 + math.log(3.0)])
     found = metrics.reweighted_shares(labels, 3, log_w, prompt)
-    torch.testing.assert_close(found, float64([[0.5, 0.5, 0.0], [0.75, 0.0, 0.25]]))
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.5, 0.0], [0.75, 0.0, 0.25]], dtype=torch.float64))
     raw = metrics.reweighted_shares(labels, 3, None, prompt)
-    torch.testing.assert_close(raw, float64([[1 / 3, 2 / 3, 0.0], [0.5, 0.0, 0.5]]))
+    torch.testing.assert_close(raw, torch.tensor([[1 / 3, 2 / 3, 0.0], [0.5, 0.0, 0.5]], dtype=torch.float64))
     with pytest.raises(ValueError, match=r"0 … 1, got 0 … 2"):
         metrics.reweighted_shares(labels, 2, log_w, prompt)
 
@@ -197,7 +197,9 @@ def test_diversity_against_plain_loops() -> None:
     cosine = [[float(torch.cosine_similarity(e[i], e[j], dim=0)) for j in range(6)] for i in range(6)]
     pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
     plain = sum(1 - cosine[i][j] for i, j in pairs) / len(pairs)
-    weighted = sum(float(w[i] * w[j]) * (1 - cosine[i][j]) for i, j in pairs) / sum(float(w[i] * w[j]) for i, j in pairs)
+    weighted = sum(float(w[i] * w[j]) * (1 - cosine[i][j]) for i, j in pairs) / sum(
+        float(w[i] * w[j]) for i, j in pairs
+    )
     assert mean_pairwise_cosine_distance(e) == pytest.approx(plain, abs=1e-6)
     assert mean_pairwise_cosine_distance(e, w) == pytest.approx(weighted, abs=1e-6)
     eigenvalues = torch.linalg.eigvals(torch.tensor(cosine) / 6).real.clamp_min(1e-12)
