@@ -6,7 +6,8 @@ prior's, weighted by exp(beta·r) within each prompt, are samples of the exact p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.actor import Actor
 from diffusion_rtb.bootstrap import bootstrap_interval
 from diffusion_rtb.config import EvalConfig
 from diffusion_rtb.diversity import mean_pairwise_cosine_distance, vendi_score
@@ -70,6 +71,25 @@ class Drawn:
             log_p=None if self.log_p is None else self.log_p[here],
         )
 
+    @staticmethod
+    def cat(parts: Sequence[Drawn]) -> Drawn:
+        """Join batches in order; a field is None when it is None in every part."""
+
+        def joined(values: Sequence[Tensor | None]) -> Tensor | None:
+            found = [value for value in values if value is not None]
+            return torch.cat(found) if found else None
+
+        return Drawn(
+            prompt=torch.cat([part.prompt for part in parts]),
+            reward=torch.cat([part.reward for part in parts]),
+            embedding=joined([part.embedding for part in parts]),
+            labels={name: torch.cat([part.labels[name] for part in parts]) for name in parts[0].labels},
+            pictures=torch.cat([part.pictures for part in parts]),
+            picture_rewards=torch.cat([part.picture_rewards for part in parts]),
+            log_q=joined([part.log_q for part in parts]),
+            log_p=joined([part.log_p for part in parts]),
+        )
+
     def first(self, count: int) -> Drawn:
         """The first `count` samples of each prompt."""
         rows = [(self.prompt == row).nonzero().flatten()[:count] for row in self.prompt.unique().tolist()]
@@ -80,7 +100,15 @@ class Drawn:
 
 
 def draw(
-    actor: Actor, config: EvalConfig, count: int, seed: int, *, posterior: bool, embedder: Any = None, judge: Any = None
+    actor: Actor,
+    config: EvalConfig,
+    count: int,
+    seed: int,
+    *,
+    posterior: bool,
+    embedder: Any = None,
+    judge: Any = None,
+    advance: Callable[[int], None] | None = None,
 ) -> Drawn:
     """`count` samples per prompt, in batches; the k-th sample of a prompt has the same noise for prior and posterior.
 
@@ -92,9 +120,14 @@ def draw(
         posterior: Sample the posterior, with both log-densities; otherwise the prior.
         embedder: Has `embed(images)`; None: no embeddings.
         judge: Has `classify(images, classes)`; needed when the config names factors.
+        advance: Told how many samples a batch had, after each.
+
+    Raises:
+        ValueError: embedder or judge lacks its method.
     """
+    _check_tools(config, embedder, judge)
     pairs = [(row, k) for row in range(len(actor.prompts)) for k in range(count)]
-    parts: list[tuple[Experience, Tensor | None, dict[str, Tensor], Tensor]] = []
+    parts: list[Drawn] = []
     for chunk in actor.chunks(len(pairs)):
         rows = [row for row, _ in pairs[chunk]]
         seeds = [seed_of(seed, "eval", row, k) for row, k in pairs[chunk]]
@@ -102,21 +135,27 @@ def draw(
         images = actor.prior.decode(found.trajectory.x_0)
         labels = {f.name: judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors}
         embedding = None if embedder is None else embedder.embed(images).cpu()
-        kept = torch.tensor([k < PICTURES for _, k in pairs[chunk]])
-        parts.append((found.to("cpu"), embedding, labels, images.cpu()[kept]))
-    experiences = [part[0] for part in parts]
-    kept = torch.tensor([k < PICTURES for _, k in pairs])
-    reward = torch.cat([e.reward for e in experiences])
-    return Drawn(
-        prompt=torch.cat([e.prompt for e in experiences]),
-        reward=reward,
-        embedding=None if embedder is None else torch.cat([part[1] for part in parts if part[1] is not None]),
-        labels={f.name: torch.cat([part[2][f.name] for part in parts]) for f in config.factors},
-        pictures=torch.cat([part[3] for part in parts]),
-        picture_rewards=reward[kept],
-        log_q=torch.cat([e.log_q for e in experiences if e.log_q is not None]) if posterior else None,
-        log_p=torch.cat([e.log_p for e in experiences if e.log_p is not None]) if posterior else None,
-    )
+        first = torch.tensor([k < PICTURES for _, k in pairs[chunk]])
+        # The trajectories themselves are not kept: at full size they would fill the memory.
+        found = found.to("cpu")
+        kept = (images.cpu()[first], found.reward[first])
+        densities = (found.log_q, found.log_p) if posterior else (None, None)
+        parts.append(Drawn(found.prompt, found.reward, embedding, labels, *kept, *densities))
+        if advance is not None:
+            advance(len(rows))
+    return Drawn.cat(parts)
+
+
+def _check_tools(config: EvalConfig, embedder: Any, judge: Any) -> None:
+    if embedder is not None and not callable(getattr(embedder, "embed", None)):
+        raise ValueError(
+            f"eval.embedder {type(embedder).__name__} has no method embed(images); `clip_score` has one, or null turns diversity off."
+        )
+    if config.factors and not callable(getattr(judge, "classify", None)):
+        raise ValueError(
+            f"eval.judge {type(judge).__name__} has no method classify(images, classes), which eval.factors need; "
+            "`clip_score` and `classifier` have one."
+        )
 
 
 def summarise(
@@ -125,10 +164,10 @@ def summarise(
     """All numbers of the evaluation as plain JSON values.
 
     `overall` gives every prompt the same say; `per_prompt` holds the same numbers for each. The rise of the reward is
-    stated in the prior's standard deviation over all its samples (`rise_in_prior_std`) and in its mean deviation within
-    a prompt (`rise_in_within_prompt_std`).
+    stated in the prior's standard deviation over all its samples (`rise_in_prior_std`) and in its root mean square
+    deviation within a prompt (`rise_in_within_prompt_std`). What cannot be estimated from so few samples is None.
     """
-    return {
+    numbers = {
         "beta": beta,
         "samples": {"prior": len(prior.reward) // len(prompts), "posterior": len(posterior.reward) // len(prompts)},
         "overall": _numbers(prior, posterior, beta, config),
@@ -138,6 +177,16 @@ def summarise(
         ],
         "posterior_check": [_check(prior, posterior, beta, config, factor) for factor in range(len(config.factors))],
     }
+    return {key: _plain(value) for key, value in numbers.items()}
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON, which has no NaN: what could not be estimated (one sample has no spread) is None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any]:
@@ -186,18 +235,23 @@ def _reward(prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> 
 
 
 def _diversity(prior: Drawn, posterior: Drawn, beta: float) -> dict[str, Any] | None:
-    """Within-prompt diversity in the embedding space, at equal numbers of samples: Vendi scores grow with them."""
+    """Within-prompt diversity in the embedding space, mean over prompts; None without embeddings or with single samples.
+
+    All three use equally many samples, because Vendi scores grow with their number. The weights of the re-weighted prior
+    are uneven, so its Vendi score errs low: by how much, its ESS says.
+    """
     if prior.embedding is None or posterior.embedding is None:
         return None
     prompts = posterior.prompt.unique().tolist()
     count = min(int((d.prompt == row).sum()) for d in (prior, posterior) for row in prompts)
     if count < 2:
         return None
+    before, after = prior.first(count), posterior.first(count)
     rows: dict[str, list[tuple[float, float]]] = {"prior": [], "posterior": [], "reweighted_prior": []}
     for row in prompts:
-        one, other, whole = prior.of(row).first(count), posterior.of(row).first(count), prior.of(row)
-        weights = torch.softmax(beta * whole.reward.double(), 0)
-        for name, drawn, w in (("prior", one, None), ("posterior", other, None), ("reweighted_prior", whole, weights)):
+        one, other = before.of(row), after.of(row)
+        weights = torch.softmax(beta * one.reward.double(), 0)
+        for name, drawn, w in (("prior", one, None), ("posterior", other, None), ("reweighted_prior", one, weights)):
             assert drawn.embedding is not None
             e = drawn.embedding
             rows[name].append((mean_pairwise_cosine_distance(e, w), vendi_score(e, w)))

@@ -17,7 +17,7 @@ A LoRA that turns `{{ base_model }}` into a model of the posterior
 
     p*(x) = p(x) · exp(beta · r(x)) / Z        beta = {{ beta }} nats per unit of reward
 
-where p is the {{ guidance.tilted_prior }} prior and r the reward `{{ reward }}`. It was trained with the objective
+where p is the {% if guidance %}{{ guidance.tilted_prior }} {% endif %}prior and r the reward `{{ reward }}`. It was trained with the objective
 `{{ objective }}` by `diffusion_rtb`.
 
 ## Use it with plain diffusers
@@ -26,11 +26,11 @@ where p is the {{ guidance.tilted_prior }} prior and r the reward `{{ reward }}`
 {{ snippet }}
 ```
 
-It samples the posterior of the {{ guidance.tilted_prior }} chain: guidance scale {{ guidance.scale }}, \
+{% if guidance %}It samples the posterior of the {{ guidance.tilted_prior }} chain: guidance scale {{ guidance.scale }}, \
 {{ sampler.scheduler }}, {{ sampler.steps }} steps{% if sampler.eta is not none %}, eta {{ sampler.eta }}{% endif %}.
 Another guidance scale samples neither this posterior nor that of another prior; another sampler or number of steps
 approximates it.
-
+{% endif %}
 ## Recipe
 
 | setting | value |
@@ -86,8 +86,8 @@ def model_card(
         beta=config["beta"],
         reward=_component(config["reward"]),
         objective=_component(config["objective"]),
-        guidance=fingerprint["guidance"],
-        sampler=fingerprint["sampler"],
+        guidance=fingerprint.get("guidance"),
+        sampler=fingerprint.get("sampler"),
         snippet=snippet.rstrip(),
         recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint).items()],
         evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],
@@ -104,16 +104,11 @@ def _front(base_model: str, license_id: str) -> dict[str, Any]:
 
 def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     train, adapter = config.get("train", {}), fingerprint.get("adapter") or {}
-    guidance, sampler = fingerprint["guidance"], fingerprint["sampler"]
     return {
         "reward": _component(config["reward"]),
         "beta (nats per unit of reward)": config["beta"],
         "objective": _component(config["objective"]),
-        "prior": f"{guidance['tilted_prior']}, guidance scale {guidance['scale']:g}",
-        "negative prompt": repr(guidance["negative_prompt"]) if guidance["negative_prompt"] else None,
-        "sampler": sampler["scheduler"],
-        "steps": sampler["steps"],
-        "eta": sampler["eta"],
+        **_chain(fingerprint),
         "precision of the frozen network": fingerprint.get("dtype"),
         "LoRA rank, alpha": f"{adapter['rank']}, {adapter['alpha']:g}" if adapter else None,
         "LoRA modules": ", ".join(adapter.get("target_modules", ())) or None,
@@ -123,6 +118,20 @@ def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> dict[s
         else None,
         "learning rate": train.get("lr"),
         "seed": config.get("seed"),
+    }
+
+
+def _chain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """How the prior is sampled, for families that say so in their fingerprint."""
+    guidance, sampler = fingerprint.get("guidance"), fingerprint.get("sampler")
+    if not guidance or not sampler:
+        return {"prior": fingerprint.get("family")}
+    return {
+        "prior": f"{guidance['tilted_prior']}, guidance scale {guidance['scale']:g}",
+        "negative prompt": repr(guidance["negative_prompt"]) if guidance["negative_prompt"] else None,
+        "sampler": sampler["scheduler"],
+        "steps": sampler["steps"],
+        "eta": sampler["eta"],
     }
 
 

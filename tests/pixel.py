@@ -1,9 +1,9 @@
 """A prior whose posterior is known: standard normal 4 x 4 pixels, sampled by the stock `DDIMPipeline`.
 
-Data ~ N(0, I) has the exact noise predictor eps(x_t) = sqrt(1 - ab_t)·x_t, so every transition is linear and the chain of a few steps
-ends in N(0, v·I) with a v below 1 that `end_variance` computes. With r(x) = c·x and |c| = 1 the posterior is N(beta·v·c, v·I) and
-log Z = KL(posterior || prior) = beta²·v/2; its transitions are the prior's, shifted by a constant per step, which is what the
-posterior here can learn: it adds a table of one number per step and channel to eps.
+Data ~ N(0, I) has the exact noise predictor eps(x_t) = sqrt(1 - ab_t)·x_t, so every transition is linear and a chain of few
+steps ends in N(0, v·I) with a v below 1 that `end_variance` computes. With r(x) = c·x and |c| = 1 the posterior is
+N(beta·v·c, v·I) and log Z = KL(posterior || prior) = beta²·v/2; its transitions are the prior's, shifted by a constant per step,
+which is what the posterior here can learn: it adds a table of one number per step and channel to eps.
 """
 
 from __future__ import annotations
@@ -92,22 +92,56 @@ class PixelPrior:
         return {"family": "pixel", "steps": self.steps}
 
     def export(self, folder: Path, card: str) -> None:
-        raise NotImplementedError
+        (folder / "card.md").write_text(card, encoding="utf-8")
 
 
-def end_variance(prior: PixelPrior) -> float:
-    """v: DDIM at eta 1 (Song et al. 2021) with the exact eps is x_s = a·x_t + std·z; started from N(0, I)."""
-    v = 1.0
+def linear_steps(prior: PixelPrior) -> list[tuple[float, float, float]]:
+    """(a, std², k) of x_s = a·x_t + k·shift + std·z, step by step: DDIM at eta 1 (Song et al. 2021) with the exact eps."""
     scheduler = prior.pipe.scheduler
     scheduler.set_timesteps(prior.steps)
     ends = scheduler.alphas_cumprod.double()[scheduler.timesteps].tolist()
+    steps = []
     for ab_t, ab_s in zip(ends, [*ends[1:], float(scheduler.alphas_cumprod[0])], strict=True):
         variance = (1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)
-        a = math.sqrt(ab_s * ab_t) + math.sqrt((1 - ab_s - variance) * (1 - ab_t))
+        direction = math.sqrt(1 - ab_s - variance)
+        a = math.sqrt(ab_s * ab_t) + direction * math.sqrt(1 - ab_t)
+        steps.append((a, variance, direction - math.sqrt(ab_s * (1 - ab_t) / ab_t)))
+    return steps
+
+
+def end_variance(prior: PixelPrior) -> float:
+    """v: the chain starts from N(0, I)."""
+    v = 1.0
+    for a, variance, _ in linear_steps(prior):
         v = a * a * v + variance
     return v
+
+
+def set_known_posterior(prior: PixelPrior, beta: float) -> None:
+    """The optimal transitions: V(x_s) = g·c·x_s + const with g = beta at x_0, so each mean moves by std²·g·c."""
+    g = beta
+    steps = linear_steps(prior)
+    timesteps = prior.pipe.scheduler.timesteps.tolist()
+    with torch.no_grad():
+        for t, (a, variance, k) in reversed(list(zip(timesteps, steps, strict=True))):
+            prior.pipe.unet.shift[t, 1] = variance * g / 4 / k
+            g *= a
 
 
 def green(images: Tensor, prompts: Sequence[str]) -> Tensor:
     """r(x) = c·x with c = 1/4 in the 16 green entries and 0 elsewhere."""
     return images[:, 1].flatten(1).sum(1) / 4
+
+
+class Signs:
+    """Judge and embedding in one: is the green sum positive? Pictures of one sign point the same way."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return green(images, prompts)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(images.flatten(1), dim=1)
+
+    def classify(self, images: Tensor, classes: Sequence[str]) -> Tensor:
+        positive = (green(images, []) > 0).float()
+        return torch.stack([1 - positive, positive], dim=1).clamp(1e-6, 1).log()

@@ -310,7 +310,7 @@ def test_the_trainer_learns_a_reward_it_can_reach(prior_folder: Path, tmp_path: 
             "group": 8,
             "micro_batch": 16,
             "gradient_steps": None,
-            "checkpoint_every": 0,
+            "checkpoint_every": 25,
         },
     )
     assemble(config).fit()
