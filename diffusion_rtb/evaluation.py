@@ -149,7 +149,7 @@ def draw(
 def _check_tools(config: EvalConfig, embedder: Any, judge: Any) -> None:
     if embedder is not None and not callable(getattr(embedder, "embed", None)):
         raise ValueError(
-            f"eval.embedder {type(embedder).__name__} has no method embed(images); `clip_score` has one, or null turns diversity off."
+            f"eval.embedder {type(embedder).__name__} has no method embed(images); take `clip_score`, or null for no diversity."
         )
     if config.factors and not callable(getattr(judge, "classify", None)):
         raise ValueError(
