@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 __all__ = ["Tracker", "check_trackers"]
 
@@ -74,9 +76,9 @@ class Tracker:
     def __enter__(self) -> Tracker:
         if self.main and self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.progress = Progress(*columns, console=self.console)
+            self.progress = _Bar(*columns, console=self.console)
             self.progress.start()
-            self.task = self.progress.add_task("training", total=self.total)
+            self.task = self.progress.add_task("training", total=self.total, numbers="")
         return self
 
     def __exit__(
@@ -104,12 +106,14 @@ class Tracker:
         if not self.main:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
+            # JSON has no NaN: what was not measured is null.
+            row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            file.write(json.dumps({"iteration": iteration, **row}) + "\n")
         if self.accelerator is not None:
             self.accelerator.log(dict(metrics), step=iteration)
         text = "  ".join(f"{label} {_short(metrics[name])}" for name, label in SHOWN.items() if name in metrics)
         if self.progress is not None:
-            self.progress.update(self.task, completed=iteration + 1, description=text)
+            self.progress.update(self.task, completed=iteration + 1, numbers=text)
         else:
             seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
             sys.stderr.write(f"{iteration + 1:>5}/{self.total}  {text}  {seconds:.1f} s\n")
@@ -126,6 +130,15 @@ class Tracker:
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({name: pixels}, step=iteration)
+
+
+class _Bar(Progress):
+    """A bar with the numbers on the line below: beside it they would leave a narrow terminal without the bar."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["numbers"])
 
 
 def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any]) -> Accelerator:

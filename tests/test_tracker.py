@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from diffusion_rtb.tracker import Tracker, check_trackers
 
@@ -59,3 +62,20 @@ def test_a_missing_tracker_names_the_extra() -> None:
         pytest.skip("every tracker is installed here")
     with pytest.raises(ValueError, match=rf"diffusion-rtb\[{missing[0]}\]"):
         check_trackers([missing[0]])
+
+
+def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
+    Tracker(tmp_path, [], 1).log(0, {"reward": float("nan"), "kl": float("inf"), "elbo": 1.0})
+    assert logged(tmp_path) == [{"iteration": 0, "reward": None, "kl": None, "elbo": 1.0}]
+
+
+def test_a_narrow_terminal_shows_bar_and_numbers(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, [], 3)
+    screen = io.StringIO()
+    tracker.console = Console(file=screen, force_terminal=True, width=60)
+    with tracker:
+        tracker.log(0, dict.fromkeys(("parity", "reward", "elbo", "kl", "ess", "residual_std", "log_z"), -1.2345))
+    shown = Text.from_ansi(screen.getvalue().replace("\r", "\n")).plain
+    assert "training" in shown
+    assert "1/3" in shown
+    assert "log Z -1.23" in shown
