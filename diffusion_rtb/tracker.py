@@ -129,7 +129,9 @@ class Tracker:
         pixels = np.asarray(Image.open(path).convert("RGB"))[None]
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
-                tracker.log_images({name: pixels}, step=iteration)
+                # tensorboard takes channels first unless told; the others know no such argument.
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: pixels}, step=iteration, **layout)
 
 
 class _Bar(Progress):

@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
+from diffusion_rtb.grids import save_png
 from diffusion_rtb.tracker import Tracker, check_trackers
 
 
@@ -79,3 +81,16 @@ def test_a_narrow_terminal_shows_bar_and_numbers(tmp_path: Path) -> None:
     assert "training" in shown
     assert "1/3" in shown
     assert "log Z -1.23" in shown
+
+
+def test_tensorboard_gets_numbers_and_pictures(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    save_png(Image.new("RGB", (8, 8), "red"), tmp_path / "samples" / "0.png")
+    with Tracker(tmp_path, ["tensorboard"], 2, config={"beta": 0.5, "train": {"lr": 0.1}}) as tracker:
+        for i in range(2):
+            tracker.log(i, {"reward": i / 2})
+        tracker.image("samples", tmp_path / "samples" / "0.png", 1)
+    (events,) = {path.parent for path in tmp_path.rglob("events.out.*") if path.parent.name == "diffusion_rtb"}
+    found = accumulators.EventAccumulator(str(events)).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("reward")] == [(0, 0.0), (1, 0.5)]
+    assert [e.step for e in found.Images("samples")] == [1]
