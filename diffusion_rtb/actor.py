@@ -158,6 +158,8 @@ class Actor:
     def _rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Experience:
         with self.stopwatch("reward"):
             images = torch.cat([self.prior.decode(trajectory.x_0[chunk]) for chunk in self.chunks(trajectory.batch)])
-            reward = evaluate_reward(self.reward, images, self.texts(rows), getattr(self.reward, "__name__", type(self.reward).__name__))
+            reward = evaluate_reward(
+                self.reward, images, self.texts(rows), getattr(self.reward, "__name__", type(self.reward).__name__)
+            )
         prompt = torch.tensor(rows, device=trajectory.x.device)
         return Experience(trajectory=trajectory, prompt=prompt, reward=reward.to(prompt.device))

@@ -17,8 +17,8 @@ A LoRA that turns `{{ base_model }}` into a model of the posterior
 
     p*(x) = p(x) · exp(beta · r(x)) / Z        beta = {{ beta }} nats per unit of reward
 
-where p is the {% if guidance %}{{ guidance.tilted_prior }} {% endif %}prior and r the reward `{{ reward }}`. It was trained with the objective
-`{{ objective }}` by `diffusion_rtb`.
+where p is the {% if guidance %}{{ guidance.tilted_prior }} {% endif %}prior and r the reward `{{ reward }}`. \
+It was trained with the objective `{{ objective }}` by `diffusion_rtb`.
 
 ## Use it with plain diffusers
 

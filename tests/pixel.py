@@ -24,7 +24,7 @@ from torch import Tensor
 class PixelNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """eps(x_t) = sqrt(1 - ab_t)·x_t + shift[t]."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, sample_size: int = 4, in_channels: int = 3, timesteps: int = 1000) -> None:
         super().__init__()
         self.register_buffer("ab", torch.ones(timesteps))

@@ -33,7 +33,7 @@ def numbers(*, known: bool) -> dict[str, Any]:
     if known:
         set_known_posterior(prior, BETA)
     actor = Actor(prior, green, PROMPTS, 100)
-    tools = {"embedder": Signs(), "judge": Signs()}
+    tools: dict[str, Any] = {"embedder": Signs(), "judge": Signs()}
     before = draw(actor, CONFIG, 400, 0, posterior=False, **tools)
     after = draw(actor, CONFIG, 300, 0, posterior=True, **tools)
     return summarise(before, after, PROMPTS, BETA, CONFIG)
