@@ -262,7 +262,8 @@ class Trainer:
             [self.prior.decode(experience.trajectory.x_0[chunk]) for chunk in self.actor.chunks(len(pairs))]
         )
         path = self.folder / "samples" / f"{self.iteration:06d}.png"
-        save_png(grid(images, count, captions=[self.actor.prompts[row] for row, _ in pairs]), path)
+        rewards = [f"{value:.2f}" for value in experience.reward.tolist()]
+        save_png(grid(images, count, captions=rewards, rows=self.actor.texts(rows)), path)
         self.tracker.image("samples", path, self.iteration)
         self.actor.stopwatch.read()
 

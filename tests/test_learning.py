@@ -22,9 +22,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vargrad": {"objective": {"component": "rtb"}},
     "log_z": {"objective": {"component": "rtb", "log_z": "learned"}},
     "trust_pcl": {"objective": {"component": "trust_pcl"}},
-    "sub_trajectories": {"objective": {"component": "trust_pcl", "length": 3}},
+    "sub_trajectories": {
+        "objective": {"component": "trust_pcl", "length": 3},
+        "train": {"lr_objective": 0.01, "iterations": 120},
+    },
     "prior_share": {"behaviour": {"prior_share": 0.5, "prior_buffer": 256, "exploration": {"scale": 0.3, "until": 40}}},
-    "some_steps": {"train": {"gradient_steps": 4}},
+    "some_steps": {"train": {"gradient_steps": 4, "iterations": 140}},
 }
 
 
