@@ -30,6 +30,7 @@ from diffusion_rtb.behaviours.source import Source
 from diffusion_rtb.config import RunConfig, TrainConfig
 from diffusion_rtb.grids import grid, save_png
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
+from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from diffusion_rtb.rollout import replay_backward
 from diffusion_rtb.seeds import seed_of
 from diffusion_rtb.tracker import Tracker
@@ -106,6 +107,8 @@ class Trainer:
         train = self.config.train
         with self._signals(), self.tracker:
             self.resume()
+            if self.iteration == 0:
+                self._warm_up()
             while self.iteration < train.iterations and self._interrupted is None:
                 try:
                     metrics = self.step()
@@ -119,6 +122,15 @@ class Trainer:
                 if train.checkpoint_every and self.iteration % train.checkpoint_every == 0:
                     self.save()
         self.save()
+
+    def _warm_up(self) -> None:
+        """Let an objective with a value network learn it from the prior's trajectories, where there are any."""
+        buffer, count = self.sources["prior"]
+        if count == 0 or not isinstance(self.objective, TrustPCL) or self.objective.warm_up_updates == 0:
+            return
+        assert isinstance(buffer, PriorBuffer)
+        held = buffer.everything(self.actor)
+        self.objective.warm_up(self._terms(replace(held, log_q=held.log_p)), self.config.beta)
 
     def step(self) -> dict[str, float]:
         """One iteration; returns its metrics."""

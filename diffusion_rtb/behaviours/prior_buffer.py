@@ -63,6 +63,11 @@ class PriorBuffer:
             parts.append(held[systematic_resample(weights, count, u)])
         return Experience.cat(parts).to(actor.prior.device)
 
+    def everything(self, actor: Actor) -> Experience:
+        """All stored trajectories of all prompts, with log_p; buffers that are empty are filled first."""
+        self._extend(actor, [row for row in range(len(actor.prompts)) if row not in self.memory])
+        return Experience.cat([self.memory[row] for row in sorted(self.memory)]).to(actor.prior.device)
+
     def _extend(self, actor: Actor, rows: Sequence[int]) -> None:
         """Fill the buffers of new rows, refresh those of old ones; nothing changes unless all of it succeeds."""
         wanted = [(row, self.refresh if row in self.memory else self.size) for row in rows]

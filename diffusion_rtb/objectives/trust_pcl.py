@@ -28,6 +28,8 @@ https://arxiv.org/abs/2509.01632.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -35,7 +37,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives.checks import check_terms
+from diffusion_rtb.objectives.checks import check_beta, check_terms
 from diffusion_rtb.objectives.log_z import log_weight
 from diffusion_rtb.objectives.penalty import Penalty
 from diffusion_rtb.objectives.rtb import RTB, rtb_residual
@@ -64,6 +66,9 @@ def trust_pcl_residual(
     return values[:, 1:] - values[:, :-1] + log_ratio / beta
 
 
+WARM_UP_BATCH = 128
+
+
 class TrustPCL(nn.Module):
     """Trust-PCL with the prior as reference, an `Objective`, in reward units.
 
@@ -73,6 +78,9 @@ class TrustPCL(nn.Module):
         log_z: for whole trajectories where V(x_T) = log Z / beta comes from: "vargrad" (when None), "per_prompt" or
             "learned". Not with a `length`: there V is a network.
         width: channels of the value network; read only with a `length`.
+        warm_up_updates: updates of V on prior trajectories before the first iteration, see `warm_up`; with a `length`.
+        weights: positive weight of each stretch, from x_T on; with a `length`. The optimum is the same for any weights, as every
+            residual is 0 there; small ones keep the noise of steps that decide nothing out of the gradient.
         loss: "squared" or "huber".
         huber_delta: where Huber's slope stops growing; reward units.
         dead_zone: c: a stretch with residual² <= c makes no update; reward units, squared.
@@ -89,6 +97,8 @@ class TrustPCL(nn.Module):
         log_z: Literal["learned", "per_prompt", "vargrad"] | None = None,
         *,
         width: int = 32,
+        warm_up_updates: int = 0,
+        weights: Sequence[float] | None = None,
         loss: Literal["squared", "huber"] = "squared",
         huber_delta: float = 1.0,
         dead_zone: float = 0.0,
@@ -103,8 +113,15 @@ class TrustPCL(nn.Module):
             )
         if width < 1:
             raise ValueError(f"width must be at least 1 channel, got {width}.")
+        if warm_up_updates < 0 or (warm_up_updates > 0 and length is None):
+            raise ValueError(
+                f"warm_up_updates={warm_up_updates} is for the value network: at least 0, and only with a length; got "
+                f"length={length}."
+            )
         self.length = length
         self.width = width
+        self.warm_up_updates = warm_up_updates
+        self.weights = check_weights(weights, length)
         self.penalty = Penalty(loss, huber_delta, dead_zone)
         self.value = None
         self.whole: RTB | None = None
@@ -138,7 +155,49 @@ class TrustPCL(nn.Module):
         scaled = trust_pcl_residual(terms.log_q, terms.log_p, values, beta)
         log_z = values[:, 0].detach() * beta
         residual = rtb_residual(terms.log_q.detach(), terms.log_p, terms.reward, log_z, beta)
-        return Loss(torch.mean(self.penalty(scaled)), residual, log_z)
+        return Loss(torch.mean(self.penalty(scaled) * self._stretch_weights(scaled)), residual, log_z)
+
+    def _stretch_weights(self, scaled: Float[Tensor, "batch stretches"]) -> Float[Tensor, " stretches"]:
+        stretches = scaled.shape[1]
+        weights = self.weights or [1.0] * stretches
+        if len(weights) != stretches:
+            raise ValueError(
+                f"weights has {len(weights)} entries for {stretches} stretches of length {self.length}; give one for each, "
+                "or null for equal ones."
+            )
+        return torch.tensor(weights, dtype=scaled.dtype, device=scaled.device)
+
+    def warm_up(self, terms: Terms, beta: float, lr: float = 3e-3) -> None:
+        r"""Fit V to prior trajectories, where the soft value is V(x_t) = 1/beta · log E_p[exp(beta·r(x_0)) given x_t].
+
+        Without it the first policy updates follow a V that knows nothing, and the difference V(x_j) - V(x_i), which tells
+        the steps that decided the reward from those that did not, is noise. It minimises exp(z) - z - 1, z = beta·(r - V),
+        whose minimiser is that V (Gumbel regression: Garg et al., 2023, https://arxiv.org/abs/2301.02328).
+
+        Args:
+            terms: prior trajectories; only states, rewards and features are read.
+            beta: 1 / alpha; nats per unit of reward.
+            lr: of Adam, for this fit alone.
+        """
+        if self.value is None or self.warm_up_updates == 0:
+            return
+        check_beta(beta)
+        batch, steps = terms.log_p.shape
+        if isinstance(self.value, ValueNetwork):
+            soft = torch.logsumexp(beta * terms.reward.double(), 0) - math.log(batch)
+            self.value.start((soft / beta).to(terms.reward.dtype))
+        optimizer = torch.optim.Adam(self.value.parameters(), lr=lr)
+        generator = torch.Generator().manual_seed(0)
+        for update in range(self.warm_up_updates):
+            row = torch.randint(batch, (WARM_UP_BATCH,), generator=generator).to(terms.x.device)
+            i = torch.randint(steps, (WARM_UP_BATCH,), generator=generator).to(terms.x.device)
+            value = self.value(terms.x[row, i], terms.timesteps[i], terms.features[row])
+            z = beta * (terms.reward[row] - value)
+            optimizer.param_groups[0]["lr"] = lr * (1 - update / self.warm_up_updates)
+            optimizer.zero_grad()
+            torch.mean(torch.expm1(z) - z).backward()
+            torch.nn.utils.clip_grad_norm_(self.value.parameters(), 1.0)
+            optimizer.step()
 
     def boundary_values(self, terms: Terms, beta: float) -> Float[Tensor, "batch boundaries"]:
         """V at x_T and then every `length` steps, the last one being the reward of x_0; reward units."""
@@ -153,6 +212,21 @@ class TrustPCL(nn.Module):
         features = terms.features.repeat_interleave(steps // length, dim=0)
         values: Tensor = self.value(states, t, features)
         return torch.cat([values.unflatten(0, (batch, -1)), terms.reward[:, None]], dim=1)
+
+
+def check_weights(weights: Sequence[float] | None, length: int | None) -> list[float] | None:
+    """The weights as a list.
+
+    Raises:
+        ValueError: one is not a positive number, or there is no `length`.
+    """
+    if weights is None:
+        return None
+    if length is None or not all(0 < float(weight) < math.inf for weight in weights):
+        raise ValueError(
+            f"weights={list(weights)} must be positive numbers, one per stretch of a length; got length={length}."
+        )
+    return [float(weight) for weight in weights]
 
 
 def check_length(length: int | None, steps: int) -> int:
