@@ -165,6 +165,8 @@ class TrainConfig(Section):
     """Largest norm of the adapters' gradient; larger ones are scaled down."""
     gradient_steps: PositiveInt | None = None
     """Steps per trajectory that get a gradient, drawn at random and re-weighted to stay unbiased; null: all."""
+    step_weights: Annotated[tuple[PositiveFloat, ...], Field(strict=False)] | None = None
+    """One positive weight per denoising step on its gradient; null: all 1. The optimum, where every residual is 0, is the same."""
     updates_per_iteration: PositiveInt = 1
     """Optimizer updates on the trajectories of one iteration."""
     parity_tolerance: PositiveFloat = 1e-3

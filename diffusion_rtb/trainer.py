@@ -8,7 +8,6 @@ at a time, so the exact full-trajectory gradient needs the activation memory of 
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,14 +23,14 @@ from torch import Tensor
 
 from diffusion_rtb.actor import Actor, Experience
 from diffusion_rtb.behaviours.anneal import annealed
-from diffusion_rtb.behaviours.on_policy import OnPolicy
+from diffusion_rtb.behaviours.mixture import sources
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
-from diffusion_rtb.behaviours.source import Source
-from diffusion_rtb.config import RunConfig, TrainConfig
+from diffusion_rtb.config import RunConfig
 from diffusion_rtb.grids import grid, save_png
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from diffusion_rtb.rollout import replay_backward
+from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import seed_of
 from diffusion_rtb.tracker import Tracker
 from diffusion_rtb.training_metrics import iteration_metrics
@@ -165,7 +164,7 @@ class Trainer:
         """This process's prompts of the iteration: every prompt once before any comes again."""
         count, total = self.config.train.prompts_per_iteration, len(self.actor.prompts)
         accelerator = self.accelerator
-        rows = [_nth_prompt(self.config.seed, self.iteration * count + k, total) for k in range(count)]
+        rows = [nth_prompt(self.config.seed, self.iteration * count + k, total) for k in range(count)]
         return rows[accelerator.process_index :: accelerator.num_processes]
 
     def _update(
@@ -212,6 +211,7 @@ class Trainer:
         steps = self._gradient_steps(parts[0], update)
         if steps is not None:  # unbiased: each step is drawn with probability len(steps)/all
             cotangent = cotangent * (int(parts[0].trajectory.stochastic.sum()) / len(steps))
+        cotangent = cotangent * self._step_weights(cotangent)
         replayed, start = [], 0
         for part in parts:
             rows = []
@@ -224,6 +224,16 @@ class Trainer:
             replayed.append(torch.cat(rows))
             start += len(part)
         return replayed
+
+    def _step_weights(self, cotangent: Float[Tensor, "batch steps"]) -> Float[Tensor, " steps"]:
+        """A preconditioner: steps that decide little of the reward but have large gradients can be kept from drowning the rest."""
+        steps = cotangent.shape[1]
+        weights = self.config.train.step_weights or (1.0,) * steps
+        if len(weights) != steps:
+            raise ValueError(
+                f"train.step_weights has {len(weights)} entries, the chain has {steps} steps: give one for each, or null."
+            )
+        return torch.tensor(weights, dtype=cotangent.dtype, device=cotangent.device)
 
     def _gradient_steps(self, experience: Experience, update: int) -> list[int] | None:
         """A random subset of the steps with a density, or None for all of them."""
@@ -312,29 +322,3 @@ class Trainer:
     def interrupted(self) -> bool:
         """A signal ended `fit` before the last iteration."""
         return self._interrupted is not None
-
-
-def sources(config: RunConfig) -> dict[str, tuple[Source, int]]:
-    """The behaviours of a run by name, each with its trajectories per prompt."""
-    behaviour, group = config.behaviour, config.train.group
-    from_prior = round(behaviour.prior_share * group)
-    exploration = behaviour.exploration
-    on_policy = OnPolicy(config.seed, scale=exploration.scale, until=exploration.until, kind=exploration.kind)
-    buffer = PriorBuffer(
-        config.seed, size=behaviour.prior_buffer, resample=behaviour.resample, refresh=behaviour.refresh
-    )
-    return {"posterior": (on_policy, group - from_prior), "prior": (buffer, from_prior)}
-
-
-def learning_rate_factor(train: TrainConfig, iteration: int) -> float:
-    """Linear warm-up to 1, then the configured decay towards 0 at the last iteration."""
-    if iteration < train.warmup:
-        return (iteration + 1) / (train.warmup + 1)
-    done = (iteration - train.warmup) / max(1, train.iterations - train.warmup)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[train.lr_decay]
-
-
-def _nth_prompt(run_seed: int, n: int, total: int) -> int:
-    """The n-th prompt of an endless sequence of shuffled passes over the table."""
-    generator = torch.Generator().manual_seed(seed_of(run_seed, "prompts", n // total))
-    return int(torch.randperm(total, generator=generator)[n % total])

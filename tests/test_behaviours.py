@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from diffusion_rtb.behaviours.anneal import annealed
 from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.behaviours.prior_buffer import systematic_resample
+from diffusion_rtb.config import TrainConfig
+from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import generators, global_seed, seed_of
 
 
@@ -98,3 +100,20 @@ def test_the_global_generator_is_seeded_inside_and_restored_after() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     with global_seed(3):
         assert torch.equal(torch.randn(2), first)
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [("constant", [1.0, 1.0, 1.0]), ("linear", [1.0, 0.5, 0.1]), ("cosine", [1.0, 0.5, 0.0245])],
+)
+def test_learning_rates_warm_up_and_decay(decay: str, expected: list[float]) -> None:
+    train = TrainConfig.model_validate({"iterations": 14, "warmup": 4, "lr_decay": decay})
+    assert [learning_rate_factor(train, i) for i in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert [learning_rate_factor(train, i) for i in (4, 9, 13)] == pytest.approx(expected, abs=1e-3)
+
+
+def test_every_prompt_comes_once_before_any_comes_again() -> None:
+    rows = [nth_prompt(3, n, 5) for n in range(15)]
+    for start in (0, 5, 10):
+        assert sorted(rows[start : start + 5]) == list(range(5))
+    assert rows[:5] != rows[5:10] or rows[5:10] != rows[10:]

@@ -292,35 +292,3 @@ def test_disagreement_between_rollout_and_replay_stops_training(prior_folder: Pa
             module.p = 0.5
     with pytest.raises(ValueError, match="parity"):
         trainer.fit()
-
-
-def test_the_trainer_learns_a_reward_it_can_reach(prior_folder: Path, tmp_path: Path) -> None:
-    """ELBO, not reward: it rises only if the reward gained is worth the KL paid."""
-    config = run_config(
-        prior_folder,
-        tmp_path,
-        reward={"component": "tests.test_trainer:first_channel"},
-        beta=40.0,
-        objective={"component": "rtb", "log_z": "vargrad"},
-        behaviour={"prior_share": 0.0, "exploration": {"scale": 0.0, "until": 1}},
-        posterior={"target_modules": ["conv_in", "conv_out"], "rank": 4, "alpha": 4.0},
-        train={
-            "iterations": 25,
-            "lr": 3e-3,
-            "group": 8,
-            "micro_batch": 16,
-            "gradient_steps": None,
-            "checkpoint_every": 25,
-        },
-    )
-    assemble(config).fit()
-    rows = lines(tmp_path / "tiny")
-    early = sum(row["elbo"] for row in rows[:3]) / 3
-    late = sum(row["elbo"] for row in rows[-3:]) / 3
-    assert late > early + 0.05
-    assert rows[-1]["kl"] > 0.01
-
-
-def first_channel(images: torch.Tensor, prompts: Any) -> torch.Tensor:
-    """Mean of the red channel."""
-    return images[:, 0].flatten(1).mean(1)
