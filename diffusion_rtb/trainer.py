@@ -33,7 +33,7 @@ from diffusion_rtb.rollout import replay_backward
 from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import seed_of
 from diffusion_rtb.tracker import Tracker
-from diffusion_rtb.training_metrics import iteration_metrics
+from diffusion_rtb.training_metrics import iteration_metrics, parity
 from diffusion_rtb.training_state import attach_posterior, restore_training, save_training
 
 __all__ = ["Trainer"]
@@ -148,7 +148,6 @@ class Trainer:
             loss, replayed, norm = self._update(parts, beta, update)
             if update == 0:
                 metrics = iteration_metrics(parts, loss, replayed, beta) | {"beta": beta, "gradient_norm": norm}
-                self._check_parity(metrics["parity"])
         seconds = self.actor.stopwatch.read()
         return metrics | {f"seconds/{phase}": spent for phase, spent in seconds.items()}
 
@@ -180,6 +179,9 @@ class Trainer:
         assert terms.log_q.grad is not None
         with self.actor.stopwatch("backward"):
             replayed = self._backward(parts, terms.log_q.grad, update)
+        if update == 0:  # before the step: a rejected gradient must not reach the parameters
+            assert parts[0].log_q is not None
+            self._check_parity(parity(parts[0].log_q, replayed[0]))
         norm = self._clip()
         factor = learning_rate_factor(self.config.train, self.iteration)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):

@@ -9,7 +9,7 @@ from diffusion_rtb.actor import Experience
 from diffusion_rtb.interfaces import Loss
 from diffusion_rtb.metrics import elbo, ess, kl
 
-__all__ = ["iteration_metrics"]
+__all__ = ["iteration_metrics", "parity"]
 
 
 def iteration_metrics(

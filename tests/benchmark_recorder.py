@@ -104,7 +104,7 @@ def recorded_trajectory(pipe: Any, batch: int, steps: int) -> Trajectory:
     return recorder.trajectory
 
 
-def activations(pipe: Any, steps: int, batch: int = 4) -> tuple[int, int]:
+def activations(pipe: Any, steps: int, batch: int = 2) -> tuple[int, int]:
     """Peak bytes of live activations: backward inside the step, and autograd through the whole chain."""
     trajectory = recorded_trajectory(pipe, batch, steps)
     ones = torch.ones(batch, steps)

@@ -290,5 +290,7 @@ def test_disagreement_between_rollout_and_replay_stops_training(prior_folder: Pa
     for module in trainer.prior.pipe.unet.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
+    before = {name: p.detach().clone() for name, p in trainer.prior.parameters().items()}
     with pytest.raises(ValueError, match="parity"):
         trainer.fit()
+    assert same(before, parameters(tmp_path / "tiny")), "the checkpoint holds an update by a wrong gradient"
