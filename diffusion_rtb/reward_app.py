@@ -1,0 +1,234 @@
+"""The reward server's HTTP application; see `reward_wire` for the format. Needs the extra `server`.
+
+Order of the checks: token, room in the queue, size while the body arrives, format, and only then the reward. One reward call
+runs at a time, in one thread of its own: rewards need not be safe for threads, and a GPU is not shared by two batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from jaxtyping import Float, Float32
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection
+
+from diffusion_rtb import __version__
+from diffusion_rtb.reward_codec import Batch, as_float, decode
+from diffusion_rtb.reward_wire import (
+    ENCODINGS,
+    JSON_TYPE,
+    NPZ_TYPE,
+    Answer,
+    Failure,
+    Health,
+    Info,
+    Limits,
+    PixelsRequest,
+    PngRequest,
+    WireError,
+)
+
+__all__ = ["Score", "Served", "create_app"]
+
+LOG = logging.getLogger(__name__)
+
+Score = Callable[[Float32[np.ndarray, "batch 3 height width"], Sequence[str]], Float[np.ndarray, " batch"]]
+"""Images in [0, 1] and prompts in, one number per image out; it raises where there is none."""
+
+REFUSALS = {
+    400: "The body is damaged",
+    401: "The token is missing or wrong",
+    408: "The body did not arrive in time",
+    413: "More than the limits in /info",
+    415: "The media type is not read here",
+    422: "The body does not follow the schema",
+    500: "The reward failed; asking again will not help",
+    503: "Too many requests are waiting; try again",
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served, and how much of it.
+
+    A `token` of None lets everybody in.
+    """
+
+    reward: str
+    reward_id: str
+    limits: Limits = field(default_factory=Limits)
+    max_waiting: int = 16
+    """Requests that are read, waiting or scored at one time; further ones get 503."""
+    read_timeout: float = 30.0
+    """Seconds for a body to arrive."""
+    token: str | None = field(default=None, repr=False)
+
+
+def create_app(score: Score, served: Served) -> FastAPI:
+    """The application, for any ASGI server.
+
+    Args:
+        score: The reward. Its exceptions and numbers that are not finite are answered with status 500, never with a number.
+        served: Names, limits and token.
+    """
+    app = FastAPI(title="diffusion-rtb reward server", version=__version__, docs_url=None, redoc_url=None)
+    desk = _Desk(score, served)
+    guarded = [Depends(_Guard(served.token))] if served.token is not None else []
+    refused = {status: {"model": Failure, "description": text} for status, text in REFUSALS.items()}
+    without_token: dict[int | str, Any] = {401: refused[401]} if guarded else {}
+
+    @app.get("/health")
+    async def health() -> Health:
+        return Health()
+
+    @app.get("/info", dependencies=guarded, responses=without_token)
+    async def info() -> Info:
+        names = {"reward": served.reward, "reward_id": served.reward_id, "version": __version__}
+        return Info(**names, **asdict(served.limits), encodings=list(ENCODINGS))
+
+    @app.post(
+        "/score",
+        dependencies=guarded,
+        response_model=Answer,
+        responses={**{k: v for k, v in refused.items() if k != 401}, **without_token},
+        openapi_extra=_described(served.limits),
+    )
+    async def score_images(request: Request) -> Response:
+        answer = await desk.serve(request)
+        return Response(answer.model_dump_json(), media_type=JSON_TYPE)
+
+    app.add_exception_handler(WireError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse)
+    return app
+
+
+class _Guard(HTTPBearer):
+    """Lets in who knows the token; the time it takes tells nothing about the token."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__(auto_error=False, scheme_name="token")
+        self._digest = sha256(token.encode()).digest()
+
+    async def __call__(self, request: HTTPConnection) -> HTTPAuthorizationCredentials | None:
+        found = await super().__call__(request)
+        given = "" if found is None else found.credentials
+        if not hmac.compare_digest(sha256(given.encode()).digest(), self._digest):
+            reason = "there is none" if found is None else "it is not the server's"
+            message = f"This server wants its token as `Authorization: Bearer TOKEN`: {reason}."
+            raise WireError(message, status=401, code="unauthorized")
+        return found
+
+
+class _Desk:
+    """Where requests wait for the one reward."""
+
+    def __init__(self, score: Score, served: Served) -> None:
+        self.score, self.served = score, served
+        self._waiting = 0
+        self._turn = asyncio.Lock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="reward")
+
+    async def serve(self, request: Request) -> Answer:
+        async with self._place():
+            body = await self._body(request)
+            media_type = request.headers.get("content-type", "")
+            batch = await asyncio.to_thread(decode, body, media_type, self.served.limits)
+            async with self._turn:
+                # Whoever gave up and asks again elsewhere should not be computed twice.
+                if await request.is_disconnected():
+                    raise WireError("The client has gone.", status=408, code="gone")
+                return await asyncio.get_running_loop().run_in_executor(self._worker, self._answer, batch)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        if self._waiting >= self.served.max_waiting:
+            raise WireError(f"{self._waiting} requests are waiting; try again.", status=503, code="busy")
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    async def _body(self, request: Request) -> bytes:
+        most, seconds = self.served.limits.max_body_bytes, self.served.read_timeout
+        declared = request.headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > most:
+            raise _too_long(most)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > most:
+                        raise _too_long(most)
+        except TimeoutError:
+            raise WireError(f"The body did not arrive within {seconds:g} s.", status=408, code="timeout") from None
+        except ClientDisconnect:
+            raise WireError("The client left before its body was complete.", status=408, code="gone") from None
+        return bytes(body)
+
+    def _answer(self, batch: Batch) -> Answer:
+        """One finite number per image, or status 500 with the reason."""
+        try:
+            values = np.asarray(self.score(as_float(batch.images), batch.prompts), dtype=np.float64)
+        except Exception as error:
+            LOG.exception("Reward %s failed", self.served.reward)
+            raise _failed(f"Reward {self.served.reward!r} raised {type(error).__name__}: {error}") from error
+        if values.shape != (len(batch.images),):
+            raise _failed(
+                f"Reward {self.served.reward!r} returned shape {values.shape} for {len(batch.images)} images."
+            )
+        try:
+            return Answer(reward_id=self.served.reward_id, rewards=values.tolist())
+        except ValidationError:
+            i = int(np.flatnonzero(~np.isfinite(values))[0])
+            where = f"image {i}, prompt {batch.prompts[i]!r}"
+            raise _failed(f"Reward {self.served.reward!r} is {values[i]} for {where}; it must be finite.") from None
+
+
+def _too_long(most: int) -> WireError:
+    return WireError(f"The body is above max_body_bytes={most}: send fewer images.", status=413, code="too_large")
+
+
+def _failed(message: str) -> WireError:
+    return WireError(message, status=500, code="reward_failed")
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Every refusal in one form."""
+    if isinstance(error, WireError):
+        failure = Failure(code=error.code, message=str(error))
+        extra = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}, 408: {"Connection": "close"}}
+        headers: Any = extra.get(error.status)
+        return JSONResponse(failure.model_dump(), error.status, headers=headers)
+    assert isinstance(error, HTTPException)
+    failure = Failure(code=f"http_{error.status_code}", message=f"{request.method} {request.url.path}: {error.detail}")
+    return JSONResponse(failure.model_dump(), error.status_code, headers=error.headers)
+
+
+def _described(limits: Limits) -> dict[str, Any]:
+    """The request body for OpenAPI; the application reads it itself, as it arrives."""
+    models: tuple[type[BaseModel], ...] = (PngRequest, PixelsRequest)
+    forms = [model.model_json_schema() for model in models]
+    archive = {"type": "string", "format": "binary", "description": "images.npy and header.npy; no pickles"}
+    content = {JSON_TYPE: {"schema": {"oneOf": forms}}, NPZ_TYPE: {"schema": archive}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": content,
+            "description": f"At most {limits.max_batch} images, {limits.max_pixels} pixels and {limits.max_body_bytes} bytes.",
+        }
+    }

@@ -1,0 +1,196 @@
+"""What travels between a `remote` reward and a reward server, version 1; torch is not needed on either side.
+
+    GET  /health   -> Health    the process is up; no token
+    GET  /info     -> Info      which reward, and what a request may hold
+    POST /score    -> Answer    images and prompts in, one finite number per image out
+    anything else that goes wrong -> Failure, with a status that says whose fault it is
+
+A request is one of
+
+    application/json   `PngRequest`: one base64 PNG (8-bit RGB) per image
+    application/json   `PixelsRequest`: base64 of uint8 pixels (batch, 3, height, width) in C order
+    application/x-npz  numpy's archive with `images.npy`, (batch, 3, height, width) float32 in [0, 1] or uint8, and `header.npy`,
+                       the UTF-8 bytes of `NpzHeader` as JSON
+
+Nothing is ever unpickled. uint8 images are rounded to the nearest multiple of 1/255: they differ from the float ones by up to
+1/510 per value. float32 images arrive exactly as they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+
+__all__ = [
+    "ENCODINGS",
+    "JSON_TYPE",
+    "NPZ_TYPE",
+    "SCHEMA_VERSION",
+    "Answer",
+    "Encoding",
+    "Failure",
+    "Health",
+    "Info",
+    "Limits",
+    "NpzHeader",
+    "PixelsRequest",
+    "PngRequest",
+    "WireError",
+    "parsed",
+]
+
+SCHEMA_VERSION = 1
+JSON_TYPE, NPZ_TYPE = "application/json", "application/x-npz"
+
+Encoding = Literal["npz_float32", "npz_uint8", "json_png", "json_uint8"]
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+
+
+class WireError(ValueError):
+    """A message that is refused; `status` and `code` are what a server answers with."""
+
+    def __init__(self, message: str, *, status: int = 400, code: str = "malformed") -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may hold at most, so that no request decides how much memory a server needs."""
+
+    max_batch: int = 64
+    """Images."""
+    max_body_bytes: int = 64 * 2**20
+    """Bytes of the body, also after decompression."""
+    max_pixels: int = 2**26
+    """Height times width, summed over the images: 64 of 1024 x 1024."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}: it must be a whole number, at least 1.")
+
+
+def _spoken(version: int) -> int:
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"this side speaks schema version {SCHEMA_VERSION}, the other {version}; use matching versions of diffusion-rtb"
+        )
+    return version
+
+
+Version = Annotated[int, AfterValidator(_spoken), Field(json_schema_extra={"const": SCHEMA_VERSION})]
+Prompts = Annotated[list[str], Field(min_length=1)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+
+    schema_version: Version
+    prompts: Prompts
+    """One per image."""
+
+
+class NpzHeader(_Request):
+    """What an npz request says besides its images."""
+
+
+class PngRequest(_Request):
+    """Images as PNG files."""
+
+    encoding: Literal["png"]
+    images: Annotated[list[str], Field(min_length=1)]
+    """base64 of one 8-bit RGB PNG each, all of one size."""
+
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class PixelsRequest(_Request):
+    """Images as bare pixels."""
+
+    encoding: Literal["uint8"]
+    shape: Annotated[tuple[Size, Literal[3], Size, Size], Field(strict=False)]
+    """batch, 3, height, width."""
+    images: str
+    """base64 of the uint8 values in C order."""
+
+
+class _Reply(BaseModel):
+    """Unknown fields are let pass: a newer server may say more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    schema_version: Version = SCHEMA_VERSION
+
+
+class Health(_Reply):
+    """The server is up."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Info(_Reply):
+    """Which reward is served and what a request may hold."""
+
+    version: str
+    """Of diffusion-rtb."""
+    reward: str
+    """Its name."""
+    reward_id: str
+    """Changes with the reward's name or arguments."""
+    encodings: list[str]
+    """Of images, as the client names them."""
+    max_batch: Size
+    """Images per request."""
+    max_body_bytes: Size
+    """Bytes per request."""
+    max_pixels: Size
+    """Height times width, summed over the images of a request."""
+
+
+class Answer(_Reply):
+    """The rewards of one request."""
+
+    reward_id: str
+    """As in `Info`."""
+    rewards: list[FiniteFloat]
+    """One per image, in the order of the request."""
+
+
+class Failure(_Reply):
+    """Why there is no answer."""
+
+    code: str
+    """For programs."""
+    message: str
+    """For people."""
+
+
+Model = TypeVar("Model")
+
+
+def parsed(model: TypeAdapter[Model], content: bytes, what: str) -> Model:
+    """JSON text as a model; `what` is what errors call it.
+
+    Raises:
+        WireError: it is not JSON (400) or not what the model describes (422).
+    """
+    try:
+        return model.validate_json(content)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False)
+    syntax = details[0]["type"] == "json_invalid"
+    reasons = "; ".join(_reason(detail) for detail in details[:3])
+    status, code = (400, "malformed") if syntax else (422, "schema")
+    raise WireError(f"{what}: {reasons}.", status=status, code=code)
+
+
+def _reason(detail: Any) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ").rstrip(".")
+    received = detail["input"]
+    shown = f", got {received!r}" if isinstance(received, int | float | bool) else ""
+    return f"{place}: {message}{shown}" if place else message

@@ -1,0 +1,100 @@
+"""A reward that another process computes: `diffusion-rtb serve-reward`, in another environment or on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb.reward_client import TOKEN_VARIABLE, Patience, RemoteRewardError, RewardClient, read_token
+from diffusion_rtb.reward_http import check_url
+from diffusion_rtb.reward_wire import ENCODINGS, Encoding
+
+__all__ = ["Remote"]
+
+
+class Remote:
+    r"""r(x) as the servers compute it, or an error: a request that fails is never turned into a number.
+
+    The batch is shared out to the servers in turn, in parallel, and failed requests are asked again of the next one. When all
+    retries are used up a RemoteRewardError stops the run, which then saves a checkpoint and can be continued. The worst case
+    is about (retries + 1)·(number of servers)·timeout seconds; of servers that are down, about one minute.
+
+    Args:
+        servers: Address or addresses, http://HOST:PORT. All must answer at the start and serve the same reward.
+        encoding: "npz_float32" sends the images exactly as they are. "npz_uint8" and "json_uint8" take a quarter and a third of
+            that, "json_png" less still, but round to 8 bits: values differ by up to 1/510 from what a local reward would see.
+        batch: Images per request at most; default what the servers allow.
+        timeout: Seconds for one request.
+        retries: Further rounds over all servers.
+        backoff: Seconds before the first retry, doubling up to `max_backoff`.
+        max_backoff: Seconds before a retry at most.
+        token_variable: Environment variable that holds the servers' token, where they want one. The token itself has no place
+            in a config: configs are saved with the run.
+    """
+
+    def __init__(
+        self,
+        servers: str | list[str],
+        *,
+        encoding: Encoding = "npz_float32",
+        batch: int | None = None,
+        timeout: float = 60.0,
+        retries: int = 8,
+        backoff: float = 0.5,
+        max_backoff: float = 16.0,
+        token_variable: str = TOKEN_VARIABLE,
+    ) -> None:
+        settings: dict[str, Any] = {"encoding": encoding, "batch": batch, "token_variable": token_variable}
+        waits: dict[str, Any] = {"timeout": timeout, "retries": retries, "backoff": backoff, "max_backoff": max_backoff}
+        self.check(servers, **settings, **waits)
+        self.client = RewardClient(
+            _listed(servers),
+            encoding=encoding,
+            batch=batch,
+            token=read_token(token_variable),
+            patience=Patience(timeout, retries, backoff, max_backoff),
+        )
+
+    @staticmethod
+    def check(
+        servers: str | list[str],
+        *,
+        encoding: Encoding = "npz_float32",
+        batch: int | None = None,
+        timeout: float = 60.0,
+        retries: int = 8,
+        backoff: float = 0.5,
+        max_backoff: float = 16.0,
+        token_variable: str = TOKEN_VARIABLE,
+    ) -> None:
+        """Refuse bad arguments without asking any server; ValueError."""
+        urls = _listed(servers)
+        if not urls:
+            raise ValueError("servers is empty: name at least one, e.g. http://127.0.0.1:8817.")
+        double = next((url for url in urls if urls.count(url) > 1), None)
+        if double is not None:
+            raise ValueError(f"servers names {double!r} twice.")
+        if encoding not in ENCODINGS:
+            raise ValueError(f"encoding is {encoding!r}: use one of {', '.join(ENCODINGS)}.")
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch is {batch}: at least 1 image per request, or null for what the servers allow.")
+        Patience(timeout, retries, backoff, max_backoff)
+        read_token(token_variable)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        pixels = images.detach().to("cpu", torch.float32).contiguous().numpy()
+        values = torch.from_numpy(self.client.score(pixels, prompts)).to(torch.float32)
+        if not torch.isfinite(values).all():
+            raise RemoteRewardError(f"{self.client.reward_id} gave a reward beyond the range of float32.")
+        return values.to(images.device)
+
+
+def _listed(servers: str | list[str]) -> list[str]:
+    return [check_url(url) for url in ([servers] if isinstance(servers, str) else servers)]
