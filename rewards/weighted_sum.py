@@ -10,9 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.interfaces import Reward
-from diffusion_rtb.locate import build, check_component
-from diffusion_rtb.rewarding import evaluate_reward
+from rewards._nested import build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["WeightedSum"]
 
@@ -30,37 +28,23 @@ class WeightedSum:
 
     def __init__(self, rewards: Sequence[Mapping[str, Any]]) -> None:
         self.check(rewards)
-        self.weights = {_name(entry): float(entry.get("weight", 1.0)) for entry in rewards}
-        self.rewards: dict[str, Reward] = {_name(entry): build(_component(entry), "reward") for entry in rewards}
+        self.weights = {entry_name(entry): float(entry.get("weight", 1.0)) for entry in rewards}
+        self.rewards = build_inner(rewards, "weight")
         self.parts: dict[str, Tensor] = {}
 
     @staticmethod
     def check(rewards: Sequence[Mapping[str, Any]]) -> None:
         """Refuse bad entries, and bad arguments of the rewards in them, before any reward is built; ValueError."""
-        if not rewards:
-            raise ValueError("rewards is empty: name at least one, e.g. [{component: jpeg, weight: 1.0}].")
+        check_inner(rewards, "weight")
         for entry in rewards:
-            check_component(_component(entry), "reward")
             weight = entry.get("weight", 1.0)
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not (number and math.isfinite(weight)):
-                raise ValueError(f"The weight of reward {_name(entry)!r} is {weight!r}: it must be a finite number.")
-        names = [_name(entry) for entry in rewards]
-        double = next((name for name in names if names.count(name) > 1), None)
-        if double is not None:
-            raise ValueError(f"Two rewards are called {double!r}: add `name: ...` to tell them apart.")
+                raise ValueError(
+                    f"The weight of reward {entry_name(entry)!r} is {weight!r}: it must be a finite number."
+                )
 
-    @torch.no_grad()
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
-        self.parts = {name: evaluate_reward(reward, images, prompts, name) for name, reward in self.rewards.items()}
-        return torch.stack([self.weights[name] * values for name, values in self.parts.items()]).sum(0)
-
-
-def _component(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in ("weight", "name")}
-
-
-def _name(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("name") or entry["component"])
+    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        found = {name: inner_values(reward, images, prompts, name) for name, reward in self.rewards.items()}
+        self.parts = {name: values.detach() for name, values in found.items()}
+        return torch.stack([self.weights[name] * values for name, values in found.items()]).sum(0)

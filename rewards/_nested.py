@@ -1,0 +1,66 @@
+"""Rewards made of rewards: how the inner ones are written in a config, checked, built and called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb.interfaces import Reward
+from diffusion_rtb.locate import build, check_component
+from diffusion_rtb.rewarding import RewardError, evaluate_reward
+
+__all__ = ["build_inner", "check_inner", "entry_name", "inner_values"]
+
+
+def check_inner(rewards: Sequence[Mapping[str, Any]], *settings: str) -> None:
+    """Check the entries of several rewards before any is built.
+
+    Args:
+        rewards: `{component: NAME, argument: value, ...}` each, besides `name` and `settings`.
+        *settings: Keys of an entry that are not for the reward itself, e.g. "weight".
+
+    Raises:
+        ValueError: no entries, two of one name, or bad arguments of a reward.
+    """
+    if not rewards:
+        raise ValueError("rewards is empty: name at least one, e.g. [{component: jpeg}].")
+    for entry in rewards:
+        check_component(_component(entry, settings), "reward")
+    names = [entry_name(entry) for entry in rewards]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise ValueError(f"Two rewards are called {double!r}: add `name: ...` to tell them apart.")
+
+
+def build_inner(rewards: Sequence[Mapping[str, Any]], *settings: str) -> dict[str, Reward]:
+    """The rewards of checked entries, by name; see `check_inner`."""
+    return {entry_name(entry): build(_component(entry, settings), "reward") for entry in rewards}
+
+
+def entry_name(entry: Mapping[str, Any]) -> str:
+    """What an entry's reward is called: its `name`, else its component."""
+    return str(entry.get("name") or entry["component"])
+
+
+def inner_values(
+    reward: Reward, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], name: str
+) -> Float[Tensor, " batch"]:
+    """The values of an inner reward, checked as everywhere; differentiable where images ask for it and the reward allows it.
+
+    Raises:
+        RewardError: see `evaluate_reward`.
+    """
+    if not (torch.is_grad_enabled() and images.requires_grad):
+        return evaluate_reward(reward, images, prompts, name)
+    values = reward(images, prompts)
+    if values.shape != (len(images),):
+        raise RewardError(f"Reward {name!r} returned shape {tuple(values.shape)}; return shape ({len(images)},).")
+    return values
+
+
+def _component(entry: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in ("name", *settings)}

@@ -1,0 +1,50 @@
+"""A reward kept within bounds: beyond them nothing more is to be gained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rewards._nested import build_inner, check_inner, entry_name, inner_values
+
+__all__ = ["Clamp"]
+
+
+class Clamp:
+    r"""r(x) = min(max(r_inner(x), low), high).
+
+    A lower bound keeps single failures from dominating the residual; an upper bound says what is good enough. A bound
+    that most images reach leaves no direction to learn: `check-reward` shows the share.
+
+    Args:
+        reward: The inner reward, `{component: NAME, argument: value}`.
+        low: Lower bound; None: none.
+        high: Upper bound; None: none.
+    """
+
+    def __init__(self, reward: Mapping[str, Any], *, low: float | None = None, high: float | None = None) -> None:
+        self.check(reward, low=low, high=high)
+        self.name = entry_name(reward)
+        self.rewards = build_inner([reward])
+        self.low, self.high = low, high
+
+    @staticmethod
+    def check(reward: Mapping[str, Any], *, low: float | None = None, high: float | None = None) -> None:
+        """Refuse bounds that are missing, not finite or in the wrong order, and a bad inner reward; ValueError."""
+        if low is None and high is None:
+            raise ValueError(
+                "clamp has neither `low` nor `high`: give at least one, or use the inner reward by itself."
+            )
+        for name, value in (("low", low), ("high", high)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: it must be finite; leave it out for no bound.")
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"low is {low} and high is {high}: low must be below high, or every image has one reward.")
+        check_inner([reward])
+
+    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        return inner_values(self.rewards[self.name], images, prompts, self.name).clamp(self.low, self.high)

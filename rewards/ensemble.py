@@ -1,0 +1,61 @@
+"""Several judges of one thing, trusted where they agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rewards._nested import build_inner, check_inner, entry_name, inner_values
+
+__all__ = ["Ensemble"]
+
+
+class Ensemble:
+    r"""r(x) = mean_i r_i(x) − k·std_i r_i(x), with std the population's over the n members.
+
+    Against reward hacking: an image that exploits one judge's weakness makes the judges disagree. 0 is the plain mean;
+    from k = sqrt(n − 1) on no image gets more than its harshest judge gives. The members must be in the same
+    units: wrap them in `standardise` where they are not.
+    Coste et al., "Reward Model Ensembles Help Mitigate Overoptimization", 2023, https://arxiv.org/abs/2310.02743, with
+    the standard deviation where they have the variance, so that k has no unit.
+
+    `parts` holds the members' values (batch,) of the last call by name, so that they can be logged.
+
+    Args:
+        rewards: At least two mappings `{component: NAME, argument: value}`, with `name` where a component occurs twice.
+        k: Standard deviations taken off; at least 0.
+    """
+
+    def __init__(self, rewards: Sequence[Mapping[str, Any]], *, k: float = 1.0) -> None:
+        self.check(rewards, k=k)
+        self.rewards = build_inner(rewards)
+        self.k = k
+        self.parts: dict[str, Tensor] = {}
+
+    @staticmethod
+    def check(rewards: Sequence[Mapping[str, Any]], *, k: float = 1.0) -> None:
+        """Refuse fewer than two members, bad members and a bad `k`, before any reward is built; ValueError."""
+        check_inner(rewards)
+        if len(rewards) < 2:
+            raise ValueError(
+                f"An ensemble of {entry_name(rewards[0])!r} alone has nothing to disagree: name two or more."
+            )
+        if not 0 <= k < math.inf:
+            raise ValueError(f"k is {k}: it must be finite and at least 0 (0 is the plain mean).")
+
+    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        found = {name: inner_values(reward, images, prompts, name) for name, reward in self.rewards.items()}
+        self.parts = {name: values.detach() for name, values in found.items()}
+        values = torch.stack(list(found.values()))
+        mean = values.mean(0)
+        if self.k == 0:
+            return mean
+        # Where all members agree the root of the variance has no derivative; 0 is the right one for a penalty's minimum.
+        variance = (values - mean).square().mean(0)
+        std = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
+        return mean - self.k * std
