@@ -13,7 +13,7 @@ import os
 import random
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import count
@@ -21,7 +21,6 @@ from time import monotonic
 
 import numpy as np
 from jaxtyping import Float32, Float64
-from pydantic import TypeAdapter
 
 from diffusion_rtb.reward_codec import encode
 from diffusion_rtb.reward_http import Endpoint, Reply
@@ -35,8 +34,6 @@ TOKEN_VARIABLE = "DIFFUSION_RTB_TOKEN"
 
 TRY_AGAIN = {408, 429, 502, 503, 504}
 """Answers that mean "not now"; all others mean "not like this" and are final."""
-
-ANSWER, INFO, FAILURE = TypeAdapter(Answer), TypeAdapter(Info), TypeAdapter(Failure)
 
 
 class RemoteRewardError(RuntimeError):
@@ -190,7 +187,7 @@ class RewardClient:
         turn = next(self._turn) % len(self._endpoints)
         order = self._endpoints[turn:] + self._endpoints[:turn]
         url, content = self._ask(order, "POST", "/score", body, media_type, stop)
-        answer = self._understood(ANSWER, content, url)
+        answer = self._understood(Answer.model_validate_json, content, url)
         if answer.reward_id != self.reward_id:
             raise RemoteRewardError(
                 f"{url} now serves {answer.reward_id!r}; this run began with {self.reward_id!r}. Its rewards would not compare."
@@ -203,7 +200,7 @@ class RewardClient:
 
     def _info(self, endpoint: Endpoint) -> Info:
         url, content = self._ask([endpoint], "GET", "/info", None, None, threading.Event())
-        return self._understood(INFO, content, url)
+        return self._understood(Info.model_validate_json, content, url)
 
     def _agreed(self) -> str:
         found = {endpoint.url: info.reward_id for endpoint, info in zip(self._endpoints, self.infos, strict=True)}
@@ -267,9 +264,9 @@ class RewardClient:
         LOG.warning("No reward yet (%s); retry %d of %d in %.1f s", shown, attempt + 1, self.patience.retries, seconds)
         return seconds
 
-    def _understood(self, model: TypeAdapter[Model], content: bytes, url: str) -> Model:
+    def _understood(self, validate: Callable[[bytes], Model], content: bytes, url: str) -> Model:
         try:
-            return parsed(model, content, "answer")
+            return parsed(validate, content, "answer")
         except WireError as error:
             raise RemoteRewardError(f"{url} gave an answer that cannot be used: {error}") from None
 
@@ -277,7 +274,7 @@ class RewardClient:
 def _told(reply: Reply) -> str:
     """Status and the server's own words; what is not from a reward server is quoted in part."""
     try:
-        failure = parsed(FAILURE, reply.content, "answer")
+        failure = parsed(Failure.model_validate_json, reply.content, "answer")
     except WireError:
         text = reply.content[:200].decode("utf-8", errors="replace")
         return f"status {reply.status}: {json.dumps(text, ensure_ascii=False)}"

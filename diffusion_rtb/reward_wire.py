@@ -18,10 +18,11 @@ Nothing is ever unpickled. uint8 images are rounded to the nearest multiple of 1
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 __all__ = [
     "ENCODINGS",
@@ -172,14 +173,14 @@ class Failure(_Reply):
 Model = TypeVar("Model")
 
 
-def parsed(model: TypeAdapter[Model], content: bytes, what: str) -> Model:
-    """JSON text as a model; `what` is what errors call it.
+def parsed(validate: Callable[[bytes], Model], content: bytes, what: str) -> Model:
+    """JSON text as a model, e.g. by `Answer.model_validate_json`; `what` is what errors call it.
 
     Raises:
         WireError: it is not JSON (400) or not what the model describes (422).
     """
     try:
-        return model.validate_json(content)
+        return validate(content)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
     syntax = details[0]["type"] == "json_invalid"
