@@ -1,0 +1,177 @@
+"""The text in the prompt's quotes against text that was really drawn and really read."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from diffusion_rtb.locate import build, check_component
+from rewards.ocr import Ocr, edit_distance, plain, quoted
+from tests.reward_contract import keeps_contract
+
+reads = pytest.mark.skipif(
+    importlib.util.find_spec("rapidocr_onnxruntime") is None, reason="needs the extra: pip install -e '.[ocr]'"
+)
+
+
+def sign(*lines: str, side: int = 128, ink: str = "black", paper: str = "white") -> Tensor:
+    """Words in the middle of a square image, each line as wide as fits."""
+    picture = Image.new("RGB", (side, side), paper)
+    draw = ImageDraw.Draw(picture)
+    for i, line in enumerate(lines):
+        font = ImageFont.load_default(size=min(1.5 * side / len(line), 0.6 * side / len(lines)))
+        draw.text((side / 2, side * (2 * i + 1) / (2 * len(lines))), line, ink, font, anchor="mm")
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+@lru_cache
+def reader(**arguments: Any) -> Ocr:
+    """One for all tests: loading its networks takes longer than reading."""
+    found: Ocr = build({"component": "ocr", **arguments}, "reward")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- real words
+
+
+@reads
+@pytest.mark.parametrize("side", [64, 128])
+def test_what_is_written_is_read(side: int) -> None:
+    words = ["HELLO", "diffusion", "RTB", "Coffee", "exit 7", "open late"]
+    images = torch.stack([sign(word, side=side) for word in words])
+    assert reader().read(images) == [plain(word) for word in words]
+    prompts = [f'a poster that says "{word}"' for word in words]
+    assert reader()(images, prompts).tolist() == [1.0] * len(words)
+    assert (reader()(images, [*prompts[1:], prompts[0]]) < 0.7).all(), "each against another's word"
+
+
+@reads
+def test_every_wrong_letter_costs_its_share() -> None:
+    image = sign("HELLO")[None].expand(5, -1, -1, -1)
+    prompts = [f'says "{text}"' for text in ("hello", "HELLA", "yellow", "hell", "12345")]
+    # Substitution; two letters of six; a part of what is there is all of what was wanted; nothing.
+    assert reader()(image, prompts).tolist() == pytest.approx([1, 4 / 5, 4 / 6, 1, 0])
+    assert reader(extra="counted")(image, prompts).tolist() == pytest.approx([1, 4 / 5, 4 / 6, 3 / 4, 0])
+
+
+@reads
+def test_lines_are_read_from_top_to_bottom_and_colour_is_no_matter() -> None:
+    image = sign("OPEN", "LATE", side=160, ink="gold", paper="navy")
+    assert reader().read(image[None]) == ["openlate"]
+    assert reader()(image[None], ["a neon sign “open” and „late“"]).item() == 1.0
+
+
+@reads
+def test_without_text_there_is_no_reward_and_no_error() -> None:
+    images = torch.stack([torch.zeros(3, 64, 64), torch.ones(3, 64, 64), torch.rand(3, 64, 64)])
+    assert reader()(images, ['"a"', '"b"', '"xyz"']).tolist() == [0.0] * 3
+
+
+@reads
+def test_one_text_for_all_prompts() -> None:
+    images = torch.stack([sign("STOP"), sign("SHOP")])
+    assert reader(text="Stop")(images, ["a street", "another street"]).tolist() == [1.0, 0.75]
+
+
+@reads
+def test_it_keeps_the_contract() -> None:
+    images = torch.stack([sign(word, side=64) for word in ("HELLO", "WORLD", "STOP", "EXIT")])
+    prompts = ['"HELLO"', '"HELLO"', '"STEP"', '"EXIT"']
+    values = keeps_contract(reader(), images, prompts, "ocr")
+    assert values.tolist() == pytest.approx([1, 0.2, 0.75, 1])
+
+
+# ------------------------------------------------------------------------------------------------- its parts
+
+text = st.text("abcd", max_size=7)
+
+
+def by_definition(one: str, other: str) -> int:
+    """The recursion of the definition."""
+    if not one or not other:
+        return len(one) + len(other)
+    if one[0] == other[0]:
+        return by_definition(one[1:], other[1:])
+    return 1 + min(by_definition(one[1:], other), by_definition(one, other[1:]), by_definition(one[1:], other[1:]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text("abc", max_size=5), st.text("abc", max_size=5))
+def test_edit_distance_is_its_definition(one: str, other: str) -> None:
+    assert edit_distance(one, other) == by_definition(one, other)
+
+
+@settings(deadline=None)
+@given(text, text, text)
+def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
+    assert (edit_distance(a, b) == 0) == (a == b)
+    assert edit_distance(a, b) == edit_distance(b, a)
+    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
+    assert abs(len(a) - len(b)) <= edit_distance(a, b) <= max(len(a), len(b))
+
+
+def test_known_distances() -> None:
+    assert edit_distance("kitten", "sitting") == 3
+    assert edit_distance("", "four") == 4
+
+
+@pytest.mark.parametrize(
+    "prompt, wanted",
+    [
+        ('a sign that says "Open Late"', "openlate"),
+        ('"one" above "two"', "onetwo"),
+        ("a cake with “Happy Birthday”", "happybirthday"),
+        ("ein Schild: „Bäckerei“", "bäckerei"),
+        ("une affiche «Café»", "café"),
+        ("the cat's shop, \"Tom's\"", "tom's"),
+        ('full width "ＡＢＣ１"', "abc1"),
+    ],
+)
+def test_what_a_prompt_quotes(prompt: str, wanted: str) -> None:
+    assert quoted(prompt) == wanted
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "the cat's whiskers", 'an empty "" sign', 'a " alone', '" "'])
+def test_a_prompt_that_quotes_nothing(prompt: str) -> None:
+    with pytest.raises(ValueError, match=r"quotes no text: write it like .* or give the reward `text: open`"):
+        quoted(prompt)
+
+
+@reads
+def test_such_a_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="Prompt 'a cat' quotes no text"):
+        reader()(torch.zeros(2, 3, 64, 64), ['"HELLO"', "a cat"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"text": "  "}, "text is '  ': it has no letters"),
+        ({"extra": "punished"}, "extra is 'punished': use 'ignored' or 'counted'"),
+        ({"side": 8}, "side is 8: use 32 to 4096"),
+        ({"confidence": 1.0}, r"confidence is 1.0: it must be in \[0, 1\)"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    for act in (check_component, build):
+        with pytest.raises(ValueError, match=message):
+            act({"component": "ocr", **arguments}, "reward")
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "rapidocr_onnxruntime" else found(name)
+    )
+    with pytest.raises(ValueError, match=r"needs rapidocr-onnxruntime.*pip install 'diffusion-rtb\[ocr\]'"):
+        check_component({"component": "ocr"}, "reward")
