@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
 from diffusion_rtb import __version__
-from diffusion_rtb.reward_codec import Batch, as_float, decode
+from diffusion_rtb.reward_codec import Batch, as_float, decode, encode
 from diffusion_rtb.reward_wire import (
     ENCODINGS,
     JSON_TYPE,
@@ -223,8 +224,13 @@ def _described(limits: Limits) -> dict[str, Any]:
     """The request body for OpenAPI; the application reads it itself, as it arrives."""
     models: tuple[type[BaseModel], ...] = (PngRequest, PixelsRequest)
     forms = [model.model_json_schema() for model in models]
+    # One black pixel, both ways.
+    examples = {
+        encoding: {"value": json.loads(encode(np.zeros((1, 3, 1, 1), np.float32), ["night"], encoding)[0])}
+        for encoding in ("json_png", "json_uint8")
+    }
     archive = {"type": "string", "format": "binary", "description": "images.npy and header.npy; no pickles"}
-    content = {JSON_TYPE: {"schema": {"oneOf": forms}}, NPZ_TYPE: {"schema": archive}}
+    content = {JSON_TYPE: {"schema": {"oneOf": forms}, "examples": examples}, NPZ_TYPE: {"schema": archive}}
     return {
         "requestBody": {
             "required": True,
