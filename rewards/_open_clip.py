@@ -4,65 +4,96 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.locate import nearest
 from rewards import emoji_clip
 from rewards._preprocess import Preprocess
-from rewards._weights import check_weights
+from rewards._settings import Dtype, check_settings
+from rewards._two_towers import TwoTowers
+from rewards._weights import HUB, check_weights, fetch, fill, read_weights
 
 __all__ = ["OpenClip"]
 
 BUNDLED = {"emoji-clip": emoji_clip.path()}
 """Models that come with the package."""
 
-HUB, FOLDER = "hf-hub:", "local-dir:"
+FOLDER = "local-dir:"
+
+NOT_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")
+"""What published files of CLIP hold besides."""
 
 
-class OpenClip:
-    """Images and texts -> unit vectors in one space; cosine similarity is their inner product.
+class OpenClip(TwoTowers):
+    """A model of the open_clip library.
 
     Args:
         model: "emoji-clip", an architecture name of open_clip, a folder with `open_clip_config.json`, or `hf-hub:ID`.
         weights: For an architecture name: a local file, or one of open_clip's tags, which downloads.
         batch: Images per network call.
+        dtype: Of the network.
     """
 
-    def __init__(self, model: str, weights: str | None = None, *, batch: int = 64) -> None:
-        self.check(model, weights, batch=batch)
+    def __init__(self, model: str, weights: str | None = None, *, batch: int = 64, dtype: Dtype = "float32") -> None:
+        self.check(model, weights, batch=batch, dtype=dtype)
         import open_clip
 
-        self.batch = batch
         folder = _folder(model)
         name = f"{FOLDER}{folder}" if folder else model
         try:
-            self.model: Any = open_clip.create_model(name, weights, require_pretrained=True)
+            network = open_clip.create_model(name, weights, require_pretrained=True)
         except (RuntimeError, KeyError, pickle.UnpicklingError, EOFError) as error:
             source = "" if folder else f" from {weights or 'the hub'}"
             reason = " ".join(str(error).split())[:400]
             raise ValueError(f"The weights of open_clip model {model!r} do not load{source}: {reason}") from error
-        self.model.requires_grad_(False).eval()
-        self.preprocess = Preprocess.of_open_clip(self.model.visual.preprocess_cfg)
-        self.tokenizer: Any = open_clip.get_tokenizer(name)
-        self._device = torch.device("cpu")
-        self._texts: dict[str, Tensor] = {}
+        self._set(network, Preprocess.of_open_clip(network.visual.preprocess_cfg), open_clip.get_tokenizer(name))
+        super().__init__(network, batch=batch, dtype=dtype)
+
+    @classmethod
+    def of_file(
+        cls, architecture: str, weights: str, preprocess: str, *, batch: int = 64, dtype: Dtype = "float32"
+    ) -> OpenClip:
+        """A model whose sizes are those of the tensors in a file; number of heads and activation are the architecture's.
+
+        Args:
+            architecture: A vision transformer of open_clip.
+            weights: A local file, or `hf-hub:OWNER/NAME/FILE`, in open_clip's or OpenAI's layout.
+            preprocess: How images are fitted into the network's input: "shortest", "fit", … (see `Preprocess`).
+            batch: Images per network call.
+            dtype: Of the network.
+        """
+        check_settings(batch, dtype)
+        import open_clip
+
+        path = fetch(weights)
+        state = read_weights(path)
+        config = _sized(open_clip.get_model_config(architecture), state, path)
+        network = open_clip.model.CLIP(**config)
+        fill(network, state, path, f"a CLIP model like {architecture}", NOT_WEIGHTS)
+        side, context = config["vision_cfg"]["image_size"], config["text_cfg"]["context_length"]
+        settings = {**vars(open_clip.transform.PreprocessCfg(side)), "resize_mode": preprocess}
+        model = cls.__new__(cls)
+        model._set(
+            network, Preprocess.of_open_clip(settings), open_clip.get_tokenizer(architecture, context_length=context)
+        )
+        TwoTowers.__init__(model, network, batch=batch, dtype=dtype)
+        return model
 
     @staticmethod
-    def check(model: str, weights: str | None = None, *, batch: int = 64) -> None:
+    def check(model: str, weights: str | None = None, *, batch: int = 64, dtype: str = "float32") -> None:
         """Refuse what cannot be loaded, before anything is.
 
         Raises:
             FileNotFoundError: a folder or a file is missing.
             ValueError: no such architecture or tag; weights missing, truncated, or given where the model has its own.
         """
-        if batch < 1:
-            raise ValueError(f"batch is {batch}: at least 1 image per network call.")
+        check_settings(batch, dtype)
         folder = _folder(model)
         if folder or model.startswith(HUB):
             if weights is not None:
@@ -72,40 +103,48 @@ class OpenClip:
         else:
             _check_architecture(model, weights)
 
-    @property
-    def scale(self) -> float:
-        """The learned factor between cosine similarities and logits."""
-        return float(self.model.logit_scale.exp())
+    def _set(self, network: Any, preprocess: Preprocess, tokenizer: Any) -> None:
+        self.model, self.preprocess, self.tokenizer = network, preprocess, tokenizer
 
-    def images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Unit vectors of images in [0, 1], on their device; differentiable."""
-        self._move(images.device)
-        vectors = [self.model.encode_image(self.preprocess(x), normalize=True) for x in images.split(self.batch)]
-        return torch.cat(vectors).float()
+    def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """See `TwoTowers`."""
+        return self.model.encode_image(self.preprocess(images).to(self.dtype))
 
-    @torch.no_grad()
-    def texts(self, texts: Sequence[str], device: torch.device) -> Float[Tensor, "batch dim"]:
-        """Unit vectors of texts; each text passes through the network once."""
-        self._move(device)
-        for text in dict.fromkeys(texts):
-            if text not in self._texts:
-                # One by one: in a batch the last bits would depend on its other texts, hence on a run's interruptions.
-                tokens = self.tokenizer([text]).to(device)
-                self._texts[text] = self.model.encode_text(tokens, normalize=True)[0].float()
-        return torch.stack([self._texts[text] for text in texts])
+    def embed_text(self, text: str) -> Float[Tensor, "1 dim"]:
+        """See `TwoTowers`."""
+        return self.model.encode_text(self.tokenizer([text]).to(self._device))
 
-    def log_probs(
-        self, images: Float[Tensor, "batch 3 height width"], classes: Sequence[str], *, temperature: float = 1.0
-    ) -> Float[Tensor, "batch classes"]:
-        r"""Zero-shot log p(class | image) = log softmax_c(scale·<image, class_c> / temperature), in nats."""
-        cosines = self.images(images) @ self.texts(classes, images.device).T
-        return (cosines * (self.scale / temperature)).log_softmax(1)
 
-    def _move(self, device: torch.device) -> None:
-        if device != self._device:
-            self.model.to(device)
-            self._texts = {text: vector.to(device) for text, vector in self._texts.items()}
-            self._device = device
+def _sized(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """An architecture's config with the sizes of the tensors that were read from `path`."""
+    try:
+        patches, context = state["visual.positional_embedding"], state["positional_embedding"]
+        width, _, patch, _ = state["visual.conv1.weight"].shape
+        embed, vocabulary = state["visual.proj"].shape[1], len(state["token_embedding.weight"])
+        hidden = [len(state[f"{tower}transformer.resblocks.0.mlp.c_fc.bias"]) for tower in ("visual.", "")]
+    except KeyError as error:
+        raise ValueError(f"{path} does not hold a CLIP model in open_clip's layout: it has no {error}.") from None
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    heads = vision["width"] // vision.get("head_width", 64)
+    if width % heads or context.shape[1] % text["heads"]:
+        raise ValueError(
+            f"{path} holds a network of width {width} for images and {context.shape[1]} for texts; they must be multiples "
+            f"of the {heads} and {text['heads']} heads of this architecture."
+        )
+    vision_cfg = {
+        "image_size": patch * round((len(patches) - 1) ** 0.5), "patch_size": patch, "width": width,
+        "layers": _layers(state, "visual."), "head_width": width // heads, "mlp_ratio": hidden[0] / width,
+    }  # fmt: skip
+    text_cfg = {
+        "context_length": len(context), "vocab_size": vocabulary, "width": context.shape[1],
+        "layers": _layers(state, ""), "mlp_ratio": hidden[1] / context.shape[1],
+    }  # fmt: skip
+    return {**config, "embed_dim": embed, "vision_cfg": {**vision, **vision_cfg}, "text_cfg": {**text, **text_cfg}}
+
+
+def _layers(state: Mapping[str, Tensor], tower: str) -> int:
+    pattern = re.compile(re.escape(tower) + r"transformer\.resblocks\.(\d+)\.")
+    return 1 + max(int(found[1]) for found in map(pattern.match, state) if found)
 
 
 def _folder(model: str) -> Path | None:

@@ -3,8 +3,8 @@
 Published preprocessing was fixed on Pillow images. Pillow works in integers: one pass along each axis, weights in units of
 2^-22, every pass rounded to 8 bits. The same integers here give the same pixels, where floats are off by up to 3 levels.
 
-Rows are resized before columns, as in every Pillow up to 12 and so in what was published. Pillow 13 takes columns first where
-the height shrinks much more than the width (python-pillow/Pillow#9549): such images differ there, by a few levels.
+Rows are resized before columns, as in every Pillow up to 12 and so in what was published. Pillow 13 takes columns first for
+many images whose height shrinks (python-pillow/Pillow#9549); their pixels differ from it by the rounding in between.
 """
 
 from __future__ import annotations

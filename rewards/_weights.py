@@ -1,33 +1,41 @@
-"""Local weight files: refused when missing, truncated or of another architecture; never unpickled."""
+"""Weight files, local or from the hub: refused when missing, truncated or of another architecture; never unpickled."""
 
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_weights", "load_weights"]
+__all__ = ["HUB", "check_weights", "fetch", "fill", "load_weights", "read_weights"]
+
+HUB = "hf-hub:"
+"""`hf-hub:OWNER/NAME/FILE` is a file of a hub repository."""
 
 
 def check_weights(path: Path | str) -> Path:
-    """Look at a weights file without loading it.
+    """Look at a weights file without loading it; of a file on the hub, at its name.
 
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: the file is truncated, or of a kind that is not read.
     """
-    from safetensors import SafetensorError, safe_open
-
+    if str(path).startswith(HUB):
+        _hub_file(str(path))
+        return Path(path)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"No weights file at {path}; give the path of a .safetensors or .pth file on this machine."
         )
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
         try:
             with safe_open(path, framework="pt"):  # compares the header with the file's length
                 return path
@@ -43,14 +51,62 @@ def check_weights(path: Path | str) -> Path:
     return path
 
 
+def fetch(source: Path | str) -> Path:
+    """The path of a weights file, downloaded to the hub's cache if it is `hf-hub:OWNER/NAME/FILE` and not there yet.
+
+    Raises:
+        FileNotFoundError, ValueError: see `check_weights`; or the hub does not give the file.
+    """
+    if not str(source).startswith(HUB):
+        return check_weights(source)
+    from huggingface_hub import hf_hub_download
+
+    repository, name = _hub_file(str(source))
+    try:
+        return check_weights(hf_hub_download(repository, name))
+    except (
+        OSError
+    ) as error:  # every failure of the hub's client: no network, no such repository, no such file, no access
+        reason = " ".join(str(error).split())[:300]
+        raise FileNotFoundError(
+            f"{source} cannot be fetched: {reason} Where there is no network, download the file elsewhere and give its path."
+        ) from error
+
+
+def _hub_file(source: str) -> tuple[str, str]:
+    """Repository and file of `hf-hub:OWNER/NAME/FILE`."""
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+)", source.removeprefix(HUB))
+    if found is None:
+        raise ValueError(f"{source!r} names no file on the hub: write {HUB}OWNER/NAME/FILE.")
+    return found[1], found[2]
+
+
 def load_weights(module: nn.Module, path: Path | str, what: str) -> None:
     """Fill `module`, which errors call `what`, with a state dict: a safetensors file, or one that torch saved.
 
     Raises:
         FileNotFoundError, ValueError: see `check_weights`; or the weights belong to another architecture.
     """
-    state = _state_dict(check_weights(path))
+    fill(module, read_weights(path), path, what)
+
+
+def fill(
+    module: nn.Module, state: Mapping[str, Tensor], path: Path | str, what: str, unused: Collection[str] = ()
+) -> None:
+    """Fill `module`, which errors call `what`, with the tensors that were read from `path`, converted to its precision.
+
+    Args:
+        module: The network.
+        state: Its tensors by name.
+        path: Where they were read.
+        what: What errors call the network.
+        unused: Names that the published file has and the network has no need of.
+
+    Raises:
+        ValueError: the weights belong to another architecture.
+    """
     own = module.state_dict()
+    state = {name: value for name, value in state.items() if name in own or name not in unused}
     wrong = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own.keys() & state.keys()
@@ -64,10 +120,16 @@ def load_weights(module: nn.Module, path: Path | str, what: str) -> None:
     module.load_state_dict(state)
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, without `module.` or a `state_dict` around them.
 
+    Raises:
+        FileNotFoundError, ValueError: see `check_weights`; or the file is damaged, or holds more than tensors.
+    """
+    path = check_weights(path)
     if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
         return load_file(path)
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)

@@ -16,17 +16,12 @@ from torchvision.transforms import functional as TF
 
 from rewards._preprocess import Preprocess
 from rewards._resample import resize
+from tests.published_pixels import MEAN, STD, cropped, pictures
 from tests.tiny_rewards import some_images
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 side = st.integers(1, 90)
-
-
-def pictures(images: Tensor) -> list[Image.Image]:
-    return [Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy()) for x in images]
 
 
 def noise(height: int, width: int, seed: int, count: int = 1) -> Tensor:
@@ -47,6 +42,7 @@ def test_every_level_is_pillow_s(
     assert torch.equal(found, torch.tensor(expected, dtype=torch.int32).permute(2, 0, 1))
 
 
+# Never is the image higher than wide and made smaller: Pillow 13 might take the columns first.
 @pytest.mark.parametrize("height, width", [(224, 224), (512, 512), (300, 517), (224, 225), (100, 64)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_the_transform_of_openai_s_clip(height: int, width: int, interpolation: Any) -> None:
@@ -58,7 +54,13 @@ def test_the_transform_of_openai_s_clip(height: int, width: int, interpolation: 
     assert torch.equal(found, transform(pictures(images)[0]))
 
 
-# Never does the height shrink more than the width: Pillow 13 would take the columns first.
+@pytest.mark.parametrize("height, width", [(700, 512), (517, 300), (640, 90)])
+def test_high_images(height: int, width: int) -> None:
+    images = noise(height, width, 3)
+    assert torch.equal(Preprocess((224, 224), (224, 224), MEAN, STD)(images), cropped(images, 224))
+
+
+# As above, and the height never shrinks more than the width.
 @pytest.mark.parametrize("height, width", [(64, 64), (65, 71), (37, 150), (240, 201), (64, 87)])
 @pytest.mark.parametrize("size", [{"shortest_edge": 64}, {"height": 60, "width": 48}])
 def test_the_processors_of_transformers(height: int, width: int, size: dict[str, int]) -> None:

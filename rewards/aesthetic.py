@@ -1,0 +1,85 @@
+"""How much people like an image, whatever its prompt: LAION's aesthetic predictor, version 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rewards._linear_head import LinearHead
+from rewards._open_clip import OpenClip
+from rewards._settings import Dtype, check_settings, gradients_if_asked
+from rewards._weights import check_weights, fetch, fill, read_weights
+
+__all__ = ["Aesthetic"]
+
+HEAD = "hf-hub:camenduru/improved-aesthetic-predictor/sac+logos+ava1-l14-linearMSE.pth"
+
+ARCHITECTURE = "ViT-L-14-quickgelu"
+"""OpenAI's: with the plain GELU of "ViT-L-14" its weights give other embeddings."""
+
+
+class Aesthetic:
+    r"""r(x) = head(e_image(x)), a rating: 1 to 10 in its data, most images 4 to 7; the prompt plays no part.
+
+    e_image is the unit embedding of OpenAI's CLIP ViT-L/14, head five linear layers trained on ratings of the SAC, LAION logos
+    and AVA data sets. The aesthetic reward of Black et al., 2023, https://arxiv.org/abs/2305.13301.
+
+    Schuhmann, "improved-aesthetic-predictor", 2022, https://github.com/christophschuhmann/improved-aesthetic-predictor;
+    weights Apache-2.0.
+
+    Args:
+        weights: The head, `sac+logos+ava1-l14-linearMSE.pth`: a local path or `hf-hub:OWNER/NAME/FILE` (default, 4 MB).
+        clip: "openai" downloads CLIP's weights through open_clip; or a file in OpenAI's or open_clip's layout, given alike.
+        grad: Whether r is differentiable in the images.
+        dtype: Of CLIP; the head is float32.
+        batch: Images per network call. Memory, not results.
+    """
+
+    def __init__(
+        self,
+        weights: str = HEAD,
+        clip: str = "openai",
+        *,
+        grad: bool = False,
+        dtype: Dtype = "float32",
+        batch: int = 64,
+    ) -> None:
+        self.check(weights, clip, grad=grad, dtype=dtype, batch=batch)
+        self.grad = grad
+        path = fetch(weights)
+        state = read_weights(path)
+        self.head = LinearHead.sized(state, path).requires_grad_(False)
+        fill(self.head, state, path, "an aesthetic head")
+        self.clip = (
+            OpenClip(ARCHITECTURE, clip, batch=batch, dtype=dtype)
+            if clip == "openai"
+            else OpenClip.of_file(ARCHITECTURE, clip, "shortest", batch=batch, dtype=dtype)
+        )
+        self._check_fit(clip, weights)
+
+    @staticmethod
+    def check(
+        weights: str = HEAD, clip: str = "openai", *, grad: bool = False, dtype: str = "float32", batch: int = 64
+    ) -> None:
+        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
+        check_settings(batch, dtype)
+        check_weights(weights)
+        if clip != "openai":
+            check_weights(clip)
+
+    @gradients_if_asked
+    def __call__(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        self.head.to(images.device)
+        return self.head(self.clip.images(images))
+
+    def _check_fit(self, clip: str, weights: str) -> None:
+        found, wanted = self.clip.model.visual.output_dim, self.head.layers[0].in_features
+        if found != wanted:
+            raise ValueError(
+                f"CLIP ({clip}) embeds images in {found} dimensions, the head in {weights} expects {wanted}: it was "
+                "trained on ViT-L/14."
+            )

@@ -1,0 +1,75 @@
+"""Human Preference Score v2 and v2.1: a CLIP ViT-H/14 tuned on what people chose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rewards._open_clip import OpenClip
+from rewards._settings import Dtype, check_settings, gradients_if_asked
+from rewards._weights import check_weights
+
+__all__ = ["HpsV2"]
+
+PUBLISHED = {
+    "v2.0": "hf-hub:xswu/HPSv2/HPS_v2_compressed.pt",
+    "v2.1": "hf-hub:xswu/HPSv2/HPS_v2.1_compressed.pt",
+}
+
+
+class HpsV2:
+    r"""r(x) = scale · <e_image(x), e_text(prompt)>, the preference score in [-scale, scale]; real images lie near 0.2 to 0.35.
+
+    As published, an image is resized until its longer side is the network's (224 pixels) and padded with black to a square: a
+    wide image is not cropped. Scores are often printed times 100 (`scale`).
+
+    Wu et al., "Human Preference Score v2", 2023, https://arxiv.org/abs/2306.09341; weights Apache-2.0.
+
+    Args:
+        version: "v2.1" or "v2.0"; the two are not on one scale.
+        weights: The published file: a local path or `hf-hub:OWNER/NAME/FILE`; default: the version's at xswu/HPSv2 (2 GB).
+        scale: Factor on the score.
+        grad: Whether r is differentiable in the images.
+        dtype: Of the network; the published code runs it under autocast.
+        batch: Images per network call. Memory, not results.
+    """
+
+    def __init__(
+        self,
+        version: Literal["v2.0", "v2.1"] = "v2.1",
+        weights: str | None = None,
+        *,
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: Dtype = "float32",
+        batch: int = 64,
+    ) -> None:
+        self.check(version, weights, scale=scale, grad=grad, dtype=dtype, batch=batch)
+        self.scale, self.grad = scale, grad
+        file = weights or PUBLISHED[version]
+        self.clip = OpenClip.of_file("ViT-H-14", file, "fit", batch=batch, dtype=dtype)
+
+    @staticmethod
+    def check(
+        version: str = "v2.1",
+        weights: str | None = None,
+        *,
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: str = "float32",
+        batch: int = 64,
+    ) -> None:
+        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
+        if version not in PUBLISHED:
+            raise ValueError(f"version is {version!r}: use one of {tuple(PUBLISHED)}.")
+        check_settings(batch, dtype, scale)
+        check_weights(weights or PUBLISHED[version])
+
+    @gradients_if_asked
+    def __call__(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        return self.scale * self.clip.cosines(images, prompts)

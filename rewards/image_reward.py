@@ -1,0 +1,129 @@
+"""ImageReward: how people rank an image for its prompt, by BLIP with a head trained on their rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rewards._blip import UNUSED, BlipReward, BlipSizes
+from rewards._linear_head import LinearHead
+from rewards._preprocess import Preprocess
+from rewards._settings import Dtype, check_settings, gradients_if_asked
+from rewards._weights import check_weights, fetch, fill, read_weights
+
+__all__ = ["ImageReward"]
+
+WEIGHTS, TOKENIZER = "hf-hub:THUDM/ImageReward/ImageReward.pt", "bert-base-uncased"
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Of the head's output over the published training data."""
+
+LENGTH = 35
+"""Tokens of a prompt, padded or cut."""
+
+PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageReward:
+    r"""r(x) = (head(BERT(prompt, ViT(x))_[CLS]) - mean) / std: about zero mean and unit spread, most images -2.3 to 2.
+
+    ImageReward-v1.0: BLIP's ViT-L/16 at 224 pixels, BERT-base with cross-attention to it, five linear layers.
+
+    Xu et al., "ImageReward", 2023, https://arxiv.org/abs/2304.05977; weights Apache-2.0.
+
+    Args:
+        weights: The published `ImageReward.pt`: a local path or `hf-hub:OWNER/NAME/FILE` (default, 1.8 GB).
+        tokenizer: BERT's, uncased: a hub id, or a folder with `vocab.txt`.
+        scale: Factor on the reward.
+        grad: Whether r is differentiable in the images.
+        dtype: Of transformers; the head is float32.
+        batch: Images per network call. Memory, not results.
+    """
+
+    def __init__(
+        self,
+        weights: str = WEIGHTS,
+        tokenizer: str = TOKENIZER,
+        *,
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: Dtype = "float32",
+        batch: int = 64,
+    ) -> None:
+        self.check(weights, tokenizer, scale=scale, grad=grad, dtype=dtype, batch=batch)
+        self.scale, self.grad, self.batch, self.dtype = scale, grad, batch, getattr(torch, dtype)
+        path = fetch(weights)
+        state = read_weights(path)
+        sizes = BlipSizes.of(state, path)
+        with torch.device("meta"):  # no time is spent on values that are overwritten
+            network = BlipReward(sizes, LinearHead.sized(state, path, "mlp."))
+        self.network = network.to_empty(device="cpu")
+        fill(self.network, state, path, "ImageReward", UNUSED)
+        self.network.requires_grad_(False).eval().blip.to(self.dtype)
+        self.device = torch.device("cpu")
+        self.preprocess = Preprocess((sizes.image,) * 2, (sizes.image,) * 2, *PIXELS)
+        self.tokenizer = _tokenizer(tokenizer, sizes.vocabulary)
+
+    @staticmethod
+    def check(
+        weights: str = WEIGHTS,
+        tokenizer: str = TOKENIZER,
+        *,
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: str = "float32",
+        batch: int = 64,
+    ) -> None:
+        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
+        check_settings(batch, dtype, scale)
+        check_weights(weights)
+        folder = Path(tokenizer)
+        if folder.is_dir() and not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+            raise FileNotFoundError(f"{folder} is not a tokenizer's: it has no vocab.txt.")
+        if not folder.is_dir() and (tokenizer.startswith((".", "/")) or tokenizer.count("/") > 1):
+            raise FileNotFoundError(f"tokenizer is {tokenizer!r}: neither a folder nor a hub id such as {TOKENIZER!r}.")
+
+    @gradients_if_asked
+    def __call__(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        if self.device != images.device:
+            self.network.to(images.device)
+            self.device = images.device
+        tokens, mask = (x.to(images.device) for x in self._tokens(prompts))
+        parts = zip(images.split(self.batch), tokens.split(self.batch), mask.split(self.batch), strict=True)
+        raw = torch.cat([self.network(self.preprocess(x).to(self.dtype), t, m) for x, t, m in parts])
+        return self.scale * (raw - MEAN) / STD
+
+    def _tokens(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+        """Tokens, and where they are not padding."""
+        found = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+        )
+        return found["input_ids"], found["attention_mask"].bool()
+
+
+def _tokenizer(name: str, rows: int) -> Any:
+    """BERT's with BLIP's two tokens behind its own; `rows` are those of the embedding."""
+    from transformers import BertTokenizer
+
+    try:
+        tokenizer = BertTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"The tokenizer {name!r} does not load: {reason} Give a folder with BERT's vocab.txt."
+        ) from error
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    if len(tokenizer) != rows:
+        raise ValueError(
+            f"The tokenizer {name!r} has {len(tokenizer)} tokens with [DEC] and [ENC], the weights embed {rows}: it must be "
+            f"{TOKENIZER!r}."
+        )
+    return tokenizer

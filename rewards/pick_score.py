@@ -1,0 +1,67 @@
+"""PickScore: which image people would pick for a prompt, by a CLIP ViT-H/14 tuned on their picks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rewards._settings import Dtype, check_settings, gradients_if_asked
+from rewards._transformers_clip import TransformersClip
+
+__all__ = ["PickScore"]
+
+MODEL, PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+class PickScore:
+    r"""r(x) = scale · exp(logit_scale) · <e_image(x), e_text(prompt)>: logits, for most images 18 to 24.
+
+    For two images of one prompt, sigmoid(r_1 - r_2) is the probability that people prefer the first.
+
+    Kirstain et al., "Pick-a-Pic", 2023, https://arxiv.org/abs/2305.01569; weights MIT.
+
+    Args:
+        model: A hub id, or a folder in the layout of transformers (default 4 GB).
+        processor: The same for tokenizer and image processor, which PickScore has from the model it was tuned from.
+        scale: Factor on the score; some code divides by 26.
+        grad: Whether r is differentiable in the images.
+        dtype: Of the network.
+        batch: Images per network call. Memory, not results.
+    """
+
+    def __init__(
+        self,
+        model: str = MODEL,
+        processor: str = PROCESSOR,
+        *,
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: Dtype = "float32",
+        batch: int = 64,
+    ) -> None:
+        self.check(model, processor, scale=scale, grad=grad, dtype=dtype, batch=batch)
+        self.grad = grad
+        self.clip = TransformersClip(model, processor, batch=batch, dtype=dtype)
+        self.scale = scale * self.clip.scale
+
+    @staticmethod
+    def check(
+        model: str = MODEL,
+        processor: str = PROCESSOR,
+        *,
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: str = "float32",
+        batch: int = 64,
+    ) -> None:
+        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
+        check_settings(batch, dtype, scale)
+        TransformersClip.check(model, processor, kinds=("clip",), batch=batch, dtype=dtype)
+
+    @gradients_if_asked
+    def __call__(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        return self.scale * self.clip.cosines(images, prompts)

@@ -1,0 +1,103 @@
+"""How well an image fits its prompt, by SigLIP or SigLIP 2: a calibrated probability of the pair, not a ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rewards._open_clip import OpenClip
+from rewards._settings import Dtype, check_settings, gradients_if_asked
+from rewards._transformers_clip import TransformersClip
+from rewards._two_towers import TwoTowers
+from rewards._weights import HUB
+
+__all__ = ["SiglipScore"]
+
+OUTPUTS = ("logit", "log_prob", "cosine")
+
+KINDS = ("siglip", "siglip2")
+
+
+class SiglipScore:
+    r"""r(x) = scale · logit, with logit = exp(t) · <e_image(x), e_text(prompt)> + b of the model's own t and b.
+
+    `output` "log_prob" is log sigmoid(logit) <= 0, the log-probability in nats that image and prompt belong together: with it,
+    beta = 1 tilts the prior to p(x)·p(pair | x). "cosine" is the inner product alone, in [-1, 1].
+
+    Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, https://arxiv.org/abs/2303.15343; Tschannen et al.,
+    "SigLIP 2", 2025, https://arxiv.org/abs/2502.14786.
+
+    Args:
+        model: Of transformers: a hub id or a folder, fixed resolution or NaFlex. Of open_clip: an architecture name (with
+            `weights`), a folder with `open_clip_config.json`, or `hf-hub:ID`.
+        weights: For an architecture name of open_clip: a local file, or one of its tags, which downloads.
+        output: "logit", "log_prob" or "cosine".
+        scale: Factor on the score.
+        grad: Whether r is differentiable in the images.
+        dtype: Of the network.
+        batch: Images per network call. Memory, not results.
+    """
+
+    def __init__(
+        self,
+        model: str = "google/siglip2-base-patch16-224",
+        weights: str | None = None,
+        *,
+        output: Literal["logit", "log_prob", "cosine"] = "logit",
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: Dtype = "float32",
+        batch: int = 64,
+    ) -> None:
+        self.check(model, weights, output=output, scale=scale, grad=grad, dtype=dtype, batch=batch)
+        self.output, self.scale, self.grad = output, scale, grad
+        self.clip: TwoTowers
+        if _of_open_clip(model, weights):
+            self.clip = OpenClip(model, weights, batch=batch, dtype=dtype)
+        else:
+            self.clip = TransformersClip(model, batch=batch, dtype=dtype)
+        if getattr(self.clip.model, "logit_bias", None) is None:
+            raise ValueError(f"{model!r} has no logit_bias: it is not a SigLIP model; use clip_score.")
+        self.factor, self.bias = self.clip.scale, self.clip.bias
+
+    @staticmethod
+    def check(
+        model: str = "google/siglip2-base-patch16-224",
+        weights: str | None = None,
+        *,
+        output: str = "logit",
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: str = "float32",
+        batch: int = 64,
+    ) -> None:
+        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
+        if output not in OUTPUTS:
+            raise ValueError(f"output is {output!r}: use one of {OUTPUTS}.")
+        check_settings(batch, dtype, scale)
+        if _of_open_clip(model, weights):
+            OpenClip.check(model, weights, batch=batch, dtype=dtype)
+        else:
+            TransformersClip.check(model, kinds=KINDS, batch=batch, dtype=dtype)
+
+    @gradients_if_asked
+    def __call__(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        cosines = self.clip.cosines(images, prompts)
+        if self.output == "cosine":
+            return self.scale * cosines
+        logits = self.factor * cosines + self.bias
+        return self.scale * (logsigmoid(logits) if self.output == "log_prob" else logits)
+
+
+def _of_open_clip(model: str, weights: str | None) -> bool:
+    """Hub ids without a prefix and folders without open_clip's config are of transformers."""
+    if weights is not None or model.startswith(HUB):
+        return True
+    return (Path(model) / "open_clip_config.json").is_file() or not (Path(model).is_dir() or "/" in model)

@@ -1,0 +1,147 @@
+"""HPSv2 equals open_clip's own forward on the published Pillow pipeline, from files in the published layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from diffusion_rtb.locate import build, check_component
+from rewards._open_clip import _sized
+from rewards._preprocess import Preprocess
+from rewards.hps_v2 import HpsV2
+from tests.published_pixels import MEAN, PROMPTS, STD, check_gradient, padded
+from tests.published_weights import clip_config, clip_model, published
+from tests.tiny_rewards import some_images
+
+
+def a_reward(**settings: Any) -> HpsV2:
+    return HpsV2(**published("hps_v2"), **settings)
+
+
+def oracle(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    """open_clip's network with the file's float16 weights, as the published code calls it."""
+    model = open_clip.model.CLIP(**clip_config("ViT-H-14")).eval()
+    model.load_state_dict({k: v.half().float() for k, v in clip_model("ViT-H-14").state_dict().items()})
+    tokens = open_clip.get_tokenizer("ViT-H-14", context_length=16)(list(prompts))
+    image, text, _ = model(pixels, tokens)
+    return torch.diagonal(image @ text.T)
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (64, 64), (48, 40), (37, 90), (32, 20), (150, 33)])
+def test_it_is_open_clip_s_cosine(height: int, width: int) -> None:
+    images = some_images(5, height, width)
+    with torch.no_grad():
+        expected = oracle(padded(images, 32), PROMPTS)
+    assert expected.std() > 0.03
+    torch.testing.assert_close(a_reward(batch=2)(images, PROMPTS), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(a_reward(scale=100.0)(images, PROMPTS), 100 * expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("height, width", [(512, 512), (640, 90), (320, 45), (217, 224), (101, 640), (30, 20)])
+def test_every_pixel_is_the_published_one(height: int, width: int) -> None:
+    """640 x 90 is resized to 31.5 pixels of width: rounding there depends on how the ratio is written."""
+    images = torch.randint(0, 256, (1, 3, height, width)) / 255
+    path = Preprocess((224, 224), (224, 224), MEAN, STD, mode="fit")
+    assert torch.equal(path(images), padded(images, 224))
+
+
+def test_a_wide_image_is_padded_and_not_cropped() -> None:
+    images = some_images(1, 32, 96)
+    edge = images.clone()
+    edge[..., :8] = 0.0
+    assert not torch.allclose(a_reward()(edge, PROMPTS[:1]), a_reward()(images, PROMPTS[:1]))
+
+
+def test_gradient() -> None:
+    check_gradient(a_reward(grad=True, scale=100.0), lambda pixels, prompts: 100 * oracle(pixels, prompts), 32)
+
+
+def test_published_sizes_come_out_of_published_weights() -> None:
+    """The tensors of a real ViT-H-14 give open_clip's own configuration of it."""
+    config = open_clip.get_model_config("ViT-H-14")
+    with torch.device("meta"):
+        state = open_clip.model.CLIP(**config).state_dict()
+    assert len(state) == 32 * 12 + 24 * 12 + 14
+    found = _sized(config, state, Path("HPS_v2.1_compressed.pt"))
+    assert found["embed_dim"] == config["embed_dim"]
+    assert found["vision_cfg"] == {**config["vision_cfg"], "mlp_ratio": 4.0}
+    assert found["text_cfg"] == {**config["text_cfg"], "mlp_ratio": 4.0}
+
+
+def test_versions_differ_in_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    snapshot = tmp_path / "models--xswu--HPSv2" / "snapshots" / ("1" * 40)
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--xswu--HPSv2" / "refs").mkdir()
+    (tmp_path / "models--xswu--HPSv2" / "refs" / "main").write_text("1" * 40)
+    for factor, name in ((1.0, "HPS_v2.1_compressed.pt"), (-1.0, "HPS_v2_compressed.pt")):
+        state = {k: v.clone() for k, v in clip_model("ViT-H-14").state_dict().items()}
+        state["text_projection"] *= factor
+        torch.save({"state_dict": {k: v.half() for k, v in state.items()}}, snapshot / name)
+    images = some_images(5)
+    newer = build({"component": "hps_v2"}, "reward")(images, PROMPTS)
+    assert torch.equal(newer, a_reward()(images, PROMPTS))
+    torch.testing.assert_close(build({"component": "hps_v2", "version": "v2.0"}, "reward")(images, PROMPTS), -newer)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_close(dtype: Any) -> None:
+    images = some_images(5)
+    half = a_reward(dtype=dtype)(images, PROMPTS)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, a_reward()(images, PROMPTS), rtol=0, atol=0.02)
+
+
+def test_vectors_have_unit_length_in_half_precision_too() -> None:
+    clip = a_reward(dtype="bfloat16").clip
+    vectors = clip.images(some_images(3))
+    torch.testing.assert_close(vectors, normalize(vectors), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"version": "v2.2"}, ValueError, r"v2\.2.*v2\.0"),
+        ({"weights": "none.pt"}, FileNotFoundError, r"No weights file at none\.pt"),
+        ({"weights": "hf-hub:HPS_v2.1_compressed.pt"}, ValueError, "write hf-hub:OWNER/NAME/FILE"),
+        ({"batch": -1}, ValueError, "batch is -1"),
+        ({"dtype": "fp16"}, ValueError, "fp16.*float16"),
+        ({"scale": float("nan")}, ValueError, "scale is nan"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_before_anything_loads(change: Any, error: Any, message: str) -> None:
+    component = {"component": "hps_v2", **published("hps_v2"), **change}
+    with pytest.raises(error, match=message):
+        check_component(component, "reward")
+    with pytest.raises(error, match=message):
+        build(component, "reward")
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    state = clip_model("ViT-H-14").state_dict()
+    file = tmp_path / "HPS_v2_compressed.pt"
+
+    def load(state: dict[str, Tensor]) -> None:
+        torch.save({"state_dict": state}, file)
+        HpsV2(weights=str(file))
+
+    with pytest.raises(ValueError, match=r"a CLIP model like ViT-H-14: 1 missing \(first: visual\.ln_post\.bias\)"):
+        load({k: v for k, v in state.items() if k != "visual.ln_post.bias"})
+    with pytest.raises(ValueError, match=r"in open_clip's layout: it has no 'visual\.proj'"):
+        load({k: v for k, v in state.items() if k != "visual.proj"})
+    with pytest.raises(
+        ValueError, match="width 30 for images and 32 for texts; they must be multiples of the 16 and 16"
+    ):
+        load({**state, "visual.conv1.weight": torch.zeros(30, 3, 8, 8)})
+    load({**state, "attn_mask": torch.zeros(16, 16)})
