@@ -13,8 +13,9 @@ from torch import Tensor
 
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.rewarding import evaluate_reward
-from diffusion_rtb.rollout import rollout, score
+from diffusion_rtb.rollout import rollout, score, score_with_means
 from diffusion_rtb.trajectory import Trajectory
+from diffusion_rtb.transition import gaussian_kl
 
 __all__ = ["Actor", "Experience", "Stopwatch"]
 
@@ -31,6 +32,10 @@ class Experience:
     """Posterior log-density, None while it has to be computed; nats."""
     log_p: Float[Tensor, "batch steps"] | None = None
     """Prior log-density, None while it has to be computed; nats."""
+    mean_p: Float[Tensor, "batch steps *dims"] | None = None
+    """Means of the prior's transitions, where an objective uses the closed-form KL."""
+    kl: Float[Tensor, "batch steps"] | None = None
+    """KL(q || p) of the transitions at these states in closed form, where an objective uses it; nats."""
 
     def __len__(self) -> int:
         return self.trajectory.batch
@@ -43,6 +48,8 @@ class Experience:
             reward=self.reward[rows],
             log_q=None if self.log_q is None else self.log_q[rows],
             log_p=None if self.log_p is None else self.log_p[rows],
+            mean_p=None if self.mean_p is None else self.mean_p[rows],
+            kl=None if self.kl is None else self.kl[rows],
         )
 
     def to(self, device: torch.device | str) -> Experience:
@@ -52,19 +59,26 @@ class Experience:
             reward=self.reward.to(device),
             log_q=None if self.log_q is None else self.log_q.to(device),
             log_p=None if self.log_p is None else self.log_p.to(device),
+            mean_p=None if self.mean_p is None else self.mean_p.to(device),
+            kl=None if self.kl is None else self.kl.to(device),
         )
 
     @staticmethod
     def cat(parts: Sequence[Experience]) -> Experience:
-        """Join batches; a log-density is known afterwards only if it was known in every part."""
-        log_q = [part.log_q for part in parts if part.log_q is not None]
-        log_p = [part.log_p for part in parts if part.log_p is not None]
+        """Join batches; what is optional is known afterwards only if it was known in every part."""
+
+        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            known = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(known) if len(known) == len(parts) else None
+
         return Experience(
             trajectory=Trajectory.cat([part.trajectory for part in parts]),
             prompt=torch.cat([part.prompt for part in parts]),
             reward=torch.cat([part.reward for part in parts]),
-            log_q=torch.cat(log_q) if len(log_q) == len(parts) else None,
-            log_p=torch.cat(log_p) if len(log_p) == len(parts) else None,
+            log_q=joined([part.log_q for part in parts]),
+            log_p=joined([part.log_p for part in parts]),
+            mean_p=joined([part.mean_p for part in parts]),
+            kl=joined([part.kl for part in parts]),
         )
 
 
@@ -139,6 +153,21 @@ class Actor:
                     log_p = self._score(experience)
         return replace(experience, log_q=log_q, log_p=log_p)
 
+    def with_kl(self, experience: Experience) -> Experience:
+        """The same trajectories with both log-densities, the prior's means and the closed-form KL of each transition."""
+        trajectory = experience.trajectory
+        with self.stopwatch("score"):
+            log_q, mean_q = self._score_with_means(experience)
+            log_p, mean_p = experience.log_p, experience.mean_p
+            if log_p is None or mean_p is None:
+                with self.prior.as_prior():
+                    log_p, mean_p = self._score_with_means(experience)
+        kl = torch.zeros_like(log_q)
+        for i in trajectory.stochastic.nonzero().flatten().tolist():
+            kl[:, i] = gaussian_kl(mean_q[:, i], mean_p[:, i], float(trajectory.std[i]), kl.dtype)
+        log_q = log_q if experience.log_q is None else experience.log_q
+        return replace(experience, log_q=log_q, log_p=log_p, mean_p=mean_p, kl=kl)
+
     def _rollout(
         self, rows: Sequence[int], seeds: Sequence[int], noise_scale: Callable[[float], float] | None
     ) -> Trajectory:
@@ -154,6 +183,15 @@ class Actor:
             for chunk in self.chunks(len(experience))
         ]
         return torch.cat(parts)
+
+    def _score_with_means(
+        self, experience: Experience
+    ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
+        parts = [
+            score_with_means(self.prior, self.texts(experience.prompt[chunk]), experience.trajectory[chunk])
+            for chunk in self.chunks(len(experience))
+        ]
+        return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([mean for _, mean in parts])
 
     def _rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Experience:
         with self.stopwatch("reward"):

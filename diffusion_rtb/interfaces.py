@@ -98,6 +98,8 @@ class Terms:
     """Prompt features for value networks."""
     log_behaviour: Float[Tensor, "batch steps"] | None = None
     """Log-density of the transitions under the chain that really drew them, where known; nats."""
+    kl: Float[Tensor, "batch steps"] | None = None
+    """KL(q || p) of each transition in closed form, nats; for objectives with `uses_kl`. A leaf like log_q."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,18 @@ class Loss:
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss on trajectories. It is a `torch.nn.Module` when it owns scalars (log Z) or a value network."""
+    """A loss on trajectories. It is a `torch.nn.Module` when it owns scalars (log Z) or a value network.
+
+    Optional attributes, False where an objective lacks them:
+
+    * `uses_kl`: it needs `Terms.kl`; one more network evaluation per step for the posterior's own trajectories;
+    * `on_policy_only`: its gradient is wrong on trajectories of another chain, so other behaviours are refused;
+    * `importance_weighted`: it reads `Terms.log_behaviour`, so behaviours that select trajectories by their reward, whose
+      density nobody knows, are refused.
+
+    Optional method: `warm_up(terms, beta)`, called once before the first iteration with trajectories of the prior, where
+    the behaviour stores some.
+    """
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Create what depends on the run: per-prompt log Z for `prompts` prompts, V for states of shape `dims`."""

@@ -22,10 +22,11 @@ from torch import Tensor
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.recorder import TrajectoryRecorder
 from diffusion_rtb.seeds import generators, global_seed, seed_of
-from diffusion_rtb.teacher_forcing import InitialNoise, TeacherForcing
+from diffusion_rtb.teacher_forcing import InitialNoise, TeacherForcing, Visit
 from diffusion_rtb.trajectory import Trajectory
+from diffusion_rtb.transition import gaussian_kl
 
-__all__ = ["replay", "replay_backward", "rollout", "score"]
+__all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means"]
 
 LOG_DENSITY = torch.float64
 """Inside the trainer log_q - log_p is a difference of two sums near 1e4 nats (SD at 512 px): see `normal_log_prob`."""
@@ -60,6 +61,22 @@ def score(prior: Prior, prompts: Sequence[str], trajectory: Trajectory) -> Float
     return replay(prior.pipe, trajectory, dtype=LOG_DENSITY, **prior.arguments(prompts))
 
 
+def score_with_means(
+    prior: Prior, prompts: Sequence[str], trajectory: Trajectory
+) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
+    """`score`, and the mean of each transition; 0 for a step without a density."""
+    rows: dict[int, Tensor] = {}
+    means = torch.zeros_like(trajectory.x[:, 1:])
+
+    def keep(i: int, log_prob: Tensor, mean: Tensor) -> None:
+        rows[i] = log_prob
+        means[:, i] = mean
+
+    with torch.no_grad():
+        _force(prior.pipe, trajectory, _steps(trajectory, None), LOG_DENSITY, keep, prior.arguments(prompts))
+    return _table(rows, trajectory, LOG_DENSITY), means
+
+
 def replay(
     pipe: Any,
     trajectory: Trajectory,
@@ -86,7 +103,7 @@ def replay(
     """
     rows: dict[int, Tensor] = {}
     with torch.set_grad_enabled(grad):
-        _force(pipe, trajectory, _steps(trajectory, steps), dtype, rows.__setitem__, call)
+        _force(pipe, trajectory, _steps(trajectory, steps), dtype, lambda i, row, _: rows.__setitem__(i, row), call)
     return _table(rows, trajectory, dtype)
 
 
@@ -96,10 +113,15 @@ def replay_backward(
     cotangent: Float[Tensor, "batch steps"],
     *,
     steps: Sequence[int] | None = None,
+    kl_cotangent: Float[Tensor, "batch steps"] | None = None,
+    mean_p: Float[Tensor, "batch steps *dims"] | None = None,
     dtype: torch.dtype = torch.float32,
     **call: Any,
 ) -> Float[Tensor, "batch steps"]:
     """Accumulate the gradient of sum(cotangent · log_prob) into the network's parameters, one step's graph at a time.
+
+    With a `kl_cotangent` the gradient of sum(kl_cotangent · KL(q || p)) is added, the KL of each transition in closed form
+    from the prior's means `mean_p` (`score_with_means`).
 
     What the pipeline computes once for all steps (text embeddings) must not require gradients.
 
@@ -116,8 +138,12 @@ def replay_backward(
         )
     rows: dict[int, Tensor] = {}
 
-    def backward(i: int, log_prob: Tensor) -> None:
-        (cotangent[:, i].to(log_prob) * log_prob).sum().backward()
+    def backward(i: int, log_prob: Tensor, mean: Tensor) -> None:
+        total = (cotangent[:, i].to(log_prob) * log_prob).sum()
+        if kl_cotangent is not None and mean_p is not None:
+            kl = gaussian_kl(mean, mean_p[:, i], float(trajectory.std[i]), dtype)
+            total = total + (kl_cotangent[:, i].to(kl) * kl).sum()
+        total.backward()
         rows[i] = log_prob.detach()
 
     with torch.enable_grad():
@@ -155,10 +181,10 @@ def _force(
     trajectory: Trajectory,
     steps: list[int],
     dtype: torch.dtype,
-    visit: Callable[[int, Tensor], None],
+    visit: Visit,
     call: dict[str, Any],
 ) -> None:
-    """Run the pipeline's own `__call__` along the recorded states; `visit(i, log_prob)` inside each evaluated step."""
+    """Run the pipeline's own `__call__` along the recorded states; `visit` inside each evaluated step."""
     if not steps:
         return
     run = inspect.unwrap(type(pipe).__call__)  # sheds the pipeline's no_grad

@@ -155,6 +155,8 @@ class TrainConfig(Section):
     """Learning rate of the adapters (AdamW)."""
     lr_objective: PositiveFloat = 1e-2
     """Learning rate of the objective's own parameters: log Z, value network."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's memory of gradients; a longer one averages the noise of small batches."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """AdamW's memory of squared gradients; short runs want it shorter than the usual 0.999."""
     warmup: Natural = 0

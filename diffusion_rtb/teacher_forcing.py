@@ -14,7 +14,10 @@ from diffusion_rtb.recorder import with_previous_sample
 from diffusion_rtb.trajectory import Trajectory
 from diffusion_rtb.transition import ConstantNoise, in_place_of, normal_log_prob, previous_sample, transition_mean
 
-__all__ = ["InitialNoise", "TeacherForcing"]
+__all__ = ["InitialNoise", "TeacherForcing", "Visit"]
+
+Visit = Callable[[int, Tensor, Tensor], None]
+"""`visit(i, log_prob, mean)`: log-density (batch,) and mean (batch, *dims) of step i under the network as it is now."""
 
 
 class InitialNoise(TorchFunctionMode):
@@ -44,7 +47,7 @@ class TeacherForcing:
         trajectory: Trajectory,
         steps: list[int],
         dtype: torch.dtype,
-        visit: Callable[[int, Tensor], None],
+        visit: Visit,
         *,
         every_step: bool,
     ) -> None:
@@ -130,7 +133,8 @@ class TeacherForcing:
         call = (model_output, timestep, x[:, i], *args)
         output = transition_mean(self.scheduler, self.step, *call, **kwargs)
         if i in self.evaluated:
-            self.visit(i, normal_log_prob(x[:, i + 1], previous_sample(output), self.std[i], self.dtype))
+            mean = previous_sample(output)
+            self.visit(i, normal_log_prob(x[:, i + 1], mean, self.std[i], self.dtype), mean)
         if self.every_step:
             with ConstantNoise(0.0):  # a multistep solver has to remember this network output
                 self.step(*call, **kwargs)

@@ -28,7 +28,6 @@ from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.grids import grid, save_png
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
-from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from diffusion_rtb.rollout import replay_backward
 from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import seed_of
@@ -76,6 +75,8 @@ class Trainer:
         objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
         if isinstance(objective, torch.nn.Module):
             objective.to(prior.device)
+        self.uses_kl = bool(getattr(objective, "uses_kl", False))
+        self._check_behaviour()
         self.optimizer = self._optimizer()
         self._check_processes()
         self.iteration = 0
@@ -88,7 +89,23 @@ class Trainer:
         if owned:
             groups.append({"params": owned, "lr": train.lr_objective})
         self._rates = [train.lr, train.lr_objective][: len(groups)]
-        return torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, train.adam_beta2))
+        return torch.optim.AdamW(groups, weight_decay=0.0, betas=(train.adam_beta1, train.adam_beta2))
+
+    def _check_behaviour(self) -> None:
+        """Refuse behaviours whose trajectories the objective would take for something they are not."""
+        behaviour, name = self.config.behaviour, type(self.objective).__name__
+        from_prior, explored = behaviour.prior_share > 0, behaviour.exploration.scale > 0
+        if getattr(self.objective, "on_policy_only", False) and (from_prior or explored):
+            setting = "prior_share" if from_prior else "exploration.scale"
+            raise ValueError(
+                f"objective {name} is on-policy: its gradient is an average over the posterior's own trajectories, and wrong on "
+                f"those that behaviour.{setting} brings. Set that to 0, or use rtb, trust_pcl or an importance-weighted objective."
+            )
+        if getattr(self.objective, "importance_weighted", False) and from_prior and behaviour.resample:
+            raise ValueError(
+                f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows once they are "
+                "selected by their reward. Set behaviour.resample: false, or use rtb or trust_pcl."
+            )
 
     def _check_processes(self) -> None:
         """What an objective learns is set from its first batch, which is another one in each process."""
@@ -125,11 +142,12 @@ class Trainer:
     def _warm_up(self) -> None:
         """Let an objective with a value network learn it from the prior's trajectories, where there are any."""
         buffer, count = self.sources["prior"]
-        if count == 0 or not isinstance(self.objective, TrustPCL) or self.objective.warm_up_updates == 0:
+        warm_up = getattr(self.objective, "warm_up", None)
+        if count == 0 or warm_up is None:
             return
         assert isinstance(buffer, PriorBuffer)
         held = buffer.everything(self.actor)
-        self.objective.warm_up(self._terms(replace(held, log_q=held.log_p)), self.config.beta)
+        warm_up(self._terms(replace(held, log_q=held.log_p)), self.config.beta)
 
     def step(self) -> dict[str, float]:
         """One iteration; returns its metrics."""
@@ -143,8 +161,9 @@ class Trainer:
         metrics: dict[str, float] = {}
         for update in range(self.config.train.updates_per_iteration):
             if update > 0:  # the posterior has moved
-                parts = [replace(part, log_q=None) for part in parts]
-            parts = [self.actor.completed(part) for part in parts]
+                parts = [replace(part, log_q=None, kl=None) for part in parts]
+            complete = self.actor.with_kl if self.uses_kl else self.actor.completed
+            parts = [complete(part) for part in parts]
             loss, replayed, norm = self._update(parts, beta, update)
             if update == 0:
                 metrics = iteration_metrics(parts, loss, replayed, beta) | {"beta": beta, "gradient_norm": norm}
@@ -178,7 +197,8 @@ class Trainer:
             loss.loss.backward()
         assert terms.log_q.grad is not None
         with self.actor.stopwatch("backward"):
-            replayed = self._backward(parts, terms.log_q.grad, update)
+            kl_cotangent = None if terms.kl is None else terms.kl.grad
+            replayed = self._backward(parts, terms.log_q.grad, update, kl_cotangent)
         if update == 0:  # before the step: a rejected gradient must not reach the parameters
             assert parts[0].log_q is not None
             self._check_parity(parity(parts[0].log_q, replayed[0]))
@@ -204,25 +224,41 @@ class Trainer:
             timesteps=trajectory.timesteps,
             features=self.prior.features(self.actor.texts(experience.prompt)),
             log_behaviour=behaviour,
+            kl=None if experience.kl is None else experience.kl.detach().clone().requires_grad_(),
         )
 
     def _backward(
-        self, parts: list[Experience], cotangent: Float[Tensor, "batch steps"], update: int
+        self,
+        parts: list[Experience],
+        cotangent: Float[Tensor, "batch steps"],
+        update: int,
+        kl_cotangent: Float[Tensor, "batch steps"] | None = None,
     ) -> list[Float[Tensor, "_ steps"]]:
-        """Push the cotangent through the network, micro-batch by micro-batch; returns log_q of each part as replayed."""
+        """Push the cotangents through the network, micro-batch by micro-batch; returns log_q of each part as replayed."""
         steps = self._gradient_steps(parts[0], update)
+        scale = self._step_weights(cotangent)
         if steps is not None:  # unbiased: each step is drawn with probability len(steps)/all
-            cotangent = cotangent * (int(parts[0].trajectory.stochastic.sum()) / len(steps))
-        cotangent = cotangent * self._step_weights(cotangent)
+            scale = scale * (int(parts[0].trajectory.stochastic.sum()) / len(steps))
+        cotangent = cotangent * scale
+        kl_cotangent = None if kl_cotangent is None else kl_cotangent * scale
         replayed, start = [], 0
         for part in parts:
             rows = []
             for chunk in self.actor.chunks(len(part)):
                 call = self.prior.arguments(self.actor.texts(part.prompt[chunk]))
-                weights = cotangent[start : start + len(part)][chunk]
-                trajectory = part.trajectory[chunk]
-                pipe = self.prior.pipe
-                rows.append(replay_backward(pipe, trajectory, weights, steps=steps, dtype=torch.float64, **call))
+                own = slice(start + chunk.start, start + chunk.stop)
+                rows.append(
+                    replay_backward(
+                        self.prior.pipe,
+                        part.trajectory[chunk],
+                        cotangent[own],
+                        steps=steps,
+                        kl_cotangent=None if kl_cotangent is None else kl_cotangent[own],
+                        mean_p=None if part.mean_p is None else part.mean_p[chunk],
+                        dtype=torch.float64,
+                        **call,
+                    )
+                )
             replayed.append(torch.cat(rows))
             start += len(part)
         return replayed

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["normal_log_prob", "refuse_deterministic", "transition_mean", "transition_std"]
+__all__ = ["gaussian_kl", "normal_log_prob", "refuse_deterministic", "transition_mean", "transition_std"]
 
 PROBE = 2.0**20
 NO_NOISE = 1e-5  # no schedule steps this finely; noise from elsewhere than randn leaves about 1/PROBE here
@@ -162,3 +162,10 @@ def normal_log_prob(
     z = (_precise(x) - mean) / std
     constant = z[0].numel() * (math.log(std) + 0.5 * math.log(2 * math.pi))
     return -0.5 * z.square().flatten(1).sum(1, dtype=dtype) - constant
+
+
+def gaussian_kl(
+    mean_q: Float[Tensor, "batch *dims"], mean_p: Float[Tensor, "batch *dims"], std: float, dtype: torch.dtype
+) -> Float[Tensor, " batch"]:
+    """KL(q || p) = |mean_q - mean_p|² / (2·std²) of two transitions with the same deviation, summed over dims, in nats."""
+    return 0.5 * ((_precise(mean_q) - mean_p) / std).square().flatten(1).sum(1, dtype=dtype)

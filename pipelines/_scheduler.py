@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -88,16 +89,19 @@ def check_eta(eta: float) -> None:
         raise ValueError(f"eta={eta} is outside (0, 1]: set eta=1.0, the noise of the DDPM posterior.")
 
 
-def check_sampler(scheduler: Any, steps: int, eta: float) -> None:
+def check_sampler(scheduler: Any, steps: int, eta: float, timesteps: Sequence[int] | None = None) -> None:
     """Take the first step of a tiny chain with two seeds: a stochastic sampler answers differently.
 
     Raises:
-        ValueError: it answers the same, so its transitions have no density; or `eta` is set and it has none.
+        ValueError: it answers the same, so its transitions have no density; `eta` is set and it has none; it takes no
+            `timesteps`, or they are not falling and inside its schedule.
     """
     name = type(scheduler).__name__
+    if timesteps is not None:
+        _check_timesteps(scheduler, [int(t) for t in timesteps])
     if not takes_eta(scheduler) and eta != 1:
         raise ValueError(f"eta={eta}, but {name} has no eta: leave eta out, or set scheduler: DDIMScheduler.")
-    first, second = (_first_step(scheduler, steps, eta, seed) for seed in (0, 1))
+    first, second = (_first_step(scheduler, steps, timesteps, eta, seed) for seed in (0, 1))
     if torch.equal(first, second):
         raise ValueError(f"{name} draws no noise as it is configured, so its transitions have no density. {REMEDY}")
     if takes_eta(scheduler) and eta < 1:
@@ -108,9 +112,21 @@ def check_sampler(scheduler: Any, steps: int, eta: float) -> None:
         )
 
 
-def _first_step(scheduler: Any, steps: int, eta: float, seed: int) -> torch.Tensor:
+def _check_timesteps(scheduler: Any, timesteps: list[int]) -> None:
+    name, last = type(scheduler).__name__, int(scheduler.config.num_train_timesteps) - 1
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ValueError(f"{name} takes no timesteps of one's own: give steps, or set scheduler: DDPMScheduler.")
+    falling = all(s < t for t, s in itertools.pairwise(timesteps))
+    if not falling or timesteps[0] > last or timesteps[-1] < 0:
+        raise ValueError(f"timesteps={timesteps} must fall from at most {last} to at least 0.")
+
+
+def _first_step(scheduler: Any, steps: int, timesteps: Sequence[int] | None, eta: float, seed: int) -> torch.Tensor:
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
+    if timesteps is None:
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler.set_timesteps(timesteps=[int(t) for t in timesteps])
     t, x = scheduler.timesteps[0], torch.zeros(1, 1, 2, 2)
     parameters = inspect.signature(scheduler.step).parameters
     call: dict[str, Any] = {"eta": eta} if "eta" in parameters else {}

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["DTYPES", "check_device", "check_dtype", "check_guidance", "check_same_prior", "check_size"]
+__all__ = [
+    "DTYPES",
+    "check_device",
+    "check_dtype",
+    "check_guidance",
+    "check_same_prior",
+    "check_size",
+    "number_of_steps",
+]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -60,6 +68,19 @@ def check_size(steps: int, height: int | None, width: int | None, decode_batch: 
         raise ValueError(f"height={height} and width={width}: give both, or neither for the model's own size.")
     if any(side is not None and (side < 8 or side % 8) for side in (height, width)):
         raise ValueError(f"height={height} and width={width} must be positive multiples of 8.")
+
+
+def number_of_steps(steps: int | None, timesteps: Sequence[int] | None) -> int:
+    """Denoising steps T: `steps`, or one for each of `timesteps`; 50 if neither is given.
+
+    Raises:
+        ValueError: both are given and disagree, or `timesteps` is empty.
+    """
+    if timesteps is None:
+        return 50 if steps is None else steps
+    if not timesteps or steps not in (None, len(timesteps)):
+        raise ValueError(f"steps={steps}, but there are {len(timesteps)} timesteps: give one of the two.")
+    return len(timesteps)
 
 
 def check_same_prior(own: Mapping[str, Any], trained: Mapping[str, Any]) -> None:

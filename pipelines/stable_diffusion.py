@@ -33,7 +33,15 @@ from pipelines._export import plain_lora, snippet
 from pipelines._folder import BUNDLED, check_folder, is_hub_id, load_pipeline, local_folder
 from pipelines._lora import ATTENTION, adapters_off, add_lora, load_lora, lora_parameters
 from pipelines._scheduler import build_scheduler, check_eta, check_sampler, own_settings, scheduler_class, takes_eta
-from pipelines._settings import DTYPES, check_device, check_dtype, check_guidance, check_same_prior, check_size
+from pipelines._settings import (
+    DTYPES,
+    check_device,
+    check_dtype,
+    check_guidance,
+    check_same_prior,
+    check_size,
+    number_of_steps,
+)
 
 __all__ = ["StableDiffusion"]
 
@@ -49,7 +57,10 @@ class StableDiffusion:
 
     Args:
         path: A diffusers folder, a hub id, or "emoji" for the bundled prior.
-        steps: Denoising steps T.
+        steps: Denoising steps T; 50 by default.
+        timesteps: Instead of `steps`, the timesteps themselves, falling, for schedulers that take them (DDPMScheduler). More
+            of them where the reward is decided make it easier to steer: a transition is a Gaussian, and its optimal tilt
+            is one only if it decides little by itself.
         guidance: Classifier-free guidance scale g >= 1, the same for prior and posterior; 1 is none.
         tilted_prior: States which prior is tilted, "guided" (needs guidance > 1) or "unguided" (needs guidance 1). The
             default follows from `guidance`; stating it turns a later change of `guidance` into an error.
@@ -74,7 +85,8 @@ class StableDiffusion:
         self,
         path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5",
         *,
-        steps: int = 50,
+        steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
         guidance: float = 1.0,
         tilted_prior: Literal["guided", "unguided"] | None = None,
         eta: float = 1.0,
@@ -88,7 +100,9 @@ class StableDiffusion:
         decode_batch: int = 8,
     ) -> None:
         self.check(**{name: value for name, value in locals().items() if name != "self"})
-        self.path, self.steps, self.guidance, self.eta, self.dtype = path, steps, guidance, eta, dtype
+        self.path, self.guidance, self.eta, self.dtype = path, guidance, eta, dtype
+        self.timesteps = None if timesteps is None else [int(t) for t in timesteps]
+        self.steps = number_of_steps(steps, timesteps)
         self.negative_prompt = negative_prompt or ""
         self.decode_batch = decode_batch
         self._pipe = self._load(scheduler, scheduler_arguments, torch.device(device or _accelerates_device()))
@@ -107,18 +121,20 @@ class StableDiffusion:
         call.apply_defaults()
         given = call.arguments
         check_guidance(given["guidance"], given["tilted_prior"], given["negative_prompt"])
-        check_size(given["steps"], given["height"], given["width"], given["decode_batch"])
+        steps = number_of_steps(given["steps"], given["timesteps"])
+        check_size(steps, given["height"], given["width"], given["decode_batch"])
         check_dtype(given["dtype"])
         check_device(given["device"])
         check_eta(given["eta"])
         scheduler_class(given["scheduler"] or "DDIMScheduler")
         if not is_hub_id(given["path"]):
-            _prepare(**{name: given[name] for name in ("path", "steps", "eta", "scheduler", "scheduler_arguments")})
+            chosen = ("path", "timesteps", "eta", "scheduler", "scheduler_arguments")
+            _prepare(steps=steps, **{name: given[name] for name in chosen})
 
     def _load(self, scheduler: str | None, arguments: Mapping[str, Any] | None, device: torch.device) -> Any:
         from diffusers import StableDiffusionPipeline
 
-        folder, variant, sampler = _prepare(self.path, self.steps, self.eta, scheduler, arguments)
+        folder, variant, sampler = _prepare(self.path, self.steps, self.timesteps, self.eta, scheduler, arguments)
         pipe, self._weights = load_pipeline(
             StableDiffusionPipeline,
             folder,
@@ -166,7 +182,7 @@ class StableDiffusion:
         """The arguments of `pipe.__call__` that do not depend on the prompt."""
         height, width = self._size
         call: dict[str, Any] = {
-            "num_inference_steps": self.steps,
+            **({"num_inference_steps": self.steps} if self.timesteps is None else {"timesteps": self.timesteps}),
             "guidance_scale": self.guidance,
             "height": height,
             "width": width,
@@ -253,6 +269,7 @@ class StableDiffusion:
             "sampler": {
                 "scheduler": type(sampler).__name__,
                 "steps": self.steps,
+                "timesteps": self.timesteps,
                 "eta": float(self.eta) if takes_eta(sampler) else None,
                 "settings": own_settings(sampler),
             },
@@ -296,7 +313,12 @@ class StableDiffusion:
 
 
 def _prepare(
-    path: str, steps: int, eta: float, scheduler: str | None, scheduler_arguments: Mapping[str, Any] | None
+    path: str,
+    steps: int,
+    timesteps: Sequence[int] | None,
+    eta: float,
+    scheduler: str | None,
+    scheduler_arguments: Mapping[str, Any] | None,
 ) -> tuple[Path, str | None, Any]:
     """The model's folder, the variant of its weights and the sampler, all of them checked; no weights are loaded."""
     from diffusers import StableDiffusionPipeline
@@ -305,7 +327,7 @@ def _prepare(
     variant = check_folder(folder, "StableDiffusionPipeline", COMPONENTS)
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     sampler = build_scheduler(config, scheduler, scheduler_arguments or {})
-    check_sampler(sampler, steps, eta)
+    check_sampler(sampler, steps, eta, timesteps)
     return folder, variant, sampler
 
 

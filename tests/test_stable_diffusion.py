@@ -323,6 +323,8 @@ def test_fingerprint_survives_json_and_names_what_differs(folder: str, tmp_path:
         ({"eta": 0.0}, r"eta=0 .*Set eta=1\.0"),
         ({"eta": 1.5}, r"eta=1\.5 is outside"),
         ({"steps": 0}, "steps=0"),
+        ({"steps": 3, "timesteps": [9, 5]}, r"steps=3, but there are 2 timesteps"),
+        ({"timesteps": []}, r"0 timesteps"),
         ({"guidance": 0.5}, r"guidance=0\.5"),
         ({"guidance": 5.0, "tilted_prior": "unguided"}, r"set guidance=1\.0"),
         ({"guidance": 1.0, "tilted_prior": "guided"}, "set guidance above 1"),
@@ -358,6 +360,9 @@ def test_the_constructor_checks_too() -> None:
         ({"scheduler_arguments": {"timesteps_spacing": "trailing"}}, "did you mean timestep_spacing"),
         ({"scheduler": "DDPMScheduler", "eta": 0.5}, "DDPMScheduler has no eta"),
         ({"steps": 2000}, "1000"),
+        ({"steps": None, "timesteps": [900, 500]}, r"DDIMScheduler takes no timesteps.*DDPMScheduler"),
+        ({"steps": None, "timesteps": [900, 900], "scheduler": "DDPMScheduler"}, "must fall from at most 999"),
+        ({"steps": None, "timesteps": [1000, 900], "scheduler": "DDPMScheduler"}, "must fall from at most 999"),
     ],
 )
 def test_bad_samplers_are_refused_before_weights_are_loaded(
