@@ -97,14 +97,13 @@ def serve(component: Mapping[str, Any], address: Address, work: Work | None = No
     """Build the reward and answer requests until SIGINT or SIGTERM; requests under way are still answered.
 
     Raises:
-        ValueError: see `check_component`, `Address` and `Work`.
-        ModuleNotFoundError: the extra `server` is not installed.
+        ValueError: see `check_component`, `Address` and `Work`; the extra `server` is not installed.
         OSError, SystemExit: the port is taken.
     """
     work = work or Work()
     for module in ("fastapi", "uvicorn"):
         if find_spec(module) is None:
-            raise ModuleNotFoundError(f"serve-reward needs {module}: pip install 'diffusion-rtb[server]'.", name=module)
+            raise ValueError(f"Serving a reward needs {module}, which is not installed: pip install 'diffusion-rtb[server]'.")
     check_component(component, "reward")
 
     import uvicorn

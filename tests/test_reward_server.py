@@ -601,7 +601,7 @@ def test_a_reward_has_a_fingerprint() -> None:
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion_rtb.reward_server.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs fastapi: pip install 'diffusion-rtb\[server\]'"):
+    with pytest.raises(ValueError, match=r"needs fastapi, which is not installed: pip install 'diffusion-rtb\[server\]'"):
         serve({"component": "jpeg"}, Address())
 
 

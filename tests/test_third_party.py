@@ -99,9 +99,7 @@ def test_their_arguments_are_checked_like_ours(name: str, arguments: dict[str, A
     "reward",
     [
         "{component: redness, scale: 2.0}",
-        "{component: red_share, threshold: 0.2}",
-        '{component: "redness_reward:Redness", against: max}',
-        '{component: "redness_reward:red_share"}',
+        '{component: "redness_reward:red_share", threshold: 0.2}',
         "{component: weighted_sum, rewards: [{component: redness, weight: 3.0}, {component: red_share}]}",
     ],
 )

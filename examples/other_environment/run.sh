@@ -19,7 +19,7 @@ fi
 
 DIFFUSION_RTB_TOKEN="$("$PYTHON" -c 'import secrets; print(secrets.token_urlsafe())')"
 export DIFFUSION_RTB_TOKEN
-PYTHONPATH="$HERE" "$OLD_VENV/bin/diffusion-rtb" serve-reward brisque_reward:Brisque scale=10 --arrays numpy --port 8817 &
+PYTHONPATH="$HERE" "$OLD_VENV/bin/diffusion-rtb" serve-reward --reward brisque_reward:Brisque scale=10 --arrays numpy --port 8817 &
 SERVER=$!
 trap 'kill $SERVER' EXIT
 
