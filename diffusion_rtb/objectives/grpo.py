@@ -1,0 +1,100 @@
+r"""GRPO: group-normalised advantages, clipped ratios per denoising step, a KL to the prior.
+
+    A = (r - mean r) / s - c·(K - mean K)        K: the estimate of the KL where it is placed in the reward, detached
+    loss = mean over trajectories of sum_t max(-A·rho_t, -A·clip(rho_t)) + c·K'       K': the one placed in the loss
+
+    s = std of r in the group, or 1;   c = alpha / s, alpha = 1/beta;   rho_t = exp(log_q - log_behaviour) of one transition
+
+Published GRPO divides the reward by s and weighs the KL by a constant, so that its temperature is c·s and changes as the rewards
+of a group come closer: it has no fixed target. Here both are divided by s, which only rescales the gradient of a prompt, and
+the target stays p(x)·exp(beta·r(x)) / Z for an estimator whose gradient is right (`kl_estimators`: k1_reward, gaussian,
+path_k2_loss). `kl_weight` gives the published form.
+
+The default, k3 in the loss, is the published one too; on denoising chains its expected gradient is that of the closed-form
+KL of each step, without what a step does to the KL of later ones.
+
+Sources: GRPO, Shao et al. 2024, https://arxiv.org/abs/2402.03300; s = 1, Liu et al. 2025, https://arxiv.org/abs/2503.20783; on
+flow models, Liu et al. 2025, https://arxiv.org/abs/2505.05470.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from diffusion_rtb.interfaces import Loss, Terms
+from diffusion_rtb.objectives.baseline import (
+    behaviour,
+    check_choice,
+    check_clip_range,
+    check_policy_terms,
+    check_positive,
+    clipped_loss,
+    group_baseline,
+    group_std,
+    report,
+)
+from diffusion_rtb.objectives.kl_estimators import KlEstimator, KlOption
+
+__all__ = ["GRPO"]
+
+NORMALISE = ("std", "none")
+
+
+class GRPO(nn.Module):
+    """Group-relative policy optimisation with a KL to the prior, an `Objective`.
+
+    Args:
+        kl: the estimate of KL(q || p) and its place, see `kl_estimators`; "none" for reward maximisation.
+        normalise: divide by the standard deviation of each group's rewards ("std"), or not ("none").
+        clip_range: how far the ratio of one step may leave 1 before it gets no gradient; ratios of densities summed over dims.
+        kl_weight: c as a constant, as published; None for alpha / s, with which the target does not move.
+
+    Raises:
+        ValueError: an argument is none of those allowed.
+    """
+
+    on_policy_only = True
+
+    def __init__(
+        self,
+        kl: KlOption = "k3_loss",
+        *,
+        normalise: Literal["std", "none"] = "std",
+        clip_range: float = 0.2,
+        kl_weight: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.kl = KlEstimator(kl)
+        self.uses_kl = self.kl.uses_kl
+        self.normalise = check_choice("normalise", normalise, NORMALISE)
+        self.clip_range = check_clip_range(clip_range)
+        self.kl_weight = None if kl_weight is None else check_positive("kl_weight", kl_weight)
+        if kl == "none" and kl_weight is not None:
+            raise ValueError(f'kl_weight={kl_weight} has no KL to weigh: kl is "none". Remove it, or choose a kl.')
+
+    @staticmethod
+    def check(**arguments: Any) -> None:
+        """Refuse bad arguments before anything is loaded."""
+        GRPO(**arguments)
+
+    def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
+        """Owns nothing."""
+
+    def forward(self, terms: Terms, beta: float) -> Loss:
+        """The loss of a batch; `beta` in nats per unit of reward.
+
+        Raises:
+            ValueError: beta <= 0, a shape that would broadcast, a value that is not finite, a group of one trajectory, a
+                closed-form KL that is asked for and not there.
+        """
+        check_policy_terms(terms, beta, uses_kl=self.uses_kl)
+        reward, prompt = terms.reward, terms.prompt
+        scale = group_std(reward, prompt) if self.normalise == "std" else torch.ones_like(reward)
+        weight = 1 / (beta * scale) if self.kl_weight is None else torch.full_like(reward, self.kl_weight)
+        paid = self.kl.in_reward(terms)
+        advantage = (reward - group_baseline(reward, prompt)) / scale - weight * (paid - group_baseline(paid, prompt))
+        policy = clipped_loss(terms.log_q, behaviour(terms), advantage[:, None], self.clip_range)
+        return report(torch.mean(policy + weight * self.kl.in_loss(terms)), terms, beta)

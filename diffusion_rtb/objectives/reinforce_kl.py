@@ -1,0 +1,115 @@
+r"""REINFORCE with the KL to the prior inside the reward.
+
+    maximise  E_q[r] - alpha·KL(q || p),   alpha = 1/beta,   whose maximiser is the posterior p(x)·exp(beta·r(x)) / Z
+
+    A = r - alpha · sum_t (log_q - log_p),    detached: the KL is part of the reward
+    loss = - mean over trajectories of w · (A - baseline) · sum_t log_q
+
+On-policy, w = 1, this is RTB: beta·(A - mean A) is minus the residual under VarGrad's log Z, and beta times this gradient
+is VarGrad's, number for number. Trajectories of another chain b need an importance weight, as an expectation over q is meant:
+
+    exact             w = q(trajectory) / b(trajectory)                    unbiased; its variance grows with the length
+    self_normalised   w ∝ q / b, summing to the group's size               biased by O(1/n) in groups of n
+    tempered          w ∝ (q / b)^(1/T), T steps, summing alike            biased; what the Trust-PCL paper's code does
+
+Without weights the same formula on anyone's trajectories is no policy gradient, but it is the gradient of RTB's squared residual,
+which needs none: use `rtb` there. The equivalence was shown by Deleu, Nouri, Bengio, Precup 2025,
+https://arxiv.org/abs/2509.01632; REINFORCE is Williams 1992, doi 10.1007/BF00992696; the leave-one-out baseline Kool et al. 2019,
+https://openreview.net/forum?id=r1lgTGL5DE.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffusion_rtb.interfaces import Loss, Terms
+from diffusion_rtb.objectives.baseline import (
+    BASELINES,
+    Baseline,
+    check_choice,
+    check_policy_terms,
+    group_baseline,
+    report,
+)
+from diffusion_rtb.objectives.log_z import log_weight, same_prompt
+
+__all__ = ["ReinforceKL"]
+
+Importance = Literal["none", "exact", "self_normalised", "tempered"]
+IMPORTANCE = ("none", "exact", "self_normalised", "tempered")
+
+
+class ReinforceKL(nn.Module):
+    """KL-regularised REINFORCE, an `Objective`.
+
+    Args:
+        baseline: what A is compared with: the "mean" of its prompt's trajectories, or of the others ("leave_one_out").
+        importance: weights of trajectories that another chain drew: "none" (on-policy only), "exact", "self_normalised" or
+            "tempered".
+
+    Raises:
+        ValueError: an argument is none of those allowed.
+    """
+
+    def __init__(self, baseline: Baseline = "leave_one_out", importance: Importance = "none") -> None:
+        super().__init__()
+        check_choice("baseline", baseline, BASELINES)
+        check_choice("importance", importance, IMPORTANCE)
+        self.baseline: Baseline = baseline
+        self.importance: Importance = importance
+        self.on_policy_only = importance == "none"
+        self.importance_weighted = importance != "none"
+
+    @staticmethod
+    def check(**arguments: Any) -> None:
+        """Refuse bad arguments before anything is loaded."""
+        ReinforceKL(**arguments)
+
+    def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
+        """Owns nothing."""
+
+    def forward(self, terms: Terms, beta: float) -> Loss:
+        """The loss of a batch, in reward units; `beta` in nats per unit of reward.
+
+        Raises:
+            ValueError: beta <= 0, a shape that would broadcast, a value that is not finite, a group of one trajectory,
+                importance weights that overflow or have no density to be taken against.
+        """
+        check_policy_terms(terms, beta)
+        value = log_weight(terms.log_q, terms.log_p, terms.reward, beta).detach() / beta
+        advantage = value - group_baseline(value, terms.prompt, self.baseline)
+        loss = -torch.mean(self.weights(terms) * advantage * terms.log_q.sum(dim=1))
+        return report(loss, terms, beta, self.baseline)
+
+    def weights(self, terms: Terms) -> Float[Tensor, " batch"]:
+        """The importance weight of each trajectory, detached; 1 on average over q's own.
+
+        Raises:
+            ValueError: the density under the drawing chain is unknown, or an exact weight overflows.
+        """
+        if self.importance == "none":
+            return torch.ones_like(terms.reward)
+        if terms.log_behaviour is None:
+            raise ValueError(
+                f'importance="{self.importance}" needs the log-density of the chain that drew the trajectories '
+                '(Terms.log_behaviour), which is unknown. Use importance="none" on-policy, or rtb.'
+            )
+        log_w = (terms.log_q.detach() - terms.log_behaviour).sum(dim=1)
+        if self.importance == "exact":
+            weights = log_w.exp()
+            if not bool(torch.isfinite(weights).all()):
+                raise ValueError(
+                    f"exact importance weights overflow: one trajectory is exp({float(log_w.max()):.4g}) times likelier under "
+                    'the posterior than under the chain that drew it. Use importance="self_normalised", or rtb, which needs none.'
+                )
+            return weights
+        if self.importance == "tempered":
+            log_w = log_w / terms.log_q.shape[1]
+        member, _ = same_prompt(terms.prompt)
+        inside = torch.where(member, log_w[None, :], -torch.inf)
+        share = torch.softmax(inside, dim=1) * member.sum(dim=1, keepdim=True)
+        return share.sum(dim=0)
