@@ -1,0 +1,49 @@
+"""What was found about rewards, as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_rtb.check_reward import Report, Reports
+from diffusion_rtb.reward_subject import Status
+
+__all__ = ["show_reports"]
+
+STYLES: Mapping[Status, str] = {"pass": "green", "warn": "yellow", "fail": "bold red", "info": "", "skip": "dim"}
+
+
+def show_reports(reports: Reports, console: Console) -> None:
+    """Print a table per reward and a verdict on each."""
+    console.print(f"Samples: {reports.samples.source}\n", soft_wrap=True, markup=False, highlight=False)
+    for report in reports.rewards:
+        console.print(_table(report))
+        console.print(_verdict(report), soft_wrap=True, markup=False, highlight=False)
+
+
+def _table(report: Report) -> Table:
+    table = Table(title=f"Reward {report.name}", title_justify="left")
+    for column in ("check", "", "found"):
+        table.add_column(column, no_wrap=column == "check")
+    numbers = report.statistics()
+    if numbers:
+        quartiles = ", ".join(f"{numbers[key]:.4g}" for key in ("min", "quarter", "median", "three_quarters", "max"))
+        found = f"mean {numbers['mean']:.4g}, standard deviation {numbers['std']:.3g}; quartiles {quartiles}"
+        table.add_row("values", "", found, end_section=True)
+    for check in report.checks:
+        table.add_row(check.name, check.status.upper(), _plain(check.message), style=STYLES[check.status])
+    return table
+
+
+def _plain(message: str) -> str:
+    """Square brackets in a message are not the table's markup."""
+    return message.replace("[", r"\[")
+
+
+def _verdict(report: Report) -> str:
+    bad = [check.name for check in report.checks if check.status == "fail"]
+    odd = [check.name for check in report.checks if check.status == "warn"]
+    look = f"; look at: {', '.join(odd)}" if odd else ""
+    return f"{'FAIL: ' if bad else 'PASS'}{', '.join(bad)}{look}\n"
