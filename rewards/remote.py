@@ -86,9 +86,9 @@ class Remote:
         read_token(token_variable)
 
     @torch.no_grad()
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"remote sends images of shape (batch, 3, height, width), got {tuple(images.shape)}.")
         pixels = images.detach().to("cpu", torch.float32).contiguous().numpy()
         values = torch.from_numpy(self.client.score(pixels, prompts)).to(torch.float32)
         if not torch.isfinite(values).all():

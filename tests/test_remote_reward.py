@@ -102,7 +102,7 @@ def test_no_images_ask_nobody() -> None:
     assert reward(some_images(0), []).shape == (0,)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     count=st.integers(1, 23),
     batch=st.none() | st.integers(1, 9),
@@ -145,6 +145,14 @@ def test_servers_take_turns() -> None:
         images = some_images(6)
         torch.testing.assert_close(reward(images, ["x"] * 6), brightness(images, []))
         assert sorted(calls.values()) == [2, 2, 3]
+
+
+def test_only_images_are_sent() -> None:
+    with in_thread(app()) as url:
+        reward = Remote(url)
+        for shape in ((2, 5), (2, 4, 8, 8), (2, 8, 8)):
+            with pytest.raises(ValueError, match=r"remote sends images of shape \(batch, 3, height, width\), got"):
+                reward(torch.zeros(shape), ["a", "b"])
 
 
 # Answers that are none
@@ -198,7 +206,7 @@ def test_an_answer_that_is_none_is_final(said: Any, expected: str) -> None:
     assert len(asked) == 1, "asked again although it could not help"
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     content=st.binary(max_size=60)
     | st.recursive(
@@ -543,7 +551,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_a_lost_server_stops_the_run_with_a_checkpoint_from_which_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped, continued and remote: the same numbers as a run that was never interrupted and computed its own reward."""
+    """A short absence is waited for, a long one stops the run; continued, it has the numbers of an undisturbed local run."""
     monkeypatch.setenv("DIFFUSION_RTB_TOKEN", TOKEN)
     prior = save_tiny(tmp_path / "prior")
     assemble(run_config(prior, tmp_path / "local", {"component": "jpeg"})).fit()
@@ -551,26 +559,32 @@ def test_a_lost_server_stops_the_run_with_a_checkpoint_from_which_it_goes_on(
     port, component = free_port(), {"component": "jpeg"}
     served = Served("jpeg", reward_id(component), token=TOKEN)
     jpeg = create_app(torch_score(Jpeg(), "jpeg", "cpu"), served)
+    waits = {"retries": 7, "backoff": 0.02, "max_backoff": 0.5}
     config = run_config(
         prior,
         tmp_path / "remote",
-        {"component": "remote", "servers": f"http://127.0.0.1:{port}", "retries": 2, **QUICK},
+        {"component": "remote", "servers": f"http://127.0.0.1:{port}", **waits},
     )
     assert TOKEN not in config_text(config)
     with ExitStack() as server:
         server.enter_context(in_thread(jpeg, port))
         trainer = assemble(config)
         remote, calls = trainer.actor.reward, 0
+        back = threading.Timer(0.3, lambda: server.enter_context(in_thread(jpeg, port)))
 
-        def lost_at_the_third(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        def away_in_the_second_and_lost_in_the_third(images: Tensor, prompts: Sequence[str]) -> Tensor:
             nonlocal calls
             calls += 1
+            if calls == 2:
+                server.close()
+                back.start()
             if calls == 3:
+                back.join()
                 server.close()
             return remote(images, prompts)
 
-        trainer.actor.reward = lost_at_the_third
-        with pytest.raises(RewardError, match="RemoteRewardError: No reward server answered in 3 tries"):
+        trainer.actor.reward = away_in_the_second_and_lost_in_the_third
+        with pytest.raises(RewardError, match="RemoteRewardError: No reward server answered in 8 tries"):
             trainer.fit()
     folder = tmp_path / "remote" / "tiny"
     assert [row["iteration"] for row in metrics(folder)] == [0, 1]

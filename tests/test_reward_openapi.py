@@ -78,4 +78,5 @@ def test_refusals_are_described(url: str) -> None:
         "/info": {"200", "401"},
         "/score": {"200", "400", "401", "408", "413", "415", "422", "500", "503"},
     }
-    assert description["paths"]["/score"]["post"]["security"] == [{"token": []}]
+    for path, method in (("/info", "get"), ("/score", "post")):
+        assert description["paths"][path][method]["security"] == [{"token": []}]
