@@ -124,8 +124,8 @@ class Objective(Protocol):
     * `importance_weighted`: it reads `Terms.log_behaviour`, so behaviours that select trajectories by their reward, whose
       density nobody knows, are refused.
 
-    Optional method: `warm_up(terms, beta)`, called once before the first iteration with trajectories of the prior, where
-    the behaviour stores some.
+    Optional method: `warm_up(terms, beta, noise)`, called once before the first iteration with trajectories of the prior,
+    where the behaviour stores some; noise(x_0, timesteps, generator) is x_t by the scheduler's forward process.
     """
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +29,7 @@ from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.grids import grid, save_png
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
+from diffusion_rtb.noising import noised
 from diffusion_rtb.rollout import replay_backward
 from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import seed_of
@@ -85,7 +87,8 @@ class Trainer:
     def _optimizer(self) -> torch.optim.AdamW:
         train = self.config.train
         groups = [{"params": list(self.prior.parameters().values()), "lr": train.lr}]
-        owned = list(self.objective.parameters()) if isinstance(self.objective, torch.nn.Module) else []
+        own = self.objective.parameters() if isinstance(self.objective, torch.nn.Module) else ()
+        owned = [parameter for parameter in own if parameter.requires_grad]
         if owned:
             groups.append({"params": owned, "lr": train.lr_objective})
         self._rates = [train.lr, train.lr_objective][: len(groups)]
@@ -147,7 +150,8 @@ class Trainer:
             return
         assert isinstance(buffer, PriorBuffer)
         held = buffer.everything(self.actor)
-        warm_up(self._terms(replace(held, log_q=held.log_p)), self.config.beta)
+        noise = partial(noised, self.prior.pipe.scheduler)
+        warm_up(self._terms(replace(held, log_q=held.log_p)), self.config.beta, noise)
 
     def step(self) -> dict[str, float]:
         """One iteration; returns its metrics."""

@@ -1,11 +1,17 @@
-"""Sub-trajectory Trust-PCL: the value network before training, and the weights of stretches."""
+"""Sub-trajectory Trust-PCL: the value network before training."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
 
 from diffusion_rtb.interfaces import Terms
+from diffusion_rtb.locate import check_component
+from diffusion_rtb.noising import noised
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
 
 STEPS = 4
@@ -28,13 +34,17 @@ def noisy_rewards(n: int, slope: float, noise: float) -> Terms:
     )
 
 
+def unused(x_0: Tensor, timesteps: Tensor, generator: torch.Generator) -> Tensor:
+    raise AssertionError("recorded states are not noised")
+
+
 def test_warm_up_finds_the_soft_value() -> None:
     """r given x is N(slope·x, noise²), so V = slope·x + beta·noise²/2: the mean reward plus what the soft maximum adds."""
     slope, noise, beta = 0.8, 0.7, 1.5
-    objective = TrustPCL(length=1, warm_up_updates=600)
+    objective = TrustPCL(length=1, warm_up_updates=600, warm_up_states="recorded")
     torch.manual_seed(0)
     objective.prepare(1, (3,), 1)
-    objective.warm_up(noisy_rewards(4000, slope, noise), beta)
+    objective.warm_up(noisy_rewards(4000, slope, noise), beta, unused)
     held_out = noisy_rewards(200, slope, noise)
     with torch.no_grad():
         value = objective.boundary_values(held_out, beta)[:, 1]
@@ -44,50 +54,64 @@ def test_warm_up_finds_the_soft_value() -> None:
     assert float((value - slope * held_out.x[:, 0, 0])[inside].mean()) == pytest.approx(beta * noise**2 / 2, abs=0.12)
 
 
+def test_warm_up_on_noised_states_finds_the_soft_value() -> None:
+    """x_0 is N(0, I), so x_0 given x_t is N(sqrt(a)·x_t, (1 - a)·I), and with r = slope·x_0[0]
+    V(x_t) = slope·sqrt(a)·x_t[0] + beta·slope²·(1 - a)/2."""
+    slope, beta = 0.9, 1.3
+    scheduler = DDPMScheduler()
+    objective = TrustPCL(length=1, warm_up_updates=1500, train_value=False)
+    torch.manual_seed(0)
+    objective.prepare(1, (3,), 1)
+    terms = noisy_rewards(4000, slope, 0.0)
+    objective.warm_up(terms, beta, partial(noised, scheduler))
+    x_t = noisy_rewards(300, slope, 0.0).x[:, 0]
+    inside = x_t[:, 0].abs() < 1.5
+    assert objective.value is not None
+    for t in (900.0, 600.0, 300.0):
+        a = float(scheduler.alphas_cumprod[int(t)])
+        with torch.no_grad():
+            value = objective.value(x_t, torch.full((300,), t), torch.zeros(300, 1))
+        expected = slope * a**0.5 * x_t[:, 0] + beta * slope**2 * (1 - a) / 2
+        assert float((value - expected)[inside].abs().mean()) < 0.12
+    assert not any(parameter.requires_grad for parameter in objective.parameters())
+
+
+@pytest.mark.parametrize("t", [980, 500, 3])
+def test_noising_has_the_moments_of_the_forward_process(t: int) -> None:
+    scheduler = DDPMScheduler()
+    x_0 = torch.full((20_000, 2), 3.0)
+    x_t = noised(scheduler, x_0, torch.full((20_000,), float(t)), torch.Generator().manual_seed(0))
+    a = float(scheduler.alphas_cumprod[t])
+    error = ((1 - a) / 20_000) ** 0.5
+    torch.testing.assert_close(x_t.mean(0), torch.full((2,), 3 * a**0.5), rtol=0, atol=5 * error)
+    torch.testing.assert_close(x_t.std(0), torch.full((2,), (1 - a) ** 0.5), rtol=0.03, atol=0)
+
+
+def test_a_scheduler_without_a_forward_process_is_refused() -> None:
+    with pytest.raises(ValueError, match="object has neither add_noise nor scale_noise"):
+        noised(object(), torch.zeros(1, 2), torch.zeros(1))
+
+
+def test_a_frozen_value_needs_a_warm_up() -> None:
+    with pytest.raises(ValueError, match="warm_up_updates"):
+        TrustPCL(length=1, train_value=False)
+    check_component(
+        {"component": "trust_pcl", "length": 1, "warm_up_updates": 5, "warm_up_states": "noised"}, "objective"
+    )
+    with pytest.raises(ValueError, match="warm_up_states"):
+        check_component(
+            {"component": "trust_pcl", "length": 1, "warm_up_updates": 5, "warm_up_states": "x"}, "objective"
+        )
+
+
 def test_without_updates_warm_up_changes_nothing() -> None:
     objective = TrustPCL(length=1)
     objective.prepare(1, (3,), 1)
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
-    objective.warm_up(noisy_rewards(10, 1.0, 0.0), 1.0)
+    objective.warm_up(noisy_rewards(10, 1.0, 0.0), 1.0, unused)
     assert all(torch.equal(before[name], tensor) for name, tensor in objective.state_dict().items())
 
 
-def losses(weights: list[float] | None) -> tuple[float, torch.Tensor]:
-    torch.manual_seed(0)
-    objective = TrustPCL(length=2, weights=weights)
-    objective.prepare(1, (3,), 1)
-    terms = noisy_rewards(5, 1.0, 0.5)
-    loss = objective(terms, 0.7).loss
-    loss.backward()
-    assert terms.log_q.grad is not None
-    return float(loss.detach()), terms.log_q.grad
-
-
-def test_weights_scale_the_gradient_of_their_stretch() -> None:
-    plain, gradient = losses(None)
-    equal, same = losses([1.0, 1.0])
-    assert plain == equal
-    assert torch.equal(gradient, same)
-    _, weighted = losses([3.0, 0.5])
-    torch.testing.assert_close(weighted[:, :2], 3.0 * gradient[:, :2])
-    torch.testing.assert_close(weighted[:, 2:], 0.5 * gradient[:, 2:])
-
-
-@pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, -1.0], [1.0, float("nan")]])
-def test_weights_must_be_positive(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="positive"):
-        TrustPCL(length=2, weights=weights)
-
-
-def test_weights_must_fit_the_stretches() -> None:
-    objective = TrustPCL(length=2, weights=[1.0, 1.0, 1.0])
-    objective.prepare(1, (3,), 1)
-    with pytest.raises(ValueError, match="3 entries for 2 stretches"):
-        objective(noisy_rewards(3, 1.0, 0.5), 1.0)
-
-
 def test_what_needs_a_length_says_so() -> None:
-    with pytest.raises(ValueError, match="length"):
-        TrustPCL(weights=[1.0])
     with pytest.raises(ValueError, match="length"):
         TrustPCL(warm_up_updates=10)

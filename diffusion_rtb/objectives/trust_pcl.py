@@ -29,7 +29,7 @@ https://arxiv.org/abs/2509.01632.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -66,7 +66,12 @@ def trust_pcl_residual(
     return values[:, 1:] - values[:, :-1] + log_ratio / beta
 
 
-WARM_UP_BATCH = 128
+WARM_UP_STATES = ("noised", "recorded")
+WARM_UP_BATCH = 256
+WARM_UP_DECAY = 0.01
+
+Noise = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""x_t of (x_0, timesteps, generator)."""
 
 
 class TrustPCL(nn.Module):
@@ -78,9 +83,13 @@ class TrustPCL(nn.Module):
         log_z: for whole trajectories where V(x_T) = log Z / beta comes from: "vargrad" (when None), "per_prompt" or
             "learned". Not with a `length`: there V is a network.
         width: channels of the value network; read only with a `length`.
-        warm_up_updates: updates of V on prior trajectories before the first iteration, see `warm_up`; with a `length`.
-        weights: positive weight of each stretch, from x_T on; with a `length`. The optimum is the same for any weights, as every
-            residual is 0 there; small ones keep the noise of steps that decide nothing out of the gradient.
+        warm_up_updates: updates of V on prior samples before the first iteration, see `warm_up`; with a `length`.
+        warm_up_states: where the states x_t of these updates come from. "noised": prior samples x_0 noised anew each time by
+            the scheduler's forward process, so that few rewards give unlimited states; right as far as the prior's chain
+            reverses that process (a well-trained prior, eta 1). "recorded": the states of the prior's own trajectories;
+            right for any chain, and soon learned by heart.
+        train_value: False keeps V as the warm-up left it. V belongs to the prior and the reward, not to the posterior, so a
+            good V need not move; it needs `warm_up_updates`.
         loss: "squared" or "huber".
         huber_delta: where Huber's slope stops growing; reward units.
         dead_zone: c: a stretch with residual² <= c makes no update; reward units, squared.
@@ -98,7 +107,8 @@ class TrustPCL(nn.Module):
         *,
         width: int = 32,
         warm_up_updates: int = 0,
-        weights: Sequence[float] | None = None,
+        warm_up_states: Literal["noised", "recorded"] = "noised",
+        train_value: bool = True,
         loss: Literal["squared", "huber"] = "squared",
         huber_delta: float = 1.0,
         dead_zone: float = 0.0,
@@ -118,10 +128,17 @@ class TrustPCL(nn.Module):
                 f"warm_up_updates={warm_up_updates} is for the value network: at least 0, and only with a length; got "
                 f"length={length}."
             )
+        if warm_up_states not in WARM_UP_STATES:
+            raise ValueError(f"warm_up_states must be one of {', '.join(WARM_UP_STATES)}, got {warm_up_states!r}.")
+        if not train_value and warm_up_updates == 0:
+            raise ValueError(
+                "train_value=False leaves V untrained: set warm_up_updates, e.g. 600, or train_value=True."
+            )
         self.length = length
+        self.warm_up_states = warm_up_states
+        self.train_value = train_value
         self.width = width
         self.warm_up_updates = warm_up_updates
-        self.weights = check_weights(weights, length)
         self.penalty = Penalty(loss, huber_delta, dead_zone)
         self.value = None
         self.whole: RTB | None = None
@@ -137,7 +154,7 @@ class TrustPCL(nn.Module):
         if self.whole is not None:
             self.whole.prepare(prompts, dims, features)
         else:
-            self.value = ValueNetwork(dims, features, width=self.width)
+            self.value = ValueNetwork(dims, features, width=self.width).requires_grad_(self.train_value)
 
     def forward(self, terms: Terms, beta: float) -> Loss:
         """The loss of a batch; its `residual` and `log_z` are those of whole trajectories, in nats.
@@ -155,20 +172,10 @@ class TrustPCL(nn.Module):
         scaled = trust_pcl_residual(terms.log_q, terms.log_p, values, beta)
         log_z = values[:, 0].detach() * beta
         residual = rtb_residual(terms.log_q.detach(), terms.log_p, terms.reward, log_z, beta)
-        return Loss(torch.mean(self.penalty(scaled) * self._stretch_weights(scaled)), residual, log_z)
+        return Loss(torch.mean(self.penalty(scaled)), residual, log_z)
 
-    def _stretch_weights(self, scaled: Float[Tensor, "batch stretches"]) -> Float[Tensor, " stretches"]:
-        stretches = scaled.shape[1]
-        weights = self.weights or [1.0] * stretches
-        if len(weights) != stretches:
-            raise ValueError(
-                f"weights has {len(weights)} entries for {stretches} stretches of length {self.length}; give one for each, "
-                "or null for equal ones."
-            )
-        return torch.tensor(weights, dtype=scaled.dtype, device=scaled.device)
-
-    def warm_up(self, terms: Terms, beta: float, lr: float = 3e-3) -> None:
-        r"""Fit V to prior trajectories, where the soft value is V(x_t) = 1/beta · log E_p[exp(beta·r(x_0)) given x_t].
+    def warm_up(self, terms: Terms, beta: float, noise: Noise, lr: float = 3e-3) -> None:
+        r"""Fit V to prior samples, where the soft value is V(x_t) = 1/beta · log E_p[exp(beta·r(x_0)) given x_t].
 
         Without it the first policy updates follow a V that knows nothing, and the difference V(x_j) - V(x_i), which tells
         the steps that decided the reward from those that did not, is noise. It minimises exp(z) - z - 1, z = beta·(r - V),
@@ -177,6 +184,7 @@ class TrustPCL(nn.Module):
         Args:
             terms: prior trajectories; only states, rewards and features are read.
             beta: 1 / alpha; nats per unit of reward.
+            noise: x_t of (x_0, timesteps, generator): the forward process, read with `warm_up_states="noised"`.
             lr: of Adam, for this fit alone.
         """
         if self.value is None or self.warm_up_updates == 0:
@@ -186,18 +194,22 @@ class TrustPCL(nn.Module):
         if isinstance(self.value, ValueNetwork):
             soft = torch.logsumexp(beta * terms.reward.double(), 0) - math.log(batch)
             self.value.start((soft / beta).to(terms.reward.dtype))
-        optimizer = torch.optim.Adam(self.value.parameters(), lr=lr)
+        self.value.requires_grad_(True)
+        optimizer = torch.optim.AdamW(self.value.parameters(), lr=lr, weight_decay=WARM_UP_DECAY)
         generator = torch.Generator().manual_seed(0)
         for update in range(self.warm_up_updates):
             row = torch.randint(batch, (WARM_UP_BATCH,), generator=generator).to(terms.x.device)
             i = torch.randint(steps, (WARM_UP_BATCH,), generator=generator).to(terms.x.device)
-            value = self.value(terms.x[row, i], terms.timesteps[i], terms.features[row])
+            t = terms.timesteps[i]
+            x_t = noise(terms.x[row, -1], t, generator) if self.warm_up_states == "noised" else terms.x[row, i]
+            value = self.value(x_t, t, terms.features[row])
             z = beta * (terms.reward[row] - value)
             optimizer.param_groups[0]["lr"] = lr * (1 - update / self.warm_up_updates)
             optimizer.zero_grad()
             torch.mean(torch.expm1(z) - z).backward()
             torch.nn.utils.clip_grad_norm_(self.value.parameters(), 1.0)
             optimizer.step()
+        self.value.requires_grad_(self.train_value)
 
     def boundary_values(self, terms: Terms, beta: float) -> Float[Tensor, "batch boundaries"]:
         """V at x_T and then every `length` steps, the last one being the reward of x_0; reward units."""
@@ -212,21 +224,6 @@ class TrustPCL(nn.Module):
         features = terms.features.repeat_interleave(steps // length, dim=0)
         values: Tensor = self.value(states, t, features)
         return torch.cat([values.unflatten(0, (batch, -1)), terms.reward[:, None]], dim=1)
-
-
-def check_weights(weights: Sequence[float] | None, length: int | None) -> list[float] | None:
-    """The weights as a list.
-
-    Raises:
-        ValueError: one is not a positive number, or there is no `length`.
-    """
-    if weights is None:
-        return None
-    if length is None or not all(0 < float(weight) < math.inf for weight in weights):
-        raise ValueError(
-            f"weights={list(weights)} must be positive numbers, one per stretch of a length; got length={length}."
-        )
-    return [float(weight) for weight in weights]
 
 
 def check_length(length: int | None, steps: int) -> int:
