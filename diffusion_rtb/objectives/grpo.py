@@ -1,17 +1,21 @@
 r"""GRPO: group-normalised advantages, clipped ratios per denoising step, a KL to the prior.
 
-    A = (r - mean r) / s - c·(K - mean K)        K: the estimate of the KL where it is placed in the reward, detached
+    A = (r - m(r)) / s - c·(K - m(K))        K: the estimate of the KL where it is placed in the reward, detached
     loss = mean over trajectories of sum_t max(-A·rho_t, -A·clip(rho_t)) + c·K'       K': the one placed in the loss
 
-    s = std of r in the group, or 1;   c = alpha / s, alpha = 1/beta;   rho_t = exp(log_q - log_behaviour) of one transition
+    m = mean of the others in the group;   s = std of r in the group, or 1;   c = alpha / s, alpha = 1/beta
+    rho_t = exp(log_q - log_behaviour) of one transition
 
 Published GRPO divides the reward by s and weighs the KL by a constant, so that its temperature is c·s and changes as the rewards
 of a group come closer: it has no fixed target. Here both are divided by s, which only rescales the gradient of a prompt, and
 the target stays p(x)·exp(beta·r(x)) / Z for an estimator whose gradient is right (`kl_estimators`: k1_reward, gaussian,
-path_k2_loss). `kl_weight` gives the published form.
+path_k2_loss). `kl_weight` gives the published form. Its mean counts the trajectory itself, which makes the advantages, and
+not the KL in the loss, (n - 1)/n times smaller in groups of n: another way for the temperature to move, hence the others' mean
+here. With s = std a shift of order 1/n is left, as s is drawn with the rewards it divides.
 
-The default, k3 in the loss, is the published one too; on denoising chains its expected gradient is that of the closed-form
-KL of each step, without what a step does to the KL of later ones.
+The published KL is k3 in the loss, on flow models the closed form in the loss. The default here is k1 in the reward: it has the
+right gradient and costs no network evaluation. k3's pull towards the prior comes from rare samples, one in exp(KL) of a step, so
+that a posterior some nats away per step is not pulled at all.
 
 Sources: GRPO, Shao et al. 2024, https://arxiv.org/abs/2402.03300; s = 1, Liu et al. 2025, https://arxiv.org/abs/2503.20783; on
 flow models, Liu et al. 2025, https://arxiv.org/abs/2505.05470.
@@ -60,7 +64,7 @@ class GRPO(nn.Module):
 
     def __init__(
         self,
-        kl: KlOption = "k3_loss",
+        kl: KlOption = "k1_reward",
         *,
         normalise: Literal["std", "none"] = "std",
         clip_range: float = 0.2,
@@ -95,6 +99,8 @@ class GRPO(nn.Module):
         scale = group_std(reward, prompt) if self.normalise == "std" else torch.ones_like(reward)
         weight = 1 / (beta * scale) if self.kl_weight is None else torch.full_like(reward, self.kl_weight)
         paid = self.kl.in_reward(terms)
-        advantage = (reward - group_baseline(reward, prompt)) / scale - weight * (paid - group_baseline(paid, prompt))
+        above = reward - group_baseline(reward, prompt, "leave_one_out")
+        paid_above = paid - group_baseline(paid, prompt, "leave_one_out")
+        advantage = above / scale - weight * paid_above
         policy = clipped_loss(terms.log_q, behaviour(terms), advantage[:, None], self.clip_range)
         return report(torch.mean(policy + weight * self.kl.in_loss(terms)), terms, beta)

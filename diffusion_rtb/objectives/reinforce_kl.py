@@ -12,6 +12,10 @@ is VarGrad's, number for number. Trajectories of another chain b need an importa
     self_normalised   w ∝ q / b, summing to the group's size               biased by O(1/n) in groups of n
     tempered          w ∝ (q / b)^(1/T), T steps, summing alike            biased; what the Trust-PCL paper's code does
 
+The baseline estimates E_q[A], so exact and self_normalised weigh it too: the plain mean over prior trajectories, say, is far above
+what q's own reach once q has moved, and all the gradient would be noise. (tempered has the plain one, like that code.) With
+exact weights the baseline has to be leave_one_out to stay unbiased; the mean counts the trajectory itself, a bias of O(1/n).
+
 Without weights the same formula on anyone's trajectories is no policy gradient, but it is the gradient of RTB's squared residual,
 which needs none: use `rtb` there. The equivalence was shown by Deleu, Nouri, Bengio, Precup 2025,
 https://arxiv.org/abs/2509.01632; REINFORCE is Williams 1992, doi 10.1007/BF00992696; the leave-one-out baseline Kool et al. 2019,
@@ -33,7 +37,6 @@ from diffusion_rtb.objectives.baseline import (
     check_choice,
     check_policy_terms,
     group_baseline,
-    report,
 )
 from diffusion_rtb.objectives.log_z import log_weight, same_prompt
 
@@ -81,24 +84,44 @@ class ReinforceKL(nn.Module):
         """
         check_policy_terms(terms, beta)
         value = log_weight(terms.log_q, terms.log_p, terms.reward, beta).detach() / beta
-        advantage = value - group_baseline(value, terms.prompt, self.baseline)
-        loss = -torch.mean(self.weights(terms) * advantage * terms.log_q.sum(dim=1))
-        return report(loss, terms, beta, self.baseline)
+        baseline = self.baseline_of(value, terms)
+        loss = -torch.mean(self.weights(terms) * (value - baseline) * terms.log_q.sum(dim=1))
+        return Loss(loss, (baseline - value) * beta, baseline * beta)
 
-    def weights(self, terms: Terms) -> Float[Tensor, " batch"]:
-        """The importance weight of each trajectory, detached; 1 on average over q's own.
+    def baseline_of(self, value: Float[Tensor, " batch"], terms: Terms) -> Float[Tensor, " batch"]:
+        """What each trajectory's A is compared with: an estimate of E_q[A]; reward units."""
+        plain = group_baseline(value, terms.prompt, self.baseline)
+        if self.importance in ("none", "tempered"):
+            return plain
+        counted = terms.prompt[:, None] == terms.prompt[None, :]
+        if self.baseline == "leave_one_out":
+            counted.fill_diagonal_(False)
+        # Shares of the counted trajectories, not sums less one: the largest weight may be all of a sum.
+        return torch.softmax(torch.where(counted, self.log_weights(terms), -torch.inf), dim=1) @ value
+
+    def log_weights(self, terms: Terms) -> Float[Tensor, " batch"]:
+        """log w before normalisation, detached; nats.
 
         Raises:
-            ValueError: the density under the drawing chain is unknown, or an exact weight overflows.
+            ValueError: the density under the drawing chain is unknown.
         """
-        if self.importance == "none":
-            return torch.ones_like(terms.reward)
         if terms.log_behaviour is None:
             raise ValueError(
                 f'importance="{self.importance}" needs the log-density of the chain that drew the trajectories '
                 '(Terms.log_behaviour), which is unknown. Use importance="none" on-policy, or rtb.'
             )
         log_w = (terms.log_q.detach() - terms.log_behaviour).sum(dim=1)
+        return log_w / terms.log_q.shape[1] if self.importance == "tempered" else log_w
+
+    def weights(self, terms: Terms) -> Float[Tensor, " batch"]:
+        """The importance weight of each trajectory, detached; 1 on average.
+
+        Raises:
+            ValueError: the density under the drawing chain is unknown, or an exact weight overflows.
+        """
+        if self.importance == "none":
+            return torch.ones_like(terms.reward)
+        log_w = self.log_weights(terms)
         if self.importance == "exact":
             weights = log_w.exp()
             if not bool(torch.isfinite(weights).all()):
@@ -107,9 +130,6 @@ class ReinforceKL(nn.Module):
                     'the posterior than under the chain that drew it. Use importance="self_normalised", or rtb, which needs none.'
                 )
             return weights
-        if self.importance == "tempered":
-            log_w = log_w / terms.log_q.shape[1]
         member, _ = same_prompt(terms.prompt)
-        inside = torch.where(member, log_w[None, :], -torch.inf)
-        share = torch.softmax(inside, dim=1) * member.sum(dim=1, keepdim=True)
-        return share.sum(dim=0)
+        share = torch.softmax(torch.where(member, log_w, -torch.inf), dim=1)
+        return (share * member.sum(dim=1, keepdim=True)).sum(dim=0)
