@@ -161,7 +161,7 @@ def resized(
 
 
 def _levels(images: Tensor, size: tuple[int, int], interpolation: Any) -> Tensor:
-    levels = (images.clamp(0, 1) * 255).round().to(torch.int32)
+    levels = images.clamp(0, 1).mul_(255).round_().to(torch.int32)
     if size == images.shape[2:]:
         return levels
     if interpolation in SUPPORT:

@@ -45,7 +45,7 @@ def resize(
 def _along(axis: int, levels: Tensor, length: int, filter: str) -> Tensor:
     index, weight = (x.to(levels.device) for x in _taps(levels.shape[axis], length, filter))
     front = levels.movedim(axis, 0)
-    flat = front.reshape(len(front), -1)  # whole rows are gathered: contiguous, hence fast
+    flat = front.reshape(len(front), -1).contiguous()  # whole rows are gathered: fast only where they lie together
     total = torch.full((length, flat.shape[1]), 1 << (UNIT - 1), dtype=torch.int32, device=levels.device)
     for k in range(index.shape[1]):
         total.addcmul_(flat[index[:, k]], weight[:, k, None])

@@ -138,7 +138,7 @@ def _loaded(kind: Any, name: str, what: str) -> Any:
         return kind.from_pretrained(name)
     except (OSError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise ValueError(f"The {what} of {name!r} does not load: {reason}") from error
+        raise ValueError(f"The {what} of {name!r} cannot be loaded: {reason}") from error
 
 
 def _tokenizer(name: str) -> Any:

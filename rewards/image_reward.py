@@ -23,6 +23,8 @@ WEIGHTS, TOKENIZER = "hf-hub:THUDM/ImageReward/ImageReward.pt", "bert-base-uncas
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the head's output over the published training data."""
 
+REMEDY = f"It must be that of {TOKENIZER!r}: give a folder with its vocab.txt where the hub is out of reach."
+
 LENGTH = 35
 """Tokens of a prompt, padded or cut."""
 
@@ -116,14 +118,11 @@ def _tokenizer(name: str, rows: int) -> Any:
         tokenizer = BertTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"The tokenizer {name!r} does not load: {reason} Give a folder with BERT's vocab.txt."
-        ) from error
+        raise ValueError(f"The tokenizer {name!r} cannot be loaded: {reason} {REMEDY}") from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-    if len(tokenizer) != rows:
+    if len(tokenizer) != rows:  # transformers 5 makes an empty tokenizer of a name that it cannot reach
         raise ValueError(
-            f"The tokenizer {name!r} has {len(tokenizer)} tokens with [DEC] and [ENC], the weights embed {rows}: it must be "
-            f"{TOKENIZER!r}."
+            f"The tokenizer {name!r} has {len(tokenizer)} tokens with [DEC] and [ENC], the weights embed {rows}. {REMEDY}"
         )
     return tokenizer

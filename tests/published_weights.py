@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import open_clip
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,21 @@ def published(name: str) -> dict[str, Any]:
 
 def folder(name: str) -> Path:
     return Path(mkdtemp(prefix=f"{name}-"))
+
+
+def hub_cache(root: Path, repository: str, files: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hub's client leaves on disk after a download, in a cache at `root`; the hub itself is out of reach."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "0" * 40
+    place = root / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    (place / "snapshots" / commit).mkdir(parents=True)
+    for name, file in files.items():
+        shutil.copy(file, place / "snapshots" / commit / name)
 
 
 @torch.no_grad()
@@ -241,6 +258,7 @@ def transformers_clip_processor() -> Path:
     """As laion/CLIP-ViT-H-14-laion2B-s32B-b79K: tokenizer files, and a `preprocessor_config.json` with plain numbers."""
     found = folder("clip-h")
     write_clip_tokenizer(found)
+    write_json(found / "config.json", {"model_type": "clip", "architectures": ["CLIPModel"]})
     write_json(
         found / "preprocessor_config.json",
         {

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffusion_rtb.locate import build, check_component
+from rewards import _two_towers
 from rewards._open_clip import _sized
 from rewards._preprocess import Preprocess
 from rewards.hps_v2 import HpsV2
 from tests.published_pixels import MEAN, PROMPTS, STD, check_gradient, padded
-from tests.published_weights import clip_config, clip_model, published
+from tests.published_weights import clip_config, clip_model, hps_v2, hub_cache, published
 from tests.tiny_rewards import some_images
 
 
@@ -76,22 +77,24 @@ def test_published_sizes_come_out_of_published_weights() -> None:
 
 
 def test_versions_differ_in_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    snapshot = tmp_path / "models--xswu--HPSv2" / "snapshots" / ("1" * 40)
-    snapshot.mkdir(parents=True)
-    (tmp_path / "models--xswu--HPSv2" / "refs").mkdir()
-    (tmp_path / "models--xswu--HPSv2" / "refs" / "main").write_text("1" * 40)
-    for factor, name in ((1.0, "HPS_v2.1_compressed.pt"), (-1.0, "HPS_v2_compressed.pt")):
-        state = {k: v.clone() for k, v in clip_model("ViT-H-14").state_dict().items()}
-        state["text_projection"] *= factor
-        torch.save({"state_dict": {k: v.half() for k, v in state.items()}}, snapshot / name)
+    negative = {k: -v if k == "text_projection" else v for k, v in clip_model("ViT-H-14").state_dict().items()}
+    torch.save({"state_dict": negative}, tmp_path / "old.pt")
+    files = {"HPS_v2.1_compressed.pt": hps_v2(), "HPS_v2_compressed.pt": tmp_path / "old.pt"}
+    hub_cache(tmp_path / "cache", "xswu/HPSv2", files, monkeypatch)
     images = some_images(5)
     newer = build({"component": "hps_v2"}, "reward")(images, PROMPTS)
     assert torch.equal(newer, a_reward()(images, PROMPTS))
-    torch.testing.assert_close(build({"component": "hps_v2", "version": "v2.0"}, "reward")(images, PROMPTS), -newer)
+    older = build({"component": "hps_v2", "version": "v2.0"}, "reward")(images, PROMPTS)
+    torch.testing.assert_close(older, -newer, rtol=0, atol=1e-3)  # one of the two was rounded to float16
+
+
+def test_only_so_many_texts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_two_towers, "REMEMBERED", 2)
+    reward, images = a_reward(), some_images(5)
+    first = reward(images, PROMPTS)
+    assert list(reward.clip._texts) == ["an emoji, flat style", "a blue thing"]
+    assert torch.equal(reward(images, PROMPTS), first)
+    assert len(reward.clip._texts) == 2
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -16,7 +16,7 @@ from rewards._blip import BlipReward, BlipSizes
 from rewards._linear_head import LinearHead
 from rewards.image_reward import MEAN, STD, ImageReward
 from tests.published_pixels import PROMPTS, check_gradient, cropped
-from tests.published_weights import BERT, VIT, bert_tokenizer, image_reward, image_reward_state, published
+from tests.published_weights import BERT, VIT, bert_tokenizer, hub_cache, image_reward, image_reward_state, published
 from tests.tiny_rewards import some_images
 
 SIDE = VIT["patch"] * VIT["grid"]
@@ -146,21 +146,14 @@ def test_half_precision_is_close(dtype: Any) -> None:
 
 
 def test_a_file_on_the_hub_is_taken_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    repository = tmp_path / "models--THUDM--ImageReward"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    snapshot = repository / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (snapshot / "ImageReward.pt").write_bytes(image_reward().read_bytes())
+    hub_cache(tmp_path, "THUDM/ImageReward", {"ImageReward.pt": image_reward()}, monkeypatch)
     images = some_images(2, SIDE, SIDE)
     reward = build({"component": "image_reward", "tokenizer": str(bert_tokenizer())}, "reward")
     assert torch.equal(reward(images, PROMPTS[:2]), a_reward()(images, PROMPTS[:2]))
     with pytest.raises(FileNotFoundError, match=r"ImageReward/other\.pt cannot be fetched: .*give its path"):
         ImageReward("hf-hub:THUDM/ImageReward/other.pt", str(bert_tokenizer()))
+    with pytest.raises(ValueError, match=r"The tokenizer 'bert-base-uncased' .* give a folder with its vocab\.txt"):
+        ImageReward(str(image_reward()))
 
 
 @pytest.mark.parametrize(
@@ -207,5 +200,5 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\ncat\n")
-    with pytest.raises(ValueError, match=r"has 9 tokens with \[DEC\] and \[ENC\], the weights embed"):
+    with pytest.raises(ValueError, match=r"has 9 tokens with \[DEC\] and \[ENC\], the weights embed .* give a folder"):
         ImageReward(str(image_reward()), str(tmp_path))

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion_rtb.locate import build, check_component
 from rewards.pick_score import PickScore
 from tests.published_pixels import PROMPTS, check_gradient, cropped, pictures
-from tests.published_weights import published, siglip, transformers_clip, transformers_clip_processor
+from tests.published_weights import hub_cache, published, siglip, transformers_clip, transformers_clip_processor
 from tests.tiny_rewards import some_images
 
 
@@ -72,6 +72,18 @@ def test_the_tokens_are_clip_s() -> None:
     for text in (*PROMPTS, "An astronaut's glove, 50mm!"):
         ids = tokenizer([text])["input_ids"][0]
         assert open_clip.get_tokenizer("ViT-H-14")([text])[0, : len(ids)].tolist() == ids
+
+
+def test_the_published_names_are_taken_from_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {file.name: file for file in transformers_clip().iterdir()}
+    processor = {file.name: file for file in transformers_clip_processor().iterdir()}
+    hub_cache(tmp_path, "yuvalkirstain/PickScore_v1", model, monkeypatch)
+    hub_cache(tmp_path, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", processor, monkeypatch)
+    images = some_images(5)
+    found = build({"component": "pick_score"}, "reward")(images, PROMPTS)
+    torch.testing.assert_close(found, a_reward()(images, PROMPTS))
+    with pytest.raises(ValueError, match="The weights of 'someone/else' cannot be loaded"):
+        PickScore("someone/else")
 
 
 def test_the_learned_scale_is_a_factor() -> None:
