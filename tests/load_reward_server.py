@@ -59,7 +59,7 @@ class Seen:
 def client(port: int, load: Load, seed: int) -> Seen:
     """Score the client's batches; an exception is a lost request and ends the client."""
     torch.set_num_threads(1)
-    reward = Remote(f"http://127.0.0.1:{port}", encoding=load.encoding, retries=12, backoff=0.2, max_backoff=4.0)
+    reward = Remote(f"http://127.0.0.1:{port}", encoding=load.encoding, retries=40, backoff=0.2, max_backoff=4.0)
     home = Jpeg(quality=COMPONENT["quality"])
     generator = torch.Generator().manual_seed(seed)
     seconds, local_seconds, wrong = [], [], 0
@@ -84,10 +84,14 @@ class Restarting:
         self.killed = 0
         self._stop = threading.Event()
         self._server = start_process(COMPONENT, port)
-        await_health(port)
         self._thread = threading.Thread(target=self._work)
 
     def __enter__(self) -> Restarting:
+        try:
+            await_health(self.port, seconds=600)
+        except BaseException:
+            _kill(self._server)
+            raise
         self._thread.start()
         return self
 
