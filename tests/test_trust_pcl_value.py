@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
+from torch.distributions import Normal
 
 from diffusion_rtb.interfaces import Terms
 from diffusion_rtb.locate import check_component
 from diffusion_rtb.noising import noised
-from diffusion_rtb.objectives.trust_pcl import TrustPCL
+from diffusion_rtb.objectives.trust_pcl import TrustPCL, returns_loss
 
 STEPS = 4
 
@@ -59,7 +60,7 @@ def test_warm_up_on_noised_states_finds_the_soft_value() -> None:
     V(x_t) = slope·sqrt(a)·x_t[0] + beta·slope²·(1 - a)/2."""
     slope, beta = 0.9, 1.3
     scheduler = DDPMScheduler()
-    objective = TrustPCL(length=1, warm_up_updates=1500, train_value=False)
+    objective = TrustPCL(length=1, warm_up_updates=1500, value_loss="none")
     torch.manual_seed(0)
     objective.prepare(1, (3,), 1)
     terms = noisy_rewards(4000, slope, 0.0)
@@ -74,6 +75,42 @@ def test_warm_up_on_noised_states_finds_the_soft_value() -> None:
         expected = slope * a**0.5 * x_t[:, 0] + beta * slope**2 * (1 - a) / 2
         assert float((value - expected)[inside].abs().mean()) < 0.12
     assert not any(parameter.requires_grad for parameter in objective.parameters())
+
+
+def test_returns_weigh_the_chain_that_drew_them() -> None:
+    """One step from x_T = 0: b draws x_0 from N(m, 1), p is N(0, 1), r = x_0.
+
+    So V(x_T) = 1/beta·log E_p[exp(beta·x_0)] = beta/2.
+    """
+    beta, m = 0.8, 0.5
+    x_0 = m + torch.randn(400_000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    log_ratio = (Normal(m, 1.0).log_prob(x_0) - Normal(0.0, 1.0).log_prob(x_0))[:, None]
+    value = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([value], line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = returns_loss(value.expand(len(x_0), 1), x_0, log_ratio, beta)
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    assert float(value.detach()) == pytest.approx(beta / 2, abs=0.005)  # standard error 0.001
+
+
+def test_the_soft_value_of_the_prior_has_no_returns_gradient_on_average() -> None:
+    """Two steps x_2 -> x_1 -> x_0 of unit variance, r = x_0: V(x_i) = x_i + beta·(steps left)/2, whatever chain draws."""
+    beta, shift = 0.6, 0.7
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(200_000, 2, generator=generator, dtype=torch.float64)
+    x = torch.cat([torch.zeros(200_000, 1, dtype=torch.float64), (z + shift).cumsum(1)], 1)
+    log_ratio = Normal(shift, 1.0).log_prob(z + shift) - Normal(0.0, 1.0).log_prob(z + shift)
+    values = (x[:, :2] + beta * torch.tensor([2.0, 1.0]) / 2).requires_grad_()
+    returns_loss(values, x[:, 2], log_ratio, beta).backward()
+    assert values.grad is not None
+    total = values.grad * values.numel()
+    error = total.std(0) / len(total) ** 0.5
+    assert (total.mean(0).abs() < 4 * error).all()
 
 
 @pytest.mark.parametrize("t", [980, 500, 3])
@@ -94,7 +131,7 @@ def test_a_scheduler_without_a_forward_process_is_refused() -> None:
 
 def test_a_frozen_value_needs_a_warm_up() -> None:
     with pytest.raises(ValueError, match="warm_up_updates"):
-        TrustPCL(length=1, train_value=False)
+        TrustPCL(length=1, value_loss="none")
     check_component(
         {"component": "trust_pcl", "length": 1, "warm_up_updates": 5, "warm_up_states": "noised"}, "objective"
     )

@@ -66,6 +66,37 @@ def trust_pcl_residual(
     return values[:, 1:] - values[:, :-1] + log_ratio / beta
 
 
+def gumbel_loss(z: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """mean(exp(z) - z - 1) of z = beta·(y - V): its minimiser is V = 1/beta · log E[exp(beta·y)].
+
+    Source: Gumbel regression, Garg et al. 2023, https://arxiv.org/abs/2301.02328.
+    """
+    return torch.mean(torch.expm1(z) - z)
+
+
+def returns_loss(
+    values: Float[Tensor, "batch boundaries"],
+    reward: Float[Tensor, " batch"],
+    log_ratio: Float[Tensor, "batch steps"],
+    beta: float,
+) -> Float[Tensor, ""]:
+    """`gumbel_loss` of z = beta·(y_i - V(x_i)) with the return y_i = r - alpha · sum_{t >= i} log_ratio_t.
+
+    E_b[exp(beta·y_i) given x_i] = E_p[exp(beta·r) given x_i] for any chain b that drew the trajectories, if log_ratio is
+    log b - log p: the importance weight is in the return, and the minimiser is the soft value of the prior.
+
+    Args:
+        values: V at the start of each stretch; reward units.
+        reward: r(x_0).
+        log_ratio: log b - log p of every transition; nats.
+        beta: 1 / alpha; nats per unit of reward.
+    """
+    length = log_ratio.shape[1] // values.shape[1]
+    to_come = log_ratio.flip(1).cumsum(1).flip(1)[:, ::length]
+    return gumbel_loss(beta * (reward[:, None] - values) - to_come)
+
+
+VALUE_LOSSES = ("consistency", "returns", "none")
 WARM_UP_STATES = ("noised", "recorded")
 WARM_UP_BATCH = 256
 WARM_UP_DECAY = 0.01
@@ -88,8 +119,9 @@ class TrustPCL(nn.Module):
             the scheduler's forward process, so that few rewards give unlimited states; right as far as the prior's chain
             reverses that process (a well-trained prior, eta 1). "recorded": the states of the prior's own trajectories;
             right for any chain, and soon learned by heart.
-        train_value: False keeps V as the warm-up left it. V belongs to the prior and the reward, not to the posterior, so a
-            good V need not move; it needs `warm_up_updates`.
+        value_loss: how V learns during training. "consistency": with the posterior, from the same residuals. "returns":
+            from what trajectories came to, see `returns_loss`; this needs the density they were drawn with. "none": V stays
+            as the warm-up left it, for it belongs to the prior and the reward and not to the posterior.
         loss: "squared" or "huber".
         huber_delta: where Huber's slope stops growing; reward units.
         dead_zone: c: a stretch with residual² <= c makes no update; reward units, squared.
@@ -108,7 +140,7 @@ class TrustPCL(nn.Module):
         width: int = 32,
         warm_up_updates: int = 0,
         warm_up_states: Literal["noised", "recorded"] = "noised",
-        train_value: bool = True,
+        value_loss: Literal["consistency", "returns", "none"] = "consistency",
         loss: Literal["squared", "huber"] = "squared",
         huber_delta: float = 1.0,
         dead_zone: float = 0.0,
@@ -130,13 +162,16 @@ class TrustPCL(nn.Module):
             )
         if warm_up_states not in WARM_UP_STATES:
             raise ValueError(f"warm_up_states must be one of {', '.join(WARM_UP_STATES)}, got {warm_up_states!r}.")
-        if not train_value and warm_up_updates == 0:
+        if value_loss not in VALUE_LOSSES:
+            raise ValueError(f"value_loss must be one of {', '.join(VALUE_LOSSES)}, got {value_loss!r}.")
+        if value_loss == "none" and warm_up_updates == 0:
             raise ValueError(
-                "train_value=False leaves V untrained: set warm_up_updates, e.g. 600, or train_value=True."
+                'value_loss="none" leaves V untrained: set warm_up_updates, e.g. 600, or another value_loss.'
             )
         self.length = length
         self.warm_up_states = warm_up_states
-        self.train_value = train_value
+        self.value_loss = value_loss
+        self.importance_weighted = value_loss == "returns"
         self.width = width
         self.warm_up_updates = warm_up_updates
         self.penalty = Penalty(loss, huber_delta, dead_zone)
@@ -154,7 +189,7 @@ class TrustPCL(nn.Module):
         if self.whole is not None:
             self.whole.prepare(prompts, dims, features)
         else:
-            self.value = ValueNetwork(dims, features, width=self.width).requires_grad_(self.train_value)
+            self.value = ValueNetwork(dims, features, width=self.width).requires_grad_(self.value_loss != "none")
 
     def forward(self, terms: Terms, beta: float) -> Loss:
         """The loss of a batch; its `residual` and `log_z` are those of whole trajectories, in nats.
@@ -169,17 +204,21 @@ class TrustPCL(nn.Module):
             return result
         check_terms(terms, beta)
         values = self.boundary_values(terms, beta)
-        scaled = trust_pcl_residual(terms.log_q, terms.log_p, values, beta)
+        follow = values if self.value_loss == "consistency" else values.detach()
+        scaled = trust_pcl_residual(terms.log_q, terms.log_p, follow, beta)
         log_z = values[:, 0].detach() * beta
         residual = rtb_residual(terms.log_q.detach(), terms.log_p, terms.reward, log_z, beta)
-        return Loss(torch.mean(self.penalty(scaled)), residual, log_z)
+        loss = torch.mean(self.penalty(scaled))
+        if self.value_loss == "returns":
+            drawn_with = terms.log_q.detach() if terms.log_behaviour is None else terms.log_behaviour
+            loss = loss + returns_loss(values[:, :-1], terms.reward, drawn_with - terms.log_p, beta)
+        return Loss(loss, residual, log_z)
 
     def warm_up(self, terms: Terms, beta: float, noise: Noise, lr: float = 3e-3) -> None:
         r"""Fit V to prior samples, where the soft value is V(x_t) = 1/beta · log E_p[exp(beta·r(x_0)) given x_t].
 
         Without it the first policy updates follow a V that knows nothing, and the difference V(x_j) - V(x_i), which tells
-        the steps that decided the reward from those that did not, is noise. It minimises exp(z) - z - 1, z = beta·(r - V),
-        whose minimiser is that V (Gumbel regression: Garg et al., 2023, https://arxiv.org/abs/2301.02328).
+        the steps that decided the reward from those that did not, is noise. It minimises `gumbel_loss` of z = beta·(r - V).
 
         Args:
             terms: prior trajectories; only states, rewards and features are read.
@@ -203,13 +242,12 @@ class TrustPCL(nn.Module):
             t = terms.timesteps[i]
             x_t = noise(terms.x[row, -1], t, generator) if self.warm_up_states == "noised" else terms.x[row, i]
             value = self.value(x_t, t, terms.features[row])
-            z = beta * (terms.reward[row] - value)
             optimizer.param_groups[0]["lr"] = lr * (1 - update / self.warm_up_updates)
             optimizer.zero_grad()
-            torch.mean(torch.expm1(z) - z).backward()
+            gumbel_loss(beta * (terms.reward[row] - value)).backward()
             torch.nn.utils.clip_grad_norm_(self.value.parameters(), 1.0)
             optimizer.step()
-        self.value.requires_grad_(self.train_value)
+        self.value.requires_grad_(self.value_loss != "none")
 
     def boundary_values(self, terms: Terms, beta: float) -> Float[Tensor, "batch boundaries"]:
         """V at x_T and then every `length` steps, the last one being the reward of x_0; reward units."""
