@@ -18,28 +18,26 @@ from diffusion_rtb.seeds import seed_of
 from tests.pixel import PixelPrior, end_variance, green
 
 BETA = 1.6
-STEPS = 4
+STEPS = 3
 V = end_variance(PixelPrior(STEPS))
 LOG_Z = BETA**2 * V / 2
 
-EXPLORE = {"exploration": {"scale": 0.2, "until": 45}}
+EXPLORE = {"exploration": {"scale": 0.2, "until": 35}}
 FROM_PRIOR = {"prior_share": 0.5, "prior_buffer": 128, "resample": False}
 
 FIND_IT: dict[str, dict[str, Any]] = {
     "reinforce_kl": {"objective": {"component": "reinforce_kl"}},
-    "mean": {"objective": {"component": "reinforce_kl", "baseline": "mean"}},
     "exact": {"objective": {"component": "reinforce_kl", "importance": "exact"}, "behaviour": EXPLORE},
     "self_normalised": {
         "objective": {"component": "reinforce_kl", "importance": "self_normalised"},
         "behaviour": FROM_PRIOR,
     },
     "tempered": {"objective": {"component": "reinforce_kl", "importance": "tempered"}, "behaviour": EXPLORE},
-    "dpok": {"objective": {"component": "dpok"}, "train": {"lr": 0.012, "iterations": 80}},
-    "dpok-gaussian": {"objective": {"component": "dpok", "kl": "gaussian"}, "train": {"lr": 0.012, "iterations": 80}},
-    "grpo": {"objective": {"component": "grpo"}},
+    "dpok": {"objective": {"component": "dpok"}},
+    "dpok-gaussian": {"objective": {"component": "dpok", "kl": "gaussian"}},
     "grpo-k1": {
         "objective": {"component": "grpo", "kl": "k1_reward"},
-        "train": {"updates_per_iteration": 2, "iterations": 40},
+        "train": {"updates_per_iteration": 2, "iterations": 30},
     },
     "grpo-gaussian": {"objective": {"component": "grpo", "kl": "gaussian", "normalise": "none"}},
 }
@@ -51,7 +49,7 @@ def log_of_line(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def config(out: Path, recipe: dict[str, Any]) -> RunConfig:
-    train = {"iterations": 60, "prompts_per_iteration": 1, "group": 64, "micro_batch": 64, "lr": 0.02}
+    train = {"iterations": 45, "prompts_per_iteration": 1, "group": 128, "micro_batch": 128, "lr": 0.025}
     data = {
         "name": "pixel",
         "out": str(out),
@@ -59,7 +57,7 @@ def config(out: Path, recipe: dict[str, Any]) -> RunConfig:
         "reward": {"component": "tests.pixel:green"},
         "beta": BETA,
         "prompts": {"list": [""]},
-        "train": train | {"lr_objective": 0.01, "lr_decay": "cosine", "checkpoint_every": 60, "grid_every": 0},
+        "train": train | {"lr_objective": 0.01, "lr_decay": "cosine", "checkpoint_every": 100, "grid_every": 0},
     }
     return RunConfig.model_validate(data | recipe | {"train": data["train"] | recipe.get("train", {})})
 
@@ -75,7 +73,7 @@ def trained(out: Path, recipe: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     return x_0, drawn.reward.double(), (drawn.log_q - drawn.log_p).sum(1)
 
 
-# 1,024 samples: standard error of a mean 0.025, of a deviation 0.02; the rest is what some 60 iterations of 64 trajectories leave.
+# 1,024 samples: standard error of a mean 0.025, of a deviation 0.02; the rest is what 45 iterations of 128 trajectories leave.
 
 
 @pytest.mark.parametrize("name", FIND_IT)
@@ -93,6 +91,7 @@ def test_naive_reinforce_finds_its_own_target(tmp_path: Path) -> None:
         "objective": {"component": "reinforce_naive", "kl_weight": 1 / (2 * BETA)},
         "reward": {"component": "tests.test_learning_reinforce:log_of_line"},
         "beta": 1.0,
+        "train": {"lr": 0.015},
     }
     x_0, _, log_ratio = trained(tmp_path, recipe)
     torch.testing.assert_close(x_0.mean(0), torch.tensor([0.0, BETA * V, 0.0]).double(), rtol=0, atol=0.15)
@@ -101,9 +100,8 @@ def test_naive_reinforce_finds_its_own_target(tmp_path: Path) -> None:
     assert float(x_0.mean(0)[1]) > posterior + 0.5
 
 
-@pytest.mark.parametrize("objective", [{"component": "ddpo"}, {"component": "grpo", "kl": "none"}])
-def test_without_a_kl_the_reward_rises_past_the_posterior(objective: dict[str, Any], tmp_path: Path) -> None:
-    _, reward, log_ratio = trained(tmp_path, {"objective": objective})
+def test_without_a_kl_the_reward_rises_past_the_posterior(tmp_path: Path) -> None:
+    _, reward, log_ratio = trained(tmp_path, {"objective": {"component": "ddpo"}})
     assert float(reward.mean()) > BETA * V + 5
     assert float(log_ratio.mean()) > LOG_Z + 10
     assert float((BETA * reward - log_ratio).mean()) < LOG_Z - 10

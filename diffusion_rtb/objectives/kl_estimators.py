@@ -97,7 +97,8 @@ class KlEstimator:
         ValueError: no such option.
     """
 
-    name: KlOption = "none"
+    name: str = "none"
+    """A `KlOption`."""
 
     def __post_init__(self) -> None:
         check_choice("kl", self.name, get_args(KlOption))
