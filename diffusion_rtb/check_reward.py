@@ -7,6 +7,8 @@ report.passed
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +23,10 @@ from diffusion_rtb.reward_samples import Samples
 from diffusion_rtb.reward_state import observing, stateful_rewards
 from diffusion_rtb.reward_subject import Call, Check, Limits, Subject
 
-__all__ = ["Report", "Reports", "check_reward", "check_rewards", "reward_component"]
+__all__ = ["Report", "Reports", "check_reward", "check_rewards", "reward_component", "write_reports"]
+
+NOT_REACHED = "not reached"
+"""What is said of checks that an earlier fault leaves without an answer."""
 
 AFTER_CALL = (
     "spread", "repeat", "one by one", "order", "prompts", "precision", "device", "gradient", "speed", "file size", "brightness",
@@ -155,6 +160,14 @@ def check_rewards(
     return Reports(samples, [_with_others(report, found) for report in found])
 
 
+def write_reports(reports: Reports, path: Path | str) -> None:
+    """Write everything that was found as JSON, whole or not at all."""
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(reports.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
 def check_reward(
     reward: Any,
     samples: Samples,
@@ -183,7 +196,7 @@ def _findings(subject: Subject) -> list[Check]:
             found = checks.check_calls(subject)
     except Call as problem:
         names = ["output", "finite", "input", "settings", *AFTER_CALL, "memory"]
-        rest = [Check(other, "skip", "not reached") for other in names if other != problem.name]
+        rest = [Check(other, "skip", NOT_REACHED) for other in names if other != problem.name]
         return [Check(problem.name, "fail", str(problem)), *rest]
     for other, check in _after_call(subject, _other_device(here)).items():
         found += _guarded(other, check)

@@ -5,6 +5,7 @@ A check fails where training would go wrong. It warns where it may, and says wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,7 @@ def check_calls(subject: Subject) -> list[Check]:
         torch.manual_seed(UNLIKELY)
         before, random = settings(), torch.get_rng_state()
         with measures.seconds(images.device, subject.spent):
-            subject.values = subject.ask(images, subject.prompts)
+            subject.values = subject.ask(images, subject.prompts, copy=False)
         changed = {name: value for name, value in settings().items() if value != before[name]}
         drawn = not torch.equal(random, torch.get_rng_state())
     found = [
@@ -220,17 +221,20 @@ def check_gradient(subject: Subject, count: int = 4) -> Check:
             "info",
             "none: the values carry none (RTB and Trust-PCL need none; some rewards have `grad: true`)",
         )
-    if not found.finite:
+    if math.isnan(found.promised):
         return Check("gradient", "warn", "not finite for some samples")
     if found.promised == 0:
         return Check("gradient", "warn", "zero everywhere, though the values carry one")
     if abs(found.promised) < 1e-5 * float(subject.values.abs().max()):
         return Check("gradient", "info", "available; too small to be checked against a difference")
-    ratio = found.found / found.promised
-    if not 0.7 <= ratio <= 1.3:
-        message = f"available, but a small step brings {ratio:.2f} of what it promises: it may be another function's"
-        return Check("gradient", "warn", message, ratio)
-    return Check("gradient", "info", f"available; a small step brings {ratio:.2f} of what it promises", ratio)
+    if not 0.7 <= found.ratio <= 1.3:
+        message = (
+            f"available, but small steps bring {found.ratio:.2f} of what it promises: it may be another function's"
+        )
+        return Check("gradient", "warn", message, found.ratio if math.isfinite(found.ratio) else None)
+    return Check(
+        "gradient", "info", f"available; a small step brings {found.ratio:.2f} of what it promises", found.ratio
+    )
 
 
 def check_speed(subject: Subject) -> Check:

@@ -18,6 +18,9 @@ from torch import Tensor
 
 __all__ = ["Memory", "Slope", "brightness", "jpeg_bits", "peak_memory", "seconds", "slope", "spearman"]
 
+LEVELS = 255
+"""Steps between black and white in 8 bits."""
+
 INTERVAL = 0.002
 """Seconds between two looks at the process's memory."""
 
@@ -99,18 +102,21 @@ class Slope:
     """What gradients promise for a small step uphill, and what the step brings."""
 
     promised: float
-    found: float
-    finite: bool
+    brought: float
+
+    @property
+    def ratio(self) -> float:
+        """1 for the right gradients and a small enough step."""
+        return self.brought / self.promised if self.promised else math.nan
 
 
 def slope(reward: Any, x: Float[Tensor, "batch *dims"], prompts: list[str]) -> Slope | None:
-    """Compare gradients with respect to samples with a central difference; None: the values carry no gradients.
+    """Compare gradients with respect to samples with central differences; None: the values carry no gradients.
 
-    The step is one level of an 8-bit picture up or down in each number, as the gradient's sign says: whole levels, since
-    rewards may round pictures to 8 bits. For vectors it is a thousandth of their largest number.
+    Of several steps uphill the one that agrees best: right gradients agree with one of them, wrong ones with none.
     """
-    images = x.ndim == 4
-    wanted = x.detach().clone().requires_grad_()
+    x = _away_from_levels(x) if x.ndim == 4 else x.detach().clone()
+    wanted = x.clone().requires_grad_()
     with torch.enable_grad():
         values = reward(wanted, list(prompts))
         if not values.requires_grad:
@@ -119,16 +125,35 @@ def slope(reward: Any, x: Float[Tensor, "batch *dims"], prompts: list[str]) -> S
     if gradient is None:
         return None
     if not gradient.isfinite().all():
-        return Slope(float("nan"), float("nan"), finite=False)
-    step = gradient.sign() * (1 / 255 if images else 1e-3 * max(float(x.abs().max()), 1e-6))
-    ends = [x + step, x - step]
-    if images:
-        ends = [end.clamp(0, 1) for end in ends]
-    with torch.no_grad():
-        up, down = (reward(end, list(prompts)).double() for end in ends)
-    promised = float((gradient.double() * (ends[0] - ends[1]).double()).sum())
-    brought = float((up - down).sum())
-    return Slope(promised, brought, finite=math.isfinite(brought))
+        return Slope(math.nan, math.nan)
+    found = []
+    for step in _steps(x, gradient):
+        with torch.no_grad():
+            up, down = (reward(end, list(prompts)).double() for end in (x + step, x - step))
+        promised = 2 * float((gradient.double() * step.double()).sum())
+        found.append(Slope(promised, float((up - down).sum())))
+    return min(found, key=lambda one: abs(one.ratio - 1) if math.isfinite(one.ratio) else math.inf)
+
+
+def _away_from_levels(images: Tensor) -> Tensor:
+    """Pictures with some noise, within [2, 253] levels.
+
+    Rewards may round pictures to 8 bits, also after making them smaller: in a plain area every small step would vanish then. At
+    the ends of the range clamping has no one derivative.
+    """
+    noise = torch.randint(-6, 7, images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    return ((images.detach() * (LEVELS - 16) + 8).round() + noise) / LEVELS
+
+
+def _steps(x: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Steps uphill: in pictures one 8-bit level in every number, in one of 100, in one of 300.
+
+    One level everywhere is far for a deep network, as adversarial examples show; for a plain reward all steps will do.
+    """
+    if x.ndim != 4:
+        return [gradient.sign() * 1e-3 * max(float(x.abs().max()), 1e-6)]
+    places = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
+    return [gradient.sign() * (places < share) / LEVELS for share in (1.0, 0.01, 0.003)]
 
 
 def spearman(one: Float[Tensor, " batch"], other: Float[Tensor, " batch"]) -> float | None:

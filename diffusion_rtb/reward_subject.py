@@ -71,15 +71,15 @@ class Subject:
         """One standard deviation of the reward; where it does not vary, its size."""
         return float(self.values.std(correction=0)) or float(self.values.abs().max()) or 1.0
 
-    def ask(self, images: Tensor, prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        """Call the reward, float64 on the CPU.
+    def ask(self, images: Tensor, prompts: Sequence[str], *, copy: bool = True) -> Float[Tensor, " batch"]:
+        """Call the reward, on a copy of the samples unless it may change them; values in float64 on the CPU.
 
         Raises:
             Call: it raised, or did not return one finite float per sample on the samples' device.
         """
         with torch.no_grad():
             try:
-                values = self.reward(images, list(prompts))
+                values = self.reward(images.clone() if copy else images, list(prompts))
             except Exception as error:
                 raise Call("call", f"raised {type(error).__name__}: {error}") from error
         _check_output(values, images)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_rtb.check_reward import Report, Reports
+from diffusion_rtb.check_reward import NOT_REACHED, Report, Reports
 from diffusion_rtb.reward_subject import Status
 
 __all__ = ["show_reports"]
@@ -32,8 +32,11 @@ def _table(report: Report) -> Table:
         quartiles = ", ".join(f"{numbers[key]:.4g}" for key in ("min", "quarter", "median", "three_quarters", "max"))
         found = f"mean {numbers['mean']:.4g}, standard deviation {numbers['std']:.3g}; quartiles {quartiles}"
         table.add_row("values", "", found, end_section=True)
-    for check in report.checks:
+    reached = [check for check in report.checks if check.message != NOT_REACHED]
+    for check in reached:
         table.add_row(check.name, check.status.upper(), _plain(check.message), style=STYLES[check.status])
+    if len(reached) < len(report.checks):
+        table.add_row("", "SKIP", f"the other {len(report.checks) - len(reached)} checks, {NOT_REACHED}", style="dim")
     return table
 
 

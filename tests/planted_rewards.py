@@ -101,7 +101,7 @@ def batch_of_one(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def normalised_by_batch(images: Tensor, prompts: Sequence[str]) -> Tensor:
     values = good(images, prompts)
-    return values / values.std()
+    return values / (values - values.mean()).square().mean().sqrt()
 
 
 def by_place(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 
-from diffusion_rtb.check_reward import Report, check_reward, check_rewards, reward_component
+from diffusion_rtb.check_reward import Report, check_reward, check_rewards, reward_component, write_reports
 from diffusion_rtb.reward_checks import check_device
 from diffusion_rtb.reward_measures import jpeg_bits, peak_memory, spearman
 from diffusion_rtb.reward_samples import standard_samples, vector_samples
@@ -93,7 +93,17 @@ def test_a_fault_fails_its_check(reward: Any, name: str, message: str) -> None:
     assert check.status == "fail"
     assert re.search(message, check.message), check.message
     assert not found.passed
+    assert torch.equal(SAMPLES.images, standard_samples(16, 32).images)
     assert torch.get_default_dtype() == torch.float32, "what a reward changed is put back"
+
+
+def test_one_fault_is_one_finding() -> None:
+    for reward, name in (
+        (planted.in_place, "input"),
+        (planted.leaves_float64, "settings"),
+        (planted.constant, "spread"),
+    ):
+        assert [check.name for check in report(reward).checks if check.status == "fail"] == [name]
 
 
 @pytest.mark.parametrize("reward", [fault[0] for fault in FAULTS], ids=lambda x: getattr(x, "__name__", None))
@@ -119,7 +129,7 @@ def test_what_training_would_refuse_fails_here_too(reward: Any) -> None:
         (planted.saturated, "spread", r"of 16 samples have the value 0\.1: no direction among them"),
         (planted.brightness, "brightness", r"rank correlation \+1\.00: .*no more than raising brightness"),
         (Jpeg(), "file size", r"rank correlation -1\.00: .*no more than lowering file size"),
-        (planted.wrong_gradient, "gradient", r"a small step brings 0\.33 of what it promises"),
+        (planted.wrong_gradient, "gradient", r"small steps bring 0\.33 of what it promises"),
         (planted.zero_gradient, "gradient", "zero everywhere"),
         (planted.infinite_gradient, "gradient", "not finite"),
     ],
@@ -228,9 +238,12 @@ def test_rewards_are_compared_with_each_other() -> None:
     assert not found.passed
 
 
-def test_json_holds_everything_and_no_nan() -> None:
+def test_json_holds_everything_and_no_nan(tmp_path: Path) -> None:
     found = check_rewards(SEVERAL, SAMPLES, device="cpu")
-    back = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    write_reports(found, tmp_path / "report.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    back = json.loads((tmp_path / "report.json").read_text())
+    assert back == found.as_json()
     assert back["format"] == "diffusion_rtb.check_reward/1"
     assert back["passed"] is False
     assert back["samples"]["shape"] == [16, 3, 32, 32]
