@@ -74,8 +74,8 @@ class AffinePolicy:
 
     def gradients(self, objective: Answer, terms: Terms, beta: float) -> Tensor:
         """What each trajectory adds to the gradient of the loss, times their number: their mean is the gradient."""
-        leaves = [terms.log_q, terms.kl]
         assert terms.kl is not None
+        leaves = [terms.log_q, terms.kl]
         loss = objective(terms, beta).loss
         by_q, by_kl = torch.autograd.grad(loss, leaves, allow_unused=True)
         x = terms.x[:, :, 0]

@@ -96,7 +96,7 @@ def test_far_from_the_prior_k3_in_the_loss_pulls_no_more() -> None:
     pull = {}
     for name in ("k3_loss", "gaussian_loss", "k2_loss"):
         terms = policy.terms(policy.sample(4096, torch.Generator().manual_seed(0)))
-        pull[name] = float(policy.gradients(KlAlone(name), terms, 1.0).mean(0)[0, 1])  # type: ignore[arg-type]
+        pull[name] = float(policy.gradients(KlAlone(name), terms, 1.0).mean(0)[0, 1])
     assert pull["gaussian_loss"] == pytest.approx(6)
     assert pull["k2_loss"] == pytest.approx(6, abs=2)  # noise of one draw 19: standard error 0.3
     assert abs(pull["k3_loss"]) < 1

@@ -129,7 +129,7 @@ def test_on_policy_all_weights_are_one(seed: int, beta: float) -> None:
     terms = random_terms(seed)
     terms = replace(terms, log_behaviour=terms.log_q.detach())
     for importance in ("exact", "self_normalised", "tempered"):
-        weighted = ReinforceKL("mean", importance)  # type: ignore[arg-type]
+        weighted = ReinforceKL("mean", importance)
         close(cotangent(weighted, terms, beta), cotangent(ReinforceKL("mean"), terms, beta))
 
 
@@ -286,7 +286,7 @@ def test_what_the_trainer_is_told() -> None:
     assert ReinforceKL().on_policy_only
     assert not ReinforceKL().importance_weighted
     for importance in ("exact", "self_normalised", "tempered"):
-        weighted = ReinforceKL(importance=importance)  # type: ignore[arg-type]
+        weighted = ReinforceKL(importance=importance)
         assert weighted.importance_weighted
         assert not weighted.on_policy_only
     assert ReinforceNaive().on_policy_only
