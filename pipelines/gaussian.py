@@ -1,0 +1,243 @@
+r"""A Gaussian prior with its exact denoiser, for which posterior, log Z and value function are known at every step.
+
+Data x ~ N(mean, C) in any dimension, a stock DDIM or DDPM chain, and the reward
+
+    r(x) = constant + linear·x - 1/2 (x - mean)' precision (x - mean)
+
+(`rewards.density` takes the same words). Every transition is affine with Normal noise, so `solve` gives the posterior of
+the *discrete* chain, not of its limit: log F and V at every state, the posterior's transitions, log Z, KL. With a linear reward
+the trainable correction can become the posterior itself, residual 0 on every trajectory; with a quadratic one it can become
+the best chain of fixed variances, whose gap to log Z is known. See `pipelines._linear_gaussian` for the equations.
+
+It is the first example, the oracle of the objectives' tests, and, in many dimensions, a problem whose difficulty is one's choice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipelines._linear_gaussian import AffineChain, Quadratic, Tilt
+from pipelines._vector import VectorPrior, check_vector_settings, refuse_lora
+from pipelines._vector_schedule import Schedule
+
+__all__ = ["Gaussian"]
+
+SCHEDULE = Schedule(signal=0.03, noise=0.03, centre=0.0, width=2.0)
+
+Matrix = float | list[float] | list[list[float]]
+"""A symmetric matrix, its diagonal, or one number for every direction."""
+
+
+class Gaussian(VectorPrior):
+    """N(mean, covariance) as `diffusion_rtb.interfaces.Prior`.
+
+    Args:
+        mean: A point.
+        covariance: A symmetric positive definite matrix, its diagonal, or one variance for every direction.
+        steps: Denoising steps T.
+        eta: Noise level of DDIM in (0, 1]; 1 is memoryless.
+        scheduler: "DDIMScheduler" or "DDPMScheduler".
+        schedule: What differs from the default noise schedule, see `pipelines._vector_schedule.Schedule`.
+        dtype: "float32" or "float64".
+        device: Where to run; the CPU by default.
+
+    Raises:
+        ValueError: the covariance is not positive definite, shapes do not fit, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        mean: list[float],
+        covariance: Matrix = 1.0,
+        *,
+        steps: int = 20,
+        eta: float = 1.0,
+        scheduler: str = "DDIMScheduler",
+        schedule: Mapping[str, float] | None = None,
+        dtype: Literal["float32", "float64"] = "float32",
+        device: str | None = None,
+    ) -> None:
+        self.check(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        from pipelines._gaussian_denoiser import GaussianDenoiser
+
+        m, C = vector("mean", mean).tolist(), matrix("covariance", covariance, len(mean)).tolist()
+        super().__init__(
+            "gaussian",
+            {"mean": m, "covariance": C},
+            partial(GaussianDenoiser, m, C, steps),
+            schedule=Schedule.of(schedule, SCHEDULE),
+            steps=steps,
+            eta=eta,
+            scheduler=scheduler,
+            dtype=dtype,
+            device=device,
+        )
+
+    @staticmethod
+    def check(**arguments: Any) -> None:
+        """Check constructor arguments.
+
+        Raises:
+            ValueError: see the class.
+        """
+        call = inspect.signature(Gaussian).bind(**arguments)
+        call.apply_defaults()
+        given = call.arguments
+        C = matrix("covariance", given.pop("covariance"), len(vector("mean", given.pop("mean"))))
+        smallest = float(torch.linalg.eigvalsh(C)[0])
+        if smallest <= 1e-12 * float(C.abs().max()):
+            raise ValueError(f"covariance has the eigenvalue {smallest:.4g}: it must be positive definite.")
+        check_vector_settings(default=SCHEDULE, **given)
+
+    def attach(
+        self,
+        *,
+        rank: int | None = None,
+        alpha: float | None = None,
+        target_modules: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Add the posterior's correction, affine in x_t with its own numbers at each step; at the start posterior = prior.
+
+        Args:
+            rank: Not here, and refused, as are `alpha` and `target_modules`.
+            alpha: Not here.
+            target_modules: Not here.
+            seed: Decides nothing: the correction starts at 0 everywhere.
+
+        Raises:
+            ValueError: there is a posterior already, or a setting of LoRA is given.
+        """
+        refuse_lora("gaussian", "affine in x_t", rank=rank, alpha=alpha, target_modules=target_modules)
+        self._attached(seed, {"kind": "affine", "steps": self.steps})
+
+    def as_prior(self) -> AbstractContextManager[None]:
+        """Inside the block the network is the prior (correction off)."""
+        return self._correction_off()
+
+    @torch.no_grad()
+    def chain(self) -> AffineChain:
+        """The transitions of the network as it is now, in the chain's units: the posterior's, or the prior's inside `as_prior`."""
+        denoiser, device = self.pipe.denoiser, self.device
+        zero_and_axes = torch.cat([torch.zeros(1, *self.dims), torch.eye(*self.dims)]).to(device, denoiser.dtype)
+        eye, steps = torch.eye(*self.dims, dtype=torch.float64), self.coefficients
+        A, b = [], []
+        for t, by_x, by_noise in zip(steps.timesteps, steps.by_x, steps.by_noise, strict=True):
+            predicted = denoiser(zero_and_axes, torch.tensor(t, device=device)).double().cpu()
+            A.append(by_x * eye + by_noise * (predicted[1:] - predicted[0]).T)
+            b.append(by_noise * predicted[0])
+        return AffineChain(torch.stack(A), torch.stack(b), steps.std.square()[:, None, None] * eye)
+
+    def reward(
+        self,
+        mean: Sequence[float] | None = None,
+        precision: Matrix | None = None,
+        linear: Sequence[float] | None = None,
+        constant: float = 0.0,
+    ) -> Quadratic:
+        """r(x) as a function of the chain's x_0, in reward units; the arguments are those of `rewards.density`.
+
+        Args:
+            mean: Where the quadratic part is highest; the origin by default.
+            precision: A symmetric matrix, its diagonal, or one number; None for no quadratic part.
+            linear: Slope; None for none.
+            constant: In reward units.
+
+        Raises:
+            ValueError: shapes do not fit the prior, or neither part is given.
+        """
+        if precision is None and linear is None:
+            raise ValueError("The reward needs `precision`, `linear` or both: without them it is the same everywhere.")
+        dim = self.dims[0]
+        m, a = (vector(name, given or [0.0] * dim, dim) for name, given in (("mean", mean), ("linear", linear)))
+        P = matrix("precision", precision or 0.0, dim)
+        r = Quadratic(P, P @ m + a, constant - 0.5 * m @ P @ m)
+        denoiser = self.pipe.denoiser
+        return r.after(
+            denoiser.scale.double().cpu() * torch.eye(dim, dtype=torch.float64), denoiser.shift.double().cpu()
+        )
+
+    def solve(self, beta: float, **reward: Any) -> Tilt:
+        """Everything about p(x)·exp(beta·r(x)) / Z for the arguments of `reward`: log F, transitions, log Z, ELBO, gap.
+
+        Raises:
+            ValueError: see `reward`; or E[exp(beta·r)] is infinite.
+        """
+        with self.as_prior():
+            return Tilt(self.chain(), self.reward(**reward) * beta)
+
+    @torch.no_grad()
+    def set_posterior(self, q: AffineChain) -> None:
+        """Make the posterior this chain, whose variances must be the prior's: `solve(...).best`.
+
+        Raises:
+            ValueError: there is no posterior to set, or the chain has other variances.
+        """
+        if not self.parameters():
+            raise ValueError("There is no posterior to set: call attach() first.")
+        with self.as_prior():
+            p = self.chain()
+        if q.C.shape != p.C.shape or not torch.allclose(q.C, p.C, rtol=1e-6, atol=0):
+            raise ValueError(
+                "The posterior's transitions have the prior's variances; take `best` instead of `posterior`."
+            )
+        own, std = self.parameters(), self.coefficients.std
+        per_std = torch.where(std > 0, 1 / std, 0)
+        own["slope"].copy_((per_std[:, None, None] * (q.A - p.A)).flip(0))  # by timestep: the step to x_0 comes first
+        own["offset"].copy_((per_std[:, None] * (q.b - p.b)).flip(0))
+
+    def in_data_units(
+        self, mean: Float[Tensor, " dim"], cov: Float[Tensor, "dim dim"]
+    ) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim dim"]]:
+        """Mean and covariance of decoded vectors from those of x_0."""
+        scale, shift = (value.double().cpu() for value in (self.pipe.denoiser.scale, self.pipe.denoiser.shift))
+        return shift + scale * mean, scale**2 * cov
+
+
+def vector(name: str, given: Sequence[float], dim: int | None = None) -> Float[Tensor, " dim"]:
+    """Finite numbers, float64.
+
+    Raises:
+        ValueError: they are not, or not `dim` of them.
+    """
+    found = _numbers(name, given)
+    if found.ndim != 1 or len(found) == 0 or (dim is not None and len(found) != dim):
+        wanted = f"{dim} numbers" if dim is not None else "a list of at least one number"
+        raise ValueError(f"{name} has shape {tuple(found.shape)}: give {wanted}.")
+    return found
+
+
+def matrix(name: str, given: Matrix, dim: int) -> Float[Tensor, "dim dim"]:
+    """A symmetric matrix from itself, its diagonal, or one number; float64.
+
+    Raises:
+        ValueError: the shape does not fit, or it is not symmetric.
+    """
+    found = _numbers(name, given)
+    if found.ndim == 0 or found.shape == (dim,):
+        return torch.diag(found.expand(dim))
+    if found.shape != (dim, dim):
+        raise ValueError(
+            f"{name} has shape {tuple(found.shape)}: give a {dim} x {dim} matrix, its diagonal, or one number."
+        )
+    if not torch.allclose(found, found.T, rtol=1e-6, atol=0):
+        raise ValueError(f"{name} is not symmetric: {found.tolist()}.")
+    return (found + found.T) / 2
+
+
+def _numbers(name: str, given: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {given!r}: give numbers, in lists of equal length ({error}).") from None
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"{name} is {given!r}: every number must be finite.")
+    return found
