@@ -445,6 +445,13 @@ def test_a_body_is_too_large_however_it_arrives(url: str) -> None:
     assert post(url, *GOOD["npz_uint8"])[0] == 200
 
 
+def test_a_body_without_an_end_is_refused_while_it_arrives(url: str) -> None:
+    head = f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as peer:
+        peer.sendall(head.encode() + (b"2710\r\n" + bytes(10_000) + b"\r\n") * 21)
+        assert b" 413 " in peer.recv(4096).split(b"\r\n")[0]
+
+
 @pytest.mark.parametrize(
     "method, path, status", [("GET", "/none", 404), ("GET", "/score", 405), ("POST", "/info", 405)]
 )
@@ -601,7 +608,9 @@ def test_a_reward_has_a_fingerprint() -> None:
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion_rtb.reward_server.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs fastapi, which is not installed: pip install 'diffusion-rtb\[server\]'"):
+    with pytest.raises(
+        ValueError, match=r"needs fastapi, which is not installed: pip install 'diffusion-rtb\[server\]'"
+    ):
         serve({"component": "jpeg"}, Address())
 
 
