@@ -350,6 +350,17 @@ def test_values_must_be_finite(objective: Objective, name: str) -> None:
         objective(replace(terms, **{name: broken}), 1.0)
 
 
+def test_groups_of_one() -> None:
+    """Refused where trajectories of a prompt are compared, and fine where they are not."""
+    terms = with_kl(random_terms(0, batch=3, prompts=3))
+    for objective in (ReinforceKL(), ReinforceNaive(), DDPO(), GRPO()):
+        with pytest.raises(ValueError, match="prompt 0 has a group of size 1"):
+            objective(terms, 1.0)
+    for alone in (DDPO(normalise="batch"), DPOK()):
+        alone.prepare(3, (2,), 3)
+        assert torch.equal(alone(terms, 1.0).residual, torch.zeros(3, dtype=torch.float64))
+
+
 def test_dpok_must_be_prepared_and_given_the_kl() -> None:
     with pytest.raises(RuntimeError, match="call prepare"):
         DPOK()(with_kl(random_terms(0)), 1.0)

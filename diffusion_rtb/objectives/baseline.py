@@ -56,7 +56,7 @@ def group_baseline(
             f"A baseline compares the trajectories of one prompt: prompt {single[0]} has a group of size 1 ({len(single)} of "
             f"{len(rows)} prompts in the batch do). Draw at least 2 trajectories per prompt (train.group)."
         )
-    mean = torch.where(member, group_mean(values, member)[:, None], 0).sum(dim=0)
+    mean = mean_of_group(values, prompt)
     if kind == "mean":
         return mean
     n = torch.where(member, sizes[:, None], 0).sum(dim=0)
@@ -98,11 +98,20 @@ def clipped_loss(
     return torch.maximum(-advantage * ratio, -advantage * clipped).sum(dim=1)
 
 
-def report(loss: Float[Tensor, ""], terms: Terms, beta: float, kind: Baseline = "mean") -> Loss:
-    """The answer of an objective without a log Z of its own: residuals against the group's mean log w, as under VarGrad."""
+def report(loss: Float[Tensor, ""], terms: Terms, beta: float) -> Loss:
+    """The answer of an objective without a log Z of its own: residuals against the group's mean log w, as under VarGrad.
+
+    In a group of one they are 0 and say nothing; what needs larger groups asks for them in `group_baseline`.
+    """
     log_w = log_weight(terms.log_q, terms.log_p, terms.reward, beta).detach()
-    log_z = group_baseline(log_w, terms.prompt, kind)
+    log_z = mean_of_group(log_w, terms.prompt)
     return Loss(loss, log_z - log_w, log_z)
+
+
+def mean_of_group(values: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """The mean of each trajectory's group; units of `values`."""
+    member, _ = same_prompt(prompt)
+    return torch.where(member, group_mean(values, member)[:, None], 0).sum(dim=0)
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -79,7 +79,8 @@ class DDPO(nn.Module):
         """The loss of a batch; `beta` is read for the logged residuals alone.
 
         Raises:
-            ValueError: beta <= 0, a shape that would broadcast, a value that is not finite, a group of one trajectory.
+            ValueError: beta <= 0, a shape that would broadcast, a value that is not finite, a group of one trajectory
+                normalised per prompt.
         """
         check_policy_terms(terms, beta)
         advantage = self.advantage(terms)[:, None]

@@ -89,8 +89,7 @@ class DPOK(nn.Module):
         """The loss of a batch, in reward units; `beta` in nats per unit of reward.
 
         Raises:
-            ValueError: beta <= 0, a shape that would broadcast, a value that is not finite, no closed-form KL, a group of one
-                trajectory.
+            ValueError: beta <= 0, a shape that would broadcast, a value that is not finite, no closed-form KL.
             RuntimeError: `prepare` was not called.
         """
         check_policy_terms(terms, beta, uses_kl=True)

@@ -14,8 +14,8 @@ not the KL in the loss, (n - 1)/n times smaller in groups of n: another way for 
 here. With s = std a shift of order 1/n is left, as s is drawn with the rewards it divides.
 
 The published KL is k3 in the loss, on flow models the closed form in the loss. The default here is k1 in the reward: it has the
-right gradient and costs no network evaluation. k3's pull towards the prior comes from rare samples, one in exp(KL) of a step, so
-that a posterior some nats away per step is not pulled at all.
+right gradient and costs no network evaluation. k3's pull towards the prior comes from rare samples, of the order of one in
+exp(KL) of a step, so that a posterior many nats away per step is not pulled at all.
 
 Sources: GRPO, Shao et al. 2024, https://arxiv.org/abs/2402.03300; s = 1, Liu et al. 2025, https://arxiv.org/abs/2503.20783; on
 flow models, Liu et al. 2025, https://arxiv.org/abs/2505.05470.
