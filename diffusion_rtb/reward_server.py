@@ -103,7 +103,9 @@ def serve(component: Mapping[str, Any], address: Address, work: Work | None = No
     work = work or Work()
     for module in ("fastapi", "uvicorn"):
         if find_spec(module) is None:
-            raise ValueError(f"Serving a reward needs {module}, which is not installed: pip install 'diffusion-rtb[server]'.")
+            raise ValueError(
+                f"Serving a reward needs {module}, which is not installed: pip install 'diffusion-rtb[server]'."
+            )
     check_component(component, "reward")
 
     import uvicorn
