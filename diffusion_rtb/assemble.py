@@ -15,12 +15,13 @@ from diffusion_rtb import checkpoint
 from diffusion_rtb.config import RunConfig, load_config
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build, check_component
+from diffusion_rtb.reward_state import load_reward
 from diffusion_rtb.runs import open_run
 from diffusion_rtb.tracker import Tracker, check_trackers
 from diffusion_rtb.trainer import Trainer
 from diffusion_rtb.training_state import attach_posterior, load_parameters
 
-__all__ = ["assemble", "check_components", "load_posterior", "load_prior"]
+__all__ = ["assemble", "check_components", "load_posterior", "load_prior", "load_run_reward"]
 
 
 def check_components(config: RunConfig) -> None:
@@ -66,6 +67,15 @@ def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
     config = load_config(run)
     check_component(config.prior, "prior")
     return config, build(config.prior, "prior")
+
+
+def load_run_reward(run: Path, config: RunConfig) -> Any:
+    """The reward of a run, with what it had learned (running statistics) at the latest checkpoint."""
+    reward = build(config.reward, "reward")
+    latest = checkpoint.latest_checkpoint(run / "checkpoints")
+    if latest is not None:
+        load_reward(reward, checkpoint.load_checkpoint(latest)[0].get("reward", {}))
+    return reward
 
 
 def load_posterior(run: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Prior]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from diffusion_rtb.actor import Actor
-from diffusion_rtb.assemble import load_posterior
+from diffusion_rtb.assemble import load_posterior, load_run_reward
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.evaluation import PICTURES, Drawn, draw, summarise
 from diffusion_rtb.export import export_posterior
@@ -37,7 +37,7 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     start = perf_counter()
     config, prior = load_posterior(run, overrides)
-    reward: Any = build(config.reward, "reward")
+    reward = load_run_reward(Path(run), config)
     embedder: Any = None if config.eval.embedder is None else build(config.eval.embedder, "reward")
     judge: Any = embedder if config.eval.judge is None else build(config.eval.judge, "reward")
     actor = Actor(prior, reward, config.prompts.texts(), config.eval.batch)

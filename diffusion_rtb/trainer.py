@@ -30,6 +30,7 @@ from diffusion_rtb.config import RunConfig
 from diffusion_rtb.grids import grid, save_png
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
 from diffusion_rtb.noising import noised
+from diffusion_rtb.reward_state import observing
 from diffusion_rtb.rollout import replay_backward
 from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import seed_of
@@ -157,11 +158,12 @@ class Trainer:
         """One iteration; returns its metrics."""
         beta = self.beta
         rows = self._rows()
-        parts = [
-            source.draw(self.actor, rows, count, self.iteration, beta)
-            for source, count in self.sources.values()
-            if count > 0
-        ]
+        with observing(self.actor.reward, self.accelerator.gather):
+            parts = [
+                source.draw(self.actor, rows, count, self.iteration, beta)
+                for source, count in self.sources.values()
+                if count > 0
+            ]
         metrics: dict[str, float] = {}
         for update in range(self.config.train.updates_per_iteration):
             if update > 0:  # the posterior has moved

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from diffusion_rtb import checkpoint
+from diffusion_rtb.actor import Actor
 from diffusion_rtb.behaviours.source import Source
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.interfaces import Objective, Prior
+from diffusion_rtb.reward_state import load_reward, reward_tensors
 
 __all__ = ["TrainingState", "attach_posterior", "load_parameters", "restore_training", "save_training"]
 
@@ -24,6 +26,7 @@ class TrainingState(Protocol):
     config: RunConfig
     folder: Path
     prior: Prior
+    actor: Actor
     objective: Objective
     optimizer: torch.optim.AdamW
     sources: dict[str, tuple[Source, int]]
@@ -38,6 +41,7 @@ def save_training(run: TrainingState) -> Path:
         "objective": dict(run.objective.state_dict()),
         "optimizer": optimizer,
         "rng": checkpoint.rng_state(),
+        "reward": reward_tensors(run.actor.reward),
     }
     tensors |= {f"source-{name}": source.tensors() for name, (source, _) in run.sources.items()}
     state = {
@@ -66,6 +70,7 @@ def restore_training(run: TrainingState) -> int:
         run.objective.load_state_dict(dict(tensors["objective"]))
     run.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], state["optimizer"]))
     checkpoint.set_rng_state(tensors["rng"])
+    load_reward(run.actor.reward, tensors.get("reward", {}))
     for name, (source, _) in run.sources.items():
         source.load(tensors.get(f"source-{name}", {}))
     return int(state["iteration"])
