@@ -28,6 +28,7 @@ CHANCE, SEEN = 5.0, 8.0
 UNBIASED = {"k1_reward", "gaussian", "path_k2_loss"}
 
 
+@cases
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=8))
 def test_values_are_the_textbook_functions(values: list[float]) -> None:
     log_ratio = torch.tensor(values, dtype=torch.float64)
@@ -76,8 +77,8 @@ def test_the_closed_form_has_the_least_noise() -> None:
     assert noise["gaussian"] < 0.6 * noise["k1_reward"]
 
 
-@given(seeds)
 @cases
+@given(seeds)
 def test_k3_in_both_places_is_k1_in_the_reward(seed: int) -> None:
     """Term by term and not only on average, for the same l: of whole trajectories here."""
     policy = example()
