@@ -6,22 +6,18 @@ Heavy modules are imported inside the commands, so that `--help` and a mistyped 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from diffusion_rtb import __version__
+from diffusion_rtb.cli_errors import INTERRUPTED, Traceback, errors_explained, say
+from diffusion_rtb.cli_rewards import check_reward, serve_reward
 from diffusion_rtb.config import ConfigError, RunConfig, config_schema, config_text, load_config
 
 __all__ = ["app", "eval_main", "main", "train_main"]
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 app = typer.Typer(
     name="diffusion-rtb",
@@ -37,7 +33,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Override keys; values in YAML: train.lr=1e-4 beta_anneal=null"),
 ]
-Traceback = Annotated[bool, typer.Option("--traceback", help="Show where in the code an error came from.")]
 
 
 def train(
@@ -64,7 +59,7 @@ def train(
 
         accelerate launch train.py configs/quickstart.yaml  # several devices
     """
-    with _errors(traceback):
+    with errors_explained(traceback):
         run = load_config(config, overrides or ())
         if print_config:
             typer.echo(config_text(run), nl=False)
@@ -88,7 +83,7 @@ def evaluate(
 
         diffusion-rtb eval runs/quickstart eval.samples=400 eval.prior_samples=400
     """
-    with _errors(traceback):
+    with errors_explained(traceback):
         _only(overrides, "eval.")
         from diffusion_rtb.report import evaluate_run
 
@@ -112,7 +107,7 @@ def sample(
 
         diffusion-rtb sample runs/quickstart --prior --prompt "a cat emoji" -n 8 --out cats-before
     """
-    with _errors(traceback):
+    with errors_explained(traceback):
         _sample(run, prompt, count, seed, prior, out)
 
 
@@ -132,7 +127,7 @@ def show_config(
 
         diffusion-rtb config --schema > config.schema.json
     """
-    with _errors(traceback):
+    with errors_explained(traceback):
         if schema:
             import json
 
@@ -167,6 +162,8 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("sample")(sample)
 app.command("config")(show_config)
+app.command("check-reward")(check_reward)
+app.command("serve-reward")(serve_reward)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -205,13 +202,13 @@ def _train(run: RunConfig) -> None:
     trainer = assemble(run)
     trainer.fit()
     if trainer.interrupted:
-        _say(
+        say(
             f"Stopped after {trainer.iteration} of {run.train.iterations} iterations; the same command goes on from there."
         )
         raise typer.Exit(INTERRUPTED)
     if trainer.accelerator.is_main_process:
         lora = export_posterior(run, trainer.prior, trainer.folder)
-        _say(
+        say(
             f"The posterior is in {lora}, pictures in {trainer.folder / 'samples'}. Next: python eval.py {trainer.folder}"
         )
 
@@ -224,7 +221,7 @@ def _sample(run: Path, prompts: Sequence[str] | None, count: int, seed: int, pri
     texts = list(dict.fromkeys(prompts)) if prompts else list(config.prompts.texts())
     images = draw_images(model, texts, count, seed=seed, batch=config.eval.batch)
     paths = write_images(images, texts, count, out)
-    _say(f"{len(paths)} images in {out}, the first is {paths[0].name}.")
+    say(f"{len(paths)} images in {out}, the first is {paths[0].name}.")
 
 
 def _only(overrides: Sequence[str] | None, prefix: str) -> None:
@@ -233,27 +230,3 @@ def _only(overrides: Sequence[str] | None, prefix: str) -> None:
             raise ConfigError(
                 f"Override {override!r}: a trained run's config is fixed, only {prefix}* keys can be changed."
             )
-
-
-@contextmanager
-def _errors(traceback: bool) -> Iterator[None]:
-    """Say what is wrong in one message; 2 is a config that cannot be used, 1 anything else."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _say("Interrupted.")
-        raise typer.Exit(INTERRUPTED) from None
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
-        # typer's own way of leaving is a RuntimeError too.
-        if traceback or isinstance(error, typer.Exit):
-            raise
-        _say(f"error: {error}", style="bold red")
-        hint = "" if isinstance(error, ConfigError) else f" [{type(error).__name__}; --traceback shows where]"
-        if hint:
-            _say(hint.strip(), style="dim")
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-
-
-def _say(message: str, style: str = "") -> None:
-    """One message to people, on the error stream: the output stream is for results."""
-    Console(stderr=True, soft_wrap=True).print(Text(message, style=style))

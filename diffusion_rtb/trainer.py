@@ -8,14 +8,9 @@ at a time, so the exact full-trajectory gradient needs the activation memory of 
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +22,7 @@ from diffusion_rtb.behaviours.anneal import annealed
 from diffusion_rtb.behaviours.mixture import sources
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.config import RunConfig
+from diffusion_rtb.fitness import check_behaviour, check_processes
 from diffusion_rtb.grids import grid, save_png
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
 from diffusion_rtb.noising import noised
@@ -34,6 +30,7 @@ from diffusion_rtb.reward_state import observing
 from diffusion_rtb.rollout import replay_backward
 from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import seed_of
+from diffusion_rtb.stop_signal import StopSignal
 from diffusion_rtb.tracker import Tracker
 from diffusion_rtb.training_metrics import iteration_metrics, parity
 from diffusion_rtb.training_state import attach_posterior, restore_training, save_training
@@ -79,11 +76,11 @@ class Trainer:
         if isinstance(objective, torch.nn.Module):
             objective.to(prior.device)
         self.uses_kl = bool(getattr(objective, "uses_kl", False))
-        self._check_behaviour()
+        check_behaviour(objective, config.behaviour)
         self.optimizer = self._optimizer()
-        self._check_processes()
+        check_processes(objective, len(self.optimizer.param_groups) > 1, accelerator.num_processes)
         self.iteration = 0
-        self._interrupted: int | None = None
+        self._stop = StopSignal()
 
     def _optimizer(self) -> torch.optim.AdamW:
         train = self.config.train
@@ -95,41 +92,16 @@ class Trainer:
         self._rates = [train.lr, train.lr_objective][: len(groups)]
         return torch.optim.AdamW(groups, weight_decay=0.0, betas=(train.adam_beta1, train.adam_beta2))
 
-    def _check_behaviour(self) -> None:
-        """Refuse behaviours whose trajectories the objective would take for something they are not."""
-        behaviour, name = self.config.behaviour, type(self.objective).__name__
-        from_prior, explored = behaviour.prior_share > 0, behaviour.exploration.scale > 0
-        if getattr(self.objective, "on_policy_only", False) and (from_prior or explored):
-            setting = "prior_share" if from_prior else "exploration.scale"
-            raise ValueError(
-                f"objective {name} is on-policy: its gradient is an average over the posterior's own trajectories, and wrong on "
-                f"those that behaviour.{setting} brings. Set that to 0, or use rtb, trust_pcl or an importance-weighted objective."
-            )
-        if getattr(self.objective, "importance_weighted", False) and from_prior and behaviour.resample:
-            raise ValueError(
-                f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows once they are "
-                "selected by their reward. Set behaviour.resample: false, or use rtb or trust_pcl."
-            )
-
-    def _check_processes(self) -> None:
-        """What an objective learns is set from its first batch, which is another one in each process."""
-        owned = len(self.optimizer.param_groups) > 1
-        if owned and self.accelerator.num_processes > 1:
-            raise ValueError(
-                f"objective {type(self.objective).__name__} has parameters of its own (log Z or V), which are not shared between "
-                f"{self.accelerator.num_processes} processes. Use log_z: vargrad, or one process."
-            )
-
     # The loop
 
     def fit(self) -> None:
         """Train to the configured number of iterations, from wherever the latest checkpoint left off."""
         train = self.config.train
-        with self._signals(), self.tracker:
+        with self._stop, self.tracker:
             self.resume()
             if self.iteration == 0:
                 self._warm_up()
-            while self.iteration < train.iterations and self._interrupted is None:
+            while self.iteration < train.iterations and not self.interrupted:
                 try:
                     metrics = self.step()
                 except Exception:
@@ -343,26 +315,7 @@ class Trainer:
         self.iteration = restore_training(self)
         self.tracker.resume(self.iteration)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the loop after the current iteration, with a checkpoint; a second one ends it at once."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self._interrupted is not None:
-                raise KeyboardInterrupt
-            self._interrupted = number
-
-        if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-            yield
-            return
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     @property
     def interrupted(self) -> bool:
         """A signal ended `fit` before the last iteration."""
-        return self._interrupted is not None
+        return self._stop.came

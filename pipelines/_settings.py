@@ -15,7 +15,9 @@ __all__ = [
     "check_guidance",
     "check_same_prior",
     "check_size",
+    "default_device",
     "number_of_steps",
+    "own_size",
 ]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -116,3 +118,18 @@ def _in_words(settings: Mapping[str, Any]) -> str:
     """The `guidance` entry of a fingerprint, for a message."""
     negative = f", negative prompt {settings['negative_prompt']!r}" if settings["negative_prompt"] else ""
     return f"{settings['tilted_prior']} prior (guidance {settings['scale']:g}{negative})"
+
+
+def default_device() -> torch.device:
+    """Where accelerate runs this process."""
+    from accelerate import PartialState
+
+    device: torch.device = PartialState().device
+    return device
+
+
+def own_size(pipe: Any) -> tuple[int, int]:
+    """Image size the network was trained at: (height, width) in pixels."""
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor

@@ -40,7 +40,9 @@ from pipelines._settings import (
     check_guidance,
     check_same_prior,
     check_size,
+    default_device,
     number_of_steps,
+    own_size,
 )
 
 __all__ = ["StableDiffusion"]
@@ -51,16 +53,13 @@ REMEMBERED_PROMPTS = 1024
 
 
 class StableDiffusion:
-    """A Stable Diffusion 1.x or 2.x pipeline (epsilon or v prediction) as `diffusion_rtb.interfaces.Prior`.
-
-    All settings and files are checked before any weights are loaded.
+    """A Stable Diffusion 1.x or 2.x pipeline (epsilon or v prediction) as a `Prior`; all is checked before weights load.
 
     Args:
         path: A diffusers folder, a hub id, or "emoji" for the bundled prior.
         steps: Denoising steps T; 50 by default.
-        timesteps: Instead of `steps`, the timesteps themselves, falling, for schedulers that take them (DDPMScheduler). More
-            of them where the reward is decided make it easier to steer: a transition is a Gaussian, and its optimal tilt
-            is one only if it decides little by itself.
+        timesteps: Instead of `steps` the timesteps themselves, falling, where the scheduler takes them (DDPMScheduler). More of
+            them where the reward is decided: a Gaussian can follow the tilt of a transition only if it decides little.
         guidance: Classifier-free guidance scale g >= 1, the same for prior and posterior; 1 is none.
         tilted_prior: States which prior is tilted, "guided" (needs guidance > 1) or "unguided" (needs guidance 1). The
             default follows from `guidance`; stating it turns a later change of `guidance` into an error.
@@ -103,10 +102,9 @@ class StableDiffusion:
         self.path, self.guidance, self.eta, self.dtype = path, guidance, eta, dtype
         self.timesteps = None if timesteps is None else [int(t) for t in timesteps]
         self.steps = number_of_steps(steps, timesteps)
-        self.negative_prompt = negative_prompt or ""
-        self.decode_batch = decode_batch
-        self._pipe = self._load(scheduler, scheduler_arguments, torch.device(device or _accelerates_device()))
-        self._size = (height, width) if height and width else _own_size(self._pipe)
+        self.negative_prompt, self.decode_batch = negative_prompt or "", decode_batch
+        self._pipe = self._load(scheduler, scheduler_arguments, torch.device(device or default_device()))
+        self._size = (height, width) if height and width else own_size(self._pipe)
         self._embedded: dict[str, Tensor] = {}
         self._adapter: dict[str, Any] | None = None
 
@@ -329,17 +327,3 @@ def _prepare(
     sampler = build_scheduler(config, scheduler, scheduler_arguments or {})
     check_sampler(sampler, steps, eta, timesteps)
     return folder, variant, sampler
-
-
-def _accelerates_device() -> torch.device:
-    from accelerate import PartialState
-
-    device: torch.device = PartialState().device
-    return device
-
-
-def _own_size(pipe: Any) -> tuple[int, int]:
-    """Image size the network was trained at: (height, width) in pixels."""
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor

@@ -112,12 +112,18 @@ def test_an_entry_point_of_an_installed_package_is_found(mine: Callable[[str, st
 
 # What is not there
 
+OBJECTIVES = "ddpo, dpok, grpo, reinforce_kl, reinforce_naive, rtb, trust_pcl"
+
 
 @pytest.mark.parametrize(
     "name, kind, expected",
     [
-        ("rtv", "objective", "There is no objective named 'rtv'. Did you mean 'rtb'? Known: rtb, trust_pcl."),
-        ("zzzz", "objective", "Known: rtb, trust_pcl."),
+        (
+            "rtv",
+            "objective",
+            f"There is no objective named 'rtv'. Did you mean 'rtb'? Known: {OBJECTIVES}.",
+        ),
+        ("zzzz", "objective", f"Known: {OBJECTIVES}."),
         ("rtb", "reward", "There is no reward named 'rtb'."),
         ("rtb", None, "'rtb' is not of the form 'module:attribute'"),
         ("diffusion_rtb.objectives.rtb:RTBB", None, "has ['RTB', 'rtb_residual'], not 'RTBB'. Did you mean 'RTB'?"),
