@@ -55,5 +55,5 @@ def test_others_are_not(build: Callable[[], Objective], settings: dict[str, Any]
 def test_an_objective_that_learns_needs_one_process() -> None:
     check_processes(RTB(), owns_parameters=True, processes=1)
     check_processes(RTB(), owns_parameters=False, processes=2)
-    with pytest.raises(ValueError, match="RTB has parameters of its own.* 2 processes"):
+    with pytest.raises(ValueError, match=r"RTB has parameters of its own.* 2 processes"):
         check_processes(RTB(), owns_parameters=True, processes=2)
