@@ -11,14 +11,15 @@ and M = (I + C P)^-1, completing the square gives
 the posterior's transition. Its covariance M C is not C: with transitions of fixed covariance C the posterior can be met
 exactly only where P = 0, that is, for rewards linear in x, whose posterior moves each mean by C h and nothing else.
 Else the best chain q of covariance C, for KL(q || p*) as for KL(p* || q), has the very means of p* (the linear-quadratic
-regulator knows this as certainty equivalence), and misses, whatever x is,
+regulator's certainty equivalence), and misses, whatever x is,
 
     gap = sum over steps of 1/2 [ tr(C P) - log det(I + C P) ]        nats, 0 in the limit of many short steps.
 
 x_T is drawn from N(0, I) by posterior and prior alike, so E[log F(x_T)] - gap is the best ELBO. log Z = log E[F(x_T)] is larger by
 what x_T tells about x_0, next to nothing where the chain is memoryless.
 
-Certainty equivalence: Simon 1956, doi 10.2307/1905261. KL control: Todorov 2009, doi 10.1073/pnas.0710743106.
+KL control: Todorov 2009, https://doi.org/10.1073/pnas.0710743106. Certainty equivalence: Theil 1957,
+https://www.econometricsociety.org/publications/econometrica/1957/04/01/note-certainty-equivalence-dynamic-planning
 """
 
 from __future__ import annotations
