@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from diffusion_rtb.locate import build, check_component
+from diffusion_rtb.reward_client import check_token
 from diffusion_rtb.reward_wire import Limits
 from diffusion_rtb.yaml_text import read_yaml
 
@@ -44,6 +45,11 @@ class Address:
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}: use 1 to 65535.")
+        if self.token is not None:
+            try:
+                check_token(self.token)
+            except ValueError as error:  # a client would refuse to send it
+                raise ValueError(f"The server's token {error}") from None
         if self.token is None and not _loopback(self.host):
             raise ValueError(
                 f"Listening on {self.host!r} without a token would let everybody in the network use this machine. Set one in the "

@@ -585,6 +585,8 @@ def test_a_network_needs_a_token() -> None:
     "make, expected",
     [
         (lambda: Address(port=0), "port is 0: use 1 to 65535"),
+        (lambda: Address(token="secret"), "The server's token has 6 characters: it needs at least 16"),
+        (lambda: Address("0.0.0.0", token=""), "The server's token has 0 characters"),
         (lambda: Limits(max_batch=0), "max_batch is 0: it must be a whole number, at least 1"),
         (lambda: Work(arrays="numpy", device="cuda"), "device is 'cuda': it is for torch rewards"),
         (lambda: Work(max_waiting=0), "max_waiting is 0"),

@@ -182,7 +182,7 @@ def test_a_model_without_a_bias_is_not_a_siglip() -> None:
         ({"model": "ViT-B-16-SigLIP"}, ValueError, r"needs `weights`: .*webli"),
         ({"model": "ViT-B-16-SigLIP", "weights": "no/such.pt"}, FileNotFoundError, "file at no/such.pt"),
         ({"model": "/no/folder/at/all"}, FileNotFoundError, "neither a folder"),
-        ({"model": str(transformers_clip())}, ValueError, r"of type 'clip', wanted is one of \('siglip', 'siglip2'\)"),
+        ({"model": "CLIP"}, ValueError, r"of type 'clip', wanted is one of \('siglip', 'siglip2'\)"),
         ({"batch": 0}, ValueError, "batch is 0"),
         ({"dtype": "int4"}, ValueError, "int4"),
         ({"scale": 0.0}, ValueError, r"scale is 0\.0"),
@@ -190,6 +190,8 @@ def test_a_model_without_a_bias_is_not_a_siglip() -> None:
     ids=str,
 )
 def test_bad_arguments_are_refused_before_anything_loads(change: Any, error: Any, message: str) -> None:
+    if change.get("model") == "CLIP":  # written here: all processes of a run must name their tests alike
+        change = {"model": str(transformers_clip())}
     component = {"component": "siglip_score", **published("siglip_score"), **change}
     with pytest.raises(error, match=message):
         check_component(component, "reward")
