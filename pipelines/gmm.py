@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal
 
+from diffusion_rtb.comparison.exact import ExactTarget
+from pipelines._exact_mixture import known_posterior, target_of
 from pipelines._mixture import Mixture
 from pipelines._vector import VectorPrior, check_vector_settings, refuse_lora
 from pipelines._vector_schedule import Schedule
@@ -178,3 +180,12 @@ class GMM(VectorPrior):
             raise ValueError("This mixture has other modes than the prior: make it with `posterior(modes, weights)`.")
         with self.pipe.denoiser.weighted(posterior.weights):
             yield
+
+    def exact_target(self, reward: Mapping[str, Any], beta: float) -> ExactTarget:
+        """The posterior of a reward log f - log p, f a mixture of this prior's modes and p this prior, for comparisons.
+
+        Raises:
+            ValueError: the reward is another, or beta is not 1.
+        """
+        posterior = known_posterior(self.mixture, reward, beta)
+        return target_of(self.mixture, posterior, lambda: self.as_exact(posterior))
