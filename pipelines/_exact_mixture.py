@@ -30,9 +30,8 @@ def known_posterior(prior: Mixture, reward: Mapping[str, Any], beta: float) -> M
     """
     f, g = reward.get("density"), reward.get("minus")
     if reward.get("component") not in NAMES or not isinstance(f, Mapping) or not isinstance(g, Mapping):
-        raise _unknown(
-            f"the reward is {reward.get('component')!r} with {sorted(reward.keys() - {'component'})}, not the ratio of two densities"
-        )
+        keys = sorted(reward.keys() - {"component"})
+        raise _unknown(f"the reward is {reward.get('component')!r} with {keys}, no ratio of two densities")
     if not ("means" in f and "means" in g):
         raise _unknown("`density` and `minus` are not both mixtures, written {means, weights, variance}")
     if beta != 1:

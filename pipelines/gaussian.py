@@ -15,8 +15,8 @@ It is the first example, the oracle of the objectives' tests, and, in many dimen
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.comparison.exact import ExactTarget
 from pipelines._linear_gaussian import AffineChain, Quadratic, Tilt
 from pipelines._vector import VectorPrior, check_vector_settings, refuse_lora
 from pipelines._vector_schedule import Schedule
@@ -194,12 +195,59 @@ class Gaussian(VectorPrior):
         own["slope"].copy_((per_std[:, None, None] * (q.A - p.A)).flip(0))  # by timestep: the step to x_0 comes first
         own["offset"].copy_((per_std[:, None] * (q.b - p.b)).flip(0))
 
+    def exact_target(self, reward: Mapping[str, Any], beta: float) -> ExactTarget:
+        """The posterior of the chain for a quadratic or linear `density`, for comparisons; it has no separate modes.
+
+        Its denoiser is that of `solve(...).best`, the best chain of the prior's variances.
+
+        Raises:
+            ValueError: the reward is another.
+        """
+        density = reward.get("density")
+        named = reward.get("component") in ("density", "rewards.density:Density")
+        if not (named and isinstance(density, Mapping) and reward.get("minus") is None) or "means" in density:
+            raise ValueError(
+                f"The posterior of this prior is not known in closed form for the reward {reward.get('component')!r} with "
+                f"{sorted(reward.keys() - {'component'})}. It is for {{component: density, density: {{mean, precision, linear, "
+                "constant}}} or {mean, covariance}, without `minus`."
+            )
+        tilt = self.solve(beta, **quadratic(density))
+        mean, cov = self.in_data_units(*tilt.end)
+        root = torch.linalg.cholesky(cov)
+
+        def sample(count: int, generator: torch.Generator) -> Tensor:
+            return mean + torch.randn(count, len(mean), dtype=torch.float64, generator=generator) @ root.T
+
+        normal = torch.distributions.MultivariateNormal(mean, scale_tril=root)
+        as_exact = partial(self._as_chain, tilt.best)
+        return ExactTarget(tilt.log_z, sample, as_exact, log_density=lambda x: normal.log_prob(x.double()))
+
+    @contextmanager
+    def _as_chain(self, q: AffineChain) -> Iterator[None]:
+        """Inside the block the posterior is this chain; see `set_posterior`."""
+        held = self.adapter_state()
+        self.set_posterior(q)
+        try:
+            yield
+        finally:
+            self.load_adapter(held)
+
     def in_data_units(
         self, mean: Float[Tensor, " dim"], cov: Float[Tensor, "dim dim"]
     ) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim dim"]]:
         """Mean and covariance of decoded vectors from those of x_0."""
         scale, shift = (value.double().cpu() for value in (self.pipe.denoiser.scale, self.pipe.denoiser.shift))
         return shift + scale * mean, scale**2 * cov
+
+
+def quadratic(density: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Gaussian.reward` for a density written as those, or as a Gaussian {mean, covariance}."""
+    if "covariance" not in density:
+        return dict(density)
+    mean = density["mean"]
+    C = matrix("covariance", density["covariance"], len(mean))
+    constant = -0.5 * float(torch.logdet(2 * torch.pi * C))
+    return {"mean": mean, "precision": torch.linalg.inv(C).tolist(), "constant": constant}
 
 
 def vector(name: str, given: Sequence[float], dim: int | None = None) -> Float[Tensor, " dim"]:
