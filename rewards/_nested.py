@@ -59,6 +59,8 @@ def inner_values(
     values = reward(images, prompts)
     if values.shape != (len(images),):
         raise RewardError(f"Reward {name!r} returned shape {tuple(values.shape)}; return shape ({len(images)},).")
+    if not values.isfinite().all():
+        raise RewardError(f"Reward {name!r} returned {values.tolist()}; every image needs a finite reward.")
     return values
 
 

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.locate import nearest
-from rewards._open_clip import OpenClip
+from rewards._image_text import check_image_text_model, image_text_model
 from rewards._settings import Dtype, check_settings, gradients_if_asked
 from rewards._trained import check_architecture, check_file, labels, library_of, load_network
+from rewards._two_towers import TwoTowers
 
 __all__ = ["Classifier"]
 
@@ -21,7 +22,7 @@ __all__ = ["Classifier"]
 class Classifier:
     r"""r(x) = log p(target | x), nats, with p = softmax(logits / temperature); at most 0.
 
-    With an open_clip model the classes are prompts (zero-shot) and the logits scaled cosine similarities; with
+    With an image-text model the classes are prompts (zero-shot) and the logits scaled cosine similarities; with
     `torchvision:NAME` or `timm:NAME` they are the outputs of a trained network.
 
     Args:
@@ -29,12 +30,12 @@ class Classifier:
         classes: Zero-shot: one prompt per class. Trained network: its classes' names in order; default ImageNet's.
         model: As in `ClipScore`, or `torchvision:resnet18`, `timm:tf_efficientnet_lite0`, ….
         weights: Of a trained network: a local .safetensors or .pth state dict, `hf-hub:OWNER/NAME/FILE`, or
-            `package:MODULE/FILE` for one inside an installed package. Of open_clip: as in `ClipScore`.
+            `package:MODULE/FILE` for one inside an installed package. Of an image-text model: as in `ClipScore`.
         temperature: Above 1 flattens, below 1 sharpens p.
         size: Of a trained network: pixels of its square input; default what its published weights expect.
         batch: Images per network call. Memory, not results.
         dtype: Of the network.
-        grad: Record gradients with respect to the images where the caller does.
+        grad: Whether r is differentiable in the images.
     """
 
     def __init__(
@@ -55,11 +56,11 @@ class Classifier:
         self.temperature, self.batch, self.grad = temperature, batch, grad
         self.labels = _labels(model, classes)
         self.targets = _targets(target, self.labels)
-        self.clip: OpenClip | None = None
+        self.clip: TwoTowers | None = None
         self.network: Any = None
         self.dtype: torch.dtype = getattr(torch, dtype)
         if library_of(model) is None:
-            self.clip = OpenClip(model, weights, batch=batch, dtype=dtype)
+            self.clip = image_text_model(model, weights, ("clip",), batch=batch, dtype=dtype)
         else:
             self.network, self.preprocess = load_network(model, str(weights), len(self.labels), size)
             self.network.to(self.dtype)
@@ -89,7 +90,7 @@ class Classifier:
             return
         if size is not None:
             raise ValueError(f"size is {size}: it is for torchvision and timm; {model!r} brings its own preprocessing.")
-        OpenClip.check(model, weights, batch=batch, dtype=dtype)
+        check_image_text_model(model, weights, ("clip",), batch=batch, dtype=dtype)
         _targets(target, _labels(model, classes))
 
     @gradients_if_asked

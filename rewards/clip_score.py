@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._open_clip import OpenClip
+from rewards._image_text import check_image_text_model, image_text_model
+from rewards._settings import Dtype, check_settings, gradients_if_asked
 
 __all__ = ["ClipScore"]
+
+KINDS = ("clip",)
 
 
 class ClipScore:
     r"""r(x) = scale · <e_image(x), e_text(prompt)>, the cosine similarity of image and prompt, in [-scale, scale].
 
+    Images are rounded to 8 bits first, as a saved file would be: r is a step function of the pixels, and the gradient that
+    `grad` gives is that of the same score without the rounding.
+
     Hessel et al., "CLIPScore", 2021, https://arxiv.org/abs/2104.08718, without its cut at 0, which would hide differences.
 
     Args:
-        model: "emoji-clip" (bundled), an architecture name of open_clip (with `weights`), a folder with
-            `open_clip_config.json`, or `hf-hub:ID`.
+        model: Of open_clip: "emoji-clip" (bundled), an architecture name (with `weights`), a folder with
+            `open_clip_config.json`, or `hf-hub:ID`. Of transformers: a hub id such as "openai/clip-vit-base-patch32", or a folder.
         weights: For an architecture name: a local file, or one of open_clip's tags, which downloads.
         scale: Factor on the cosine; the CLIPScore paper has 2.5, logits of OpenAI's models 100.
+        grad: Whether r is differentiable in the images.
+        dtype: Of the network.
         batch: Images per network call. Memory, not results.
     """
 
     def __init__(
-        self, model: str = "emoji-clip", weights: str | None = None, *, scale: float = 1.0, batch: int = 64
+        self,
+        model: str = "emoji-clip",
+        weights: str | None = None,
+        *,
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: Dtype = "float32",
+        batch: int = 64,
     ) -> None:
-        self.check(model, weights, scale=scale, batch=batch)
-        self.scale = scale
-        self.clip = OpenClip(model, weights, batch=batch)
+        self.check(model, weights, scale=scale, grad=grad, dtype=dtype, batch=batch)
+        self.scale, self.grad = scale, grad
+        self.clip = image_text_model(model, weights, KINDS, batch=batch, dtype=dtype)
 
     @staticmethod
-    def check(model: str = "emoji-clip", weights: str | None = None, *, scale: float = 1.0, batch: int = 64) -> None:
+    def check(
+        model: str = "emoji-clip",
+        weights: str | None = None,
+        *,
+        scale: float = 1.0,
+        grad: bool = False,
+        dtype: str = "float32",
+        batch: int = 64,
+    ) -> None:
         """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
-        if not (math.isfinite(scale) and scale != 0):
-            raise ValueError(f"scale is {scale}: it must be finite and not 0 (1.0 leaves the cosine as it is).")
-        OpenClip.check(model, weights, batch=batch)
+        check_settings(batch, dtype, scale)
+        check_image_text_model(model, weights, KINDS, batch=batch, dtype=dtype)
 
-    @torch.no_grad()
+    @gradients_if_asked
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> Float[Tensor, " batch"]:
-        return self.scale * (self.embed(images) * self.clip.texts(prompts, images.device)).sum(1)
+        return self.scale * self.clip.cosines(images, prompts)
 
     @torch.no_grad()
     def embed(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:

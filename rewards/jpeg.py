@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewards._levels import broken_is_nan, levels
+
 __all__ = ["Jpeg"]
 
 KILOBYTE = 1000
@@ -54,10 +56,9 @@ class Jpeg:
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> Float[Tensor, " batch"]:
-        pixels = (images.float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1)
         one = KILOBYTE if self.unit == "kilobytes" else images.shape[2] * images.shape[3] / 8
-        sizes = [self.sign * self._bytes(image) / one for image in pixels]
-        return torch.tensor(sizes, dtype=torch.float32, device=images.device)
+        sizes = [self.sign * self._bytes(image) / one for image in levels(images)]
+        return broken_is_nan(torch.tensor(sizes, dtype=torch.float32), images)
 
     def _bytes(self, image: Tensor) -> int:
         from PIL import Image

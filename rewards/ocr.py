@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewards._levels import broken_is_nan, levels
+
 __all__ = ["Ocr", "edit_distance", "quoted"]
 
 QUOTES = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»')
@@ -76,14 +78,13 @@ class Ocr:
     ) -> Float[Tensor, " batch"]:
         wanted = [self.text or quoted(prompt) for prompt in prompts]  # before the slow part
         values = [self._score(found, text) for found, text in zip(self.read(images), wanted, strict=True)]
-        return torch.tensor(values, dtype=torch.float32, device=images.device)
+        return broken_is_nan(torch.tensor(values, dtype=torch.float32), images)
 
     def read(self, images: Float[Tensor, "batch 3 height width"]) -> list[str]:
         """The recognised text of each image, line by line, as compared."""
-        pixels = (images.float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).flip(3)
         found = []
-        for image in pixels:
-            lines, _ = self._reader(image.contiguous().numpy())  # blue, green, red
+        for image in levels(images).flip(3):  # blue, green, red
+            lines, _ = self._reader(image.contiguous().numpy())
             found.append(plain("".join(line[1] for line in lines or [])))
         return found
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rewards._open_clip import OpenClip
+from rewards._image_text import check_image_text_model, image_text_model
 from rewards._settings import Dtype, check_settings, gradients_if_asked
-from rewards._transformers_clip import TransformersClip
-from rewards._two_towers import TwoTowers
-from rewards._weights import HUB
 
 __all__ = ["SiglipScore"]
 
@@ -56,11 +52,7 @@ class SiglipScore:
     ) -> None:
         self.check(model, weights, output=output, scale=scale, grad=grad, dtype=dtype, batch=batch)
         self.output, self.scale, self.grad = output, scale, grad
-        self.clip: TwoTowers
-        if _of_open_clip(model, weights):
-            self.clip = OpenClip(model, weights, batch=batch, dtype=dtype)
-        else:
-            self.clip = TransformersClip(model, batch=batch, dtype=dtype)
+        self.clip = image_text_model(model, weights, KINDS, batch=batch, dtype=dtype)
         if getattr(self.clip.model, "logit_bias", None) is None:
             raise ValueError(f"{model!r} has no logit_bias: it is not a SigLIP model; use clip_score.")
         self.factor, self.bias = self.clip.scale, self.clip.bias
@@ -80,10 +72,7 @@ class SiglipScore:
         if output not in OUTPUTS:
             raise ValueError(f"output is {output!r}: use one of {OUTPUTS}.")
         check_settings(batch, dtype, scale)
-        if _of_open_clip(model, weights):
-            OpenClip.check(model, weights, batch=batch, dtype=dtype)
-        else:
-            TransformersClip.check(model, kinds=KINDS, batch=batch, dtype=dtype)
+        check_image_text_model(model, weights, KINDS, batch=batch, dtype=dtype)
 
     @gradients_if_asked
     def __call__(
@@ -94,10 +83,3 @@ class SiglipScore:
             return self.scale * cosines
         logits = self.factor * cosines + self.bias
         return self.scale * (logsigmoid(logits) if self.output == "log_prob" else logits)
-
-
-def _of_open_clip(model: str, weights: str | None) -> bool:
-    """Hub ids without a prefix and folders without open_clip's config are of transformers."""
-    if weights is not None or model.startswith(HUB):
-        return True
-    return (Path(model) / "open_clip_config.json").is_file() or not (Path(model).is_dir() or "/" in model)

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffusion_rtb.locate import build, check_component
+from diffusion_rtb.rewarding import RewardError, evaluate_reward
 from rewards.ocr import Ocr, edit_distance, plain, quoted
 from tests.reward_contract import keeps_contract
 
@@ -52,6 +53,14 @@ def test_what_is_written_is_read(side: int) -> None:
     prompts = [f'a poster that says "{word}"' for word in words]
     assert reader()(images, prompts).tolist() == [1.0] * len(words)
     assert (reader()(images, [*prompts[1:], prompts[0]]) < 0.7).all(), "each against another's word"
+
+
+@reads
+def test_a_broken_image_has_no_reward() -> None:
+    images = torch.stack([sign("HELLO"), sign("HELLO")])
+    images[1, 0, 5, 5] = torch.nan
+    with pytest.raises(RewardError, match="is nan for image 1"):
+        evaluate_reward(reader(), images, ['says "hello"'] * 2, "ocr")
 
 
 @reads

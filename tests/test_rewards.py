@@ -17,6 +17,7 @@ from torch import Tensor
 from diffusion_rtb.locate import build, short_names
 from diffusion_rtb.rewarding import RewardError, evaluate_reward
 from rewards import emoji_clip
+from rewards._open_clip import OpenClip
 from rewards.classifier import Classifier
 from rewards.clip_score import ClipScore
 from rewards.jpeg import Jpeg
@@ -65,6 +66,17 @@ def pictures(images: Tensor) -> list[Image.Image]:
 def test_every_reward_in_the_folder_keeps_the_contract(name: str) -> None:
     reward = build({"component": name, **arguments(name)}, "reward")
     keeps_contract(reward, some_images(5, 48, 40), PROMPTS, name)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_broken_image_has_no_reward(name: str, value: float) -> None:
+    """It must not pass as a black one, which as a JPEG file would be small and good."""
+    reward = build({"component": name, **arguments(name)}, "reward")
+    images = some_images(5, 48, 40)
+    images[3, 1, 20, 20] = value
+    with pytest.raises(RewardError, match=r"image 3|raised RewardError"):
+        evaluate_reward(reward, images, PROMPTS, name)
 
 
 @pytest.mark.gpu
@@ -124,6 +136,7 @@ def test_an_architecture_name_takes_a_local_file(tmp_path: Path, suffix: str) ->
     else:
         torch.save({"state_dict": state} if "inside" in suffix else state, file)
     from_file = ClipScore("tiny-arch", str(file)).clip
+    assert isinstance(from_file, OpenClip)
     assert all(torch.equal(a, b) for a, b in zip(from_file.model.state_dict().values(), state.values(), strict=True))
     # A name carries no preprocessing of its own: open_clip's default holds.
     assert from_file.preprocess.mean == open_clip.OPENAI_DATASET_MEAN
