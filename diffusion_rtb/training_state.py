@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from diffusion_rtb.behaviours.source import Source
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.interfaces import Objective, Prior
 from diffusion_rtb.reward_state import load_reward, reward_tensors
+from diffusion_rtb.settings import PosteriorConfig
 
 __all__ = ["TrainingState", "attach_posterior", "load_parameters", "restore_training", "save_training"]
 
@@ -77,9 +79,19 @@ def restore_training(run: TrainingState) -> int:
 
 
 def attach_posterior(config: RunConfig, prior: Prior) -> None:
-    """Add the configured adapters to the prior's network."""
-    posterior = config.posterior
-    prior.attach(rank=posterior.rank, alpha=posterior.alpha, target_modules=posterior.target_modules, seed=config.seed)
+    """Add the configured adapters to the prior's network.
+
+    A prior whose `attach` has None for a setting has nothing to apply it to, and gets it only where the config asks for another
+    value than the default: then it says why not.
+    """
+    posterior, default = config.posterior, PosteriorConfig()
+    settings = {"rank": posterior.rank, "alpha": posterior.alpha, "target_modules": posterior.target_modules}
+    parameters = inspect.signature(prior.attach).parameters
+    for name in list(settings):
+        optional = name in parameters and parameters[name].default is None
+        if optional and settings[name] == getattr(default, name):
+            del settings[name]
+    prior.attach(**settings, seed=config.seed)  # type: ignore[arg-type]
 
 
 def load_parameters(prior: Prior, tensors: Mapping[str, Tensor]) -> None:
