@@ -1,42 +1,119 @@
-"""Does an objective fit the behaviour and the processes of a run? What does not is refused before anything is drawn."""
+"""Does an objective fit the behaviour, the chain and the processes of a run? What does not is refused before anything is drawn."""
 
 from __future__ import annotations
 
-from diffusion_rtb.interfaces import Objective
-from diffusion_rtb.settings import BehaviourConfig
+from typing import Any
 
-__all__ = ["check_behaviour", "check_processes"]
+from diffusion_rtb.interfaces import Objective, Prior
+from diffusion_rtb.settings import BehaviourConfig, RunConfig
+
+__all__ = ["check_behaviour", "check_fitness", "check_processes", "check_steps", "check_updates"]
+
+
+def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None:
+    """All of the checks here that need no device: behaviour, updates and steps.
+
+    Raises:
+        ValueError: see each of them.
+    """
+    check_behaviour(objective, config.behaviour)
+    check_updates(objective, config.train.updates_per_iteration)
+    check_steps(objective, prior.arguments(config.prompts.texts()[:1]))
 
 
 def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
     """Refuse behaviours whose trajectories the objective would take for something they are not.
 
     Raises:
-        ValueError: other trajectories than the posterior's own for an on-policy objective, or trajectories selected by their
-            reward for one that weighs them by importance.
+        ValueError: other trajectories than the posterior's own for an on-policy objective; trajectories whose density nobody
+            knows for one that weighs them by importance; a changing beta for a value that is learned once.
     """
-    name, from_prior = type(objective).__name__, behaviour.prior_share > 0
-    if getattr(objective, "on_policy_only", False) and (from_prior or behaviour.exploration.scale > 0):
-        setting = "prior_share" if from_prior else "exploration.scale"
+    name = type(objective).__name__
+    others = [key for key, share in behaviour.shares.items() if share > 0]
+    if behaviour.exploration.scale > 0:
+        others.append("exploration.scale")
+    if getattr(objective, "on_policy_only", False) and others:
+        settings = ", ".join(f"behaviour.{key}" for key in others)
         raise ValueError(
             f"objective {name} is on-policy: its gradient is an average over the posterior's own trajectories, and wrong on "
-            f"those that behaviour.{setting} brings. Set that to 0, or use rtb, trust_pcl or an importance-weighted objective."
+            f"those that {settings} brings. Set that to 0, or use rtb, trust_pcl or an importance-weighted objective."
         )
-    if getattr(objective, "importance_weighted", False) and from_prior and behaviour.resample:
+    if getattr(objective, "importance_weighted", False):
+        _check_densities(name, behaviour)
+    if behaviour.kl_budget is not None and getattr(objective, "value_loss", None) == "none":
         raise ValueError(
-            f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows once they are "
-            "selected by their reward. Set behaviour.resample: false, or use rtb or trust_pcl."
+            f"objective {name} with value_loss: none learns V once, for one beta, and behaviour.kl_budget moves beta. Use "
+            "value_loss: consistency, or no kl_budget."
         )
 
 
-def check_processes(objective: Objective, owns_parameters: bool, processes: int) -> None:
-    """Refuse several processes for an objective that learns: it is set from its first batch, another one in each.
+def _check_densities(name: str, behaviour: BehaviourConfig) -> None:
+    """Importance weights need the density that trajectories were drawn with."""
+    selected = f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows"
+    if behaviour.prior_share > 0 and behaviour.resample:
+        raise ValueError(
+            f"{selected} once they are selected by their reward. Set behaviour.resample: false, or use rtb or trust_pcl."
+        )
+    if behaviour.replay.share > 0 and behaviour.replay.priority != "uniform":
+        raise ValueError(
+            f"{selected} once they are replayed by priority {behaviour.replay.priority!r}. Set behaviour.replay.priority: uniform, "
+            "whose trajectories keep the density they were drawn with, or use rtb or trust_pcl."
+        )
+    if behaviour.back_and_forth.share > 0:
+        raise ValueError(
+            f"{selected} for samples noised back: it is an integral over the good samples they may have come from. Set "
+            "behaviour.back_and_forth.share: 0, or use rtb or trust_pcl."
+        )
+
+
+def check_updates(objective: Objective, updates: int) -> None:
+    """Refuse several updates on the same trajectories for an on-policy objective that does not notice the posterior moving.
+
+    Those that clip ratios to the chain that drew, and have a `clip_range`, do.
 
     Raises:
-        ValueError: it has parameters of its own, and there are several processes.
+        ValueError: it would average over a posterior of some updates ago.
     """
-    if owns_parameters and processes > 1:
+    if updates > 1 and getattr(objective, "on_policy_only", False) and not hasattr(objective, "clip_range"):
+        raise ValueError(
+            f"objective {type(objective).__name__} is on-policy and has no ratios to the chain that drew: from the second of "
+            f"train.updates_per_iteration {updates} on, the trajectories are those of another posterior. Set that to 1, or use "
+            "rtb, trust_pcl, reinforce_kl with importance weights, grpo, dpok or ddpo."
+        )
+
+
+def check_steps(objective: Objective, arguments: dict[str, Any]) -> None:
+    """Let an objective with a `check_steps` see the number of steps, where a pipeline's call says it.
+
+    Raises:
+        ValueError: e.g. a length of Trust-PCL that does not divide it.
+    """
+    own_check = getattr(objective, "check_steps", None)
+    timesteps = arguments.get("timesteps")
+    steps = arguments.get("num_inference_steps") if timesteps is None else len(timesteps)
+    if own_check is not None and steps is not None:
+        own_check(int(steps))
+
+
+def check_processes(
+    objective: Objective, owns_parameters: bool, processes: int, behaviour: BehaviourConfig | None = None
+) -> None:
+    """Refuse several processes for what only one of them would know.
+
+    Raises:
+        ValueError: an objective with parameters of its own, or a behaviour with a memory of past trajectories.
+    """
+    if processes < 2:
+        return
+    if owns_parameters:
         raise ValueError(
             f"objective {type(objective).__name__} has parameters of its own (log Z or V), which are not shared between "
             f"{processes} processes. Use log_z: vargrad, or one process."
         )
+    if behaviour is not None:
+        remembering = [key for key in ("replay.share", "back_and_forth.share") if behaviour.shares[key] > 0]
+        if remembering:
+            raise ValueError(
+                f"behaviour.{remembering[0]} keeps past trajectories in the process that drew them, and checkpoints keep those of "
+                f"one; there are {processes}. Set it to 0, or use one process."
+            )

@@ -1,4 +1,4 @@
-"""The forward process of a scheduler: x_t given x_0, without any network."""
+"""The forward process of a scheduler, without any network: x_t given x_0, and the whole chain x_t, …, x_T given x_0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["noised"]
+__all__ = ["noised", "noised_chain", "signal_and_noise"]
 
 
 def noised(
@@ -29,6 +29,76 @@ def noised(
         ValueError: the scheduler has no forward process.
     """
     noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+    return _added(scheduler, x_0, noise, timesteps)
+
+
+def noised_chain(
+    scheduler: Any,
+    x_0: Float[Tensor, "batch *dims"],
+    timesteps: Float[Tensor, " states"],
+    noise: Float[Tensor, "batch states *dims"],
+) -> Float[Tensor, "batch states *dims"]:
+    r"""States of one forward chain each, as a trajectory has them: the noisiest first, x_0 itself not among them.
+
+        x_s = a_s·x_0 + b_s·noise                                          the last one, from x_0
+        x_t = (a_t/a_s)·x_s + sqrt(b_t² - (a_t/a_s)²·b_s²)·noise            each before it, from the one after it
+
+    so that every state has the scheduler's q(x_t | x_0) and neighbours belong together. (States noised apart from each other would
+    not: their transitions would be wildly unlikely under any denoiser.) It is the reversal of the prior's chain where that is
+    well trained, of many steps, and memoryless (eta 1).
+
+    Args:
+        scheduler: Whose `add_noise` (or `scale_noise`) is asked; its timesteps must be set.
+        x_0: Clean samples.
+        timesteps: Of that scheduler, decreasing.
+        noise: Standard normal.
+
+    Raises:
+        ValueError: the scheduler has no forward process, or one whose signal comes back.
+    """
+    a, b = signal_and_noise(scheduler, timesteps)
+    x, a_s, b_s, states = x_0, 1.0, 0.0, []
+    for i in reversed(range(len(timesteps))):
+        kept, own = _transition(scheduler, (a_s, b_s), (float(a[i]), float(b[i])))
+        x = kept * x + own * noise[:, i].to(x)
+        states.append(x)
+        a_s, b_s = float(a[i]), float(b[i])
+    return torch.stack(states[::-1], dim=1)
+
+
+def signal_and_noise(
+    scheduler: Any, timesteps: Float[Tensor, " states"]
+) -> tuple[Float[Tensor, " states"], Float[Tensor, " states"]]:
+    """a_t and b_t of x_t = a_t·x_0 + b_t·noise, as the scheduler itself answers them; float64.
+
+    Raises:
+        ValueError: the scheduler has no forward process.
+    """
+    zero, one = (
+        fill(len(timesteps), 1, dtype=torch.float64, device=timesteps.device) for fill in (torch.zeros, torch.ones)
+    )
+    a, b = _added(scheduler, one, zero, timesteps), _added(scheduler, zero, one, timesteps)
+    return a[:, 0].double(), b[:, 0].double()
+
+
+def _transition(scheduler: Any, s: tuple[float, float], t: tuple[float, float]) -> tuple[float, float]:
+    """x_t = kept·x_s + own·noise from (a, b) of both."""
+    kept = t[0] / s[0] if s[0] > 0 else 0.0
+    own = t[1] ** 2 - (kept * s[1]) ** 2
+    if kept > 1 + 1e-6 or own < -1e-6:
+        raise ValueError(
+            f"{type(scheduler).__name__} keeps {t[0]:.4g} of x_0 at a noisier timestep than where it keeps {s[0]:.4g}: this is no "
+            "forward process that can be run step by step."
+        )
+    return kept, max(0.0, own) ** 0.5
+
+
+def _added(
+    scheduler: Any,
+    x_0: Float[Tensor, "batch *dims"],
+    noise: Float[Tensor, "batch *dims"],
+    timesteps: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch *dims"]:
     if hasattr(scheduler, "add_noise"):
         whole = bool((timesteps == timesteps.round()).all())
         answer: Tensor = scheduler.add_noise(x_0, noise, timesteps.long() if whole else timesteps)

@@ -10,12 +10,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from diffusion_rtb.behaviour_settings import BehaviourConfig
+from diffusion_rtb.section import Section
+
 __all__ = [
     "AnnealConfig",
     "BehaviourConfig",
     "Component",
     "EvalConfig",
-    "ExplorationConfig",
     "Factor",
     "PosteriorConfig",
     "PromptsConfig",
@@ -28,14 +30,6 @@ Strings = Annotated[tuple[str, ...], Field(strict=False)]
 """A YAML list of strings; strict in its items, not in being a tuple."""
 
 Natural = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, no unknown keys, no silent conversion, only finite numbers."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Component(BaseModel):
@@ -105,39 +99,6 @@ class PromptsConfig(Section):
                 f"prompts.file: {path} has no prompts. Write one per line; lines starting with # do not count."
             )
         return found
-
-
-class ExplorationConfig(Section):
-    """Extra noise while sampling, which decays linearly to none."""
-
-    scale: Annotated[float, Field(ge=0)] = 0.0
-    """Size at iteration 0; 0 switches exploration off."""
-    until: PositiveInt = 1
-    """Iteration from which on there is none."""
-    kind: Literal["relative", "added"] = "relative"
-    """relative: std·(1 + scale); added: sqrt(std² + scale²)."""
-
-
-class BehaviourConfig(Section):
-    """Which chains the training trajectories come from: the posterior, with or without extra noise, and the prior."""
-
-    prior_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of each prompt's group that is taken from stored prior trajectories."""
-    prior_buffer: Natural = 64
-    """Prior trajectories kept per prompt; drawn before training starts."""
-    resample: bool = True
-    """Take stored prior trajectories with probability proportional to exp(beta·r) instead of uniformly."""
-    refresh: Natural = 0
-    """New prior trajectories per prompt and iteration; they replace the oldest."""
-    exploration: ExplorationConfig = ExplorationConfig()
-
-    @model_validator(mode="after")
-    def _buffer(self) -> BehaviourConfig:
-        if self.prior_share > 0 and self.prior_buffer == 0:
-            raise ValueError(f"prior_share {self.prior_share:g} needs a prior_buffer of at least 1, got 0")
-        if self.refresh > self.prior_buffer:
-            raise ValueError(f"refresh {self.refresh} is larger than the prior_buffer {self.prior_buffer} it goes into")
-        return self
 
 
 class TrainConfig(Section):
@@ -266,14 +227,24 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
-    def _whole_numbers(self) -> RunConfig:
-        from_prior = self.behaviour.prior_share * self.train.group
-        if abs(from_prior - round(from_prior)) > 1e-6:
-            fitting = ", ".join(f"{n / self.train.group:.6g}" for n in range(self.train.group))
+    def _one_beta(self) -> RunConfig:
+        if self.beta_anneal is not None and self.behaviour.kl_budget is not None:
             raise ValueError(
-                f"behaviour.prior_share {self.behaviour.prior_share:g} of train.group {self.train.group} is {from_prior:g} "
-                f"trajectories, not a whole number; shares that fit: {fitting}"
+                f"beta_anneal and behaviour.kl_budget (nats {self.behaviour.kl_budget.nats:g}) both decide beta: set one of them "
+                "to null. A kl_budget starts at `beta`, so a small one there takes the place of annealing"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_numbers(self) -> RunConfig:
+        for key, share in self.behaviour.shares.items():
+            count = share * self.train.group
+            if abs(count - round(count)) > 1e-6:
+                fitting = ", ".join(f"{n / self.train.group:.6g}" for n in range(self.train.group))
+                raise ValueError(
+                    f"behaviour.{key} {share:g} of train.group {self.train.group} is {count:g} trajectories, not a whole "
+                    f"number; shares that fit: {fitting}"
+                )
         prompts = self.prompts.list
         if prompts is not None and len(prompts) < self.train.prompts_per_iteration:
             raise ValueError(

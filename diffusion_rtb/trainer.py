@@ -19,17 +19,19 @@ from torch import Tensor
 
 from diffusion_rtb.actor import Actor, Experience
 from diffusion_rtb.behaviours.anneal import annealed
-from diffusion_rtb.behaviours.mixture import sources
+from diffusion_rtb.behaviours.kl_budget import realised
+from diffusion_rtb.behaviours.mixture import budget, draw, settle, share_rewards, sources
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.config import RunConfig
-from diffusion_rtb.fitness import check_behaviour, check_processes
-from diffusion_rtb.grids import grid, save_png
+from diffusion_rtb.fitness import check_fitness, check_processes
+from diffusion_rtb.gradients import check_parity, step_weights
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
 from diffusion_rtb.noising import noised
 from diffusion_rtb.reward_state import observing
 from diffusion_rtb.rollout import replay_backward
 from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import seed_of
+from diffusion_rtb.sheets import write_sheet
 from diffusion_rtb.stop_signal import StopSignal
 from diffusion_rtb.tracker import Tracker
 from diffusion_rtb.training_metrics import iteration_metrics, parity
@@ -70,15 +72,17 @@ class Trainer:
         prompts = config.prompts.texts()
         self.actor = Actor(prior, reward, prompts, config.train.micro_batch)
         self.sources = sources(config)
+        self.budget = budget(config)
+        check_fitness(config, objective, prior)
         attach_posterior(config, prior)
         torch.manual_seed(seed_of(config.seed, "objective"))
         objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
         if isinstance(objective, torch.nn.Module):
             objective.to(prior.device)
         self.uses_kl = bool(getattr(objective, "uses_kl", False))
-        check_behaviour(objective, config.behaviour)
         self.optimizer = self._optimizer()
-        check_processes(objective, len(self.optimizer.param_groups) > 1, accelerator.num_processes)
+        learns = len(self.optimizer.param_groups) > 1
+        check_processes(objective, learns, accelerator.num_processes, config.behaviour)
         self.iteration = 0
         self._stop = StopSignal()
 
@@ -131,26 +135,30 @@ class Trainer:
         beta = self.beta
         rows = self._rows()
         with observing(self.actor.reward, self.accelerator.gather):
-            parts = [
-                source.draw(self.actor, rows, count, self.iteration, beta)
-                for source, count in self.sources.values()
-                if count > 0
-            ]
+            parts = draw(self.sources, self.actor, rows, self.iteration, beta)
         metrics: dict[str, float] = {}
         for update in range(self.config.train.updates_per_iteration):
             if update > 0:  # the posterior has moved
-                parts = [replace(part, log_q=None, kl=None) for part in parts]
+                parts = {name: replace(part, log_q=None, kl=None) for name, part in parts.items()}
             complete = self.actor.with_kl if self.uses_kl else self.actor.completed
-            parts = [complete(part) for part in parts]
-            loss, replayed, norm = self._update(parts, beta, update)
+            parts = {name: complete(part) for name, part in parts.items()}
+            loss, replayed, norm = self._update(list(parts.values()), beta, update)
             if update == 0:
-                metrics = iteration_metrics(parts, loss, replayed, beta) | {"beta": beta, "gradient_norm": norm}
+                shown = [parts[name] for name in ("posterior", "prior") if name in parts]
+                metrics = iteration_metrics(shown, loss, replayed, beta) | share_rewards(parts)
+                metrics |= {"beta": beta, "gradient_norm": norm}
+                first = parts["posterior"]
+        settle(self.sources, parts)
+        if self.budget is not None:
+            self.budget.settle(self.accelerator.reduce(realised(first), reduction="mean"))
         seconds = self.actor.stopwatch.read()
         return metrics | {f"seconds/{phase}": spent for phase, spent in seconds.items()}
 
     @property
     def beta(self) -> float:
         """beta of the current iteration; nats per unit of reward."""
+        if self.budget is not None:
+            return self.budget.beta
         anneal = self.config.beta_anneal
         if anneal is None:
             return self.config.beta
@@ -179,7 +187,7 @@ class Trainer:
             replayed = self._backward(parts, terms.log_q.grad, update, kl_cotangent)
         if update == 0:  # before the step: a rejected gradient must not reach the parameters
             assert parts[0].log_q is not None
-            self._check_parity(parity(parts[0].log_q, replayed[0]))
+            check_parity(parity(parts[0].log_q, replayed[0]), self.config.train.parity_tolerance, self.iteration)
         norm = self._clip()
         factor = learning_rate_factor(self.config.train, self.iteration)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
@@ -214,7 +222,7 @@ class Trainer:
     ) -> list[Float[Tensor, "_ steps"]]:
         """Push the cotangents through the network, micro-batch by micro-batch; returns log_q of each part as replayed."""
         steps = self._gradient_steps(parts[0], update)
-        scale = self._step_weights(cotangent)
+        scale = step_weights(self.config.train.step_weights, cotangent)
         if steps is not None:  # unbiased: each step is drawn with probability len(steps)/all
             scale = scale * (int(parts[0].trajectory.stochastic.sum()) / len(steps))
         cotangent = cotangent * scale
@@ -241,16 +249,6 @@ class Trainer:
             start += len(part)
         return replayed
 
-    def _step_weights(self, cotangent: Float[Tensor, "batch steps"]) -> Float[Tensor, " steps"]:
-        """A preconditioner: steps that decide little of the reward but have large gradients can be kept from drowning the rest."""
-        steps = cotangent.shape[1]
-        weights = self.config.train.step_weights or (1.0,) * steps
-        if len(weights) != steps:
-            raise ValueError(
-                f"train.step_weights has {len(weights)} entries, the chain has {steps} steps: give one for each, or null."
-            )
-        return torch.tensor(weights, dtype=cotangent.dtype, device=cotangent.device)
-
     def _gradient_steps(self, experience: Experience, update: int) -> list[int] | None:
         """A random subset of the steps with a density, or None for all of them."""
         count = self.config.train.gradient_steps
@@ -276,32 +274,14 @@ class Trainer:
             )
         return float(norm)
 
-    def _check_parity(self, parity: float) -> None:
-        tolerance = self.config.train.parity_tolerance
-        if parity > tolerance:
-            raise ValueError(
-                f"parity is {parity:.3g} nats at iteration {self.iteration}, above train.parity_tolerance={tolerance:g}: the "
-                "replayed log-densities are not those of the rollout, so gradients would belong to another chain. Look for "
-                "dropout, autocast or a reward that changes the pipeline; half-precision networks need a larger tolerance."
-            )
-
     # Samples and state
 
     def sample_grid(self) -> None:
         """Write samples of the posterior, one row per prompt at fixed seeds, to samples/."""
         if not self.accelerator.is_main_process:
             return
-        count = self.config.train.grid_samples
-        rows = list(range(min(4, len(self.actor.prompts))))
-        pairs = [(row, sample) for row in rows for sample in range(count)]
-        seeds = [seed_of(self.config.seed, "grid", row, sample) for row, sample in pairs]
-        experience = self.actor.from_posterior([row for row, _ in pairs], seeds)
-        images = torch.cat(
-            [self.prior.decode(experience.trajectory.x_0[chunk]) for chunk in self.actor.chunks(len(pairs))]
-        )
         path = self.folder / "samples" / f"{self.iteration:06d}.png"
-        rewards = [f"{value:.2f}" for value in experience.reward.tolist()]
-        save_png(grid(images, count, captions=rewards, rows=self.actor.texts(rows)), path)
+        write_sheet(self.actor, self.config.seed, self.config.train.grid_samples, path)
         self.tracker.image("samples", path, self.iteration)
         self.actor.stopwatch.read()
 

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from diffusion_rtb import checkpoint
 from diffusion_rtb.actor import Actor
-from diffusion_rtb.behaviours.source import Source
+from diffusion_rtb.behaviours.kl_budget import KlBudget
+from diffusion_rtb.behaviours.mixture import Mixture
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.interfaces import Objective, Prior
 from diffusion_rtb.reward_state import load_reward, reward_tensors
 from diffusion_rtb.settings import PosteriorConfig
 
-__all__ = ["TrainingState", "attach_posterior", "load_parameters", "restore_training", "save_training"]
+__all__ = ["TrainingState", "attach_posterior", "load_parameters", "restore_training", "save_training", "trained_beta"]
 
 
 @runtime_checkable
@@ -31,8 +32,12 @@ class TrainingState(Protocol):
     actor: Actor
     objective: Objective
     optimizer: torch.optim.AdamW
-    sources: dict[str, tuple[Source, int]]
+    sources: Mixture
+    budget: KlBudget | None
     iteration: int
+
+    @property
+    def beta(self) -> float: ...
 
 
 def save_training(run: TrainingState) -> Path:
@@ -48,6 +53,7 @@ def save_training(run: TrainingState) -> Path:
     tensors |= {f"source-{name}": source.tensors() for name, (source, _) in run.sources.items()}
     state = {
         "iteration": run.iteration,
+        "beta": run.beta,
         "optimizer": optimizer_state,
         "prior": run.prior.fingerprint(),
         "config": run.config.model_dump(mode="json"),
@@ -75,7 +81,15 @@ def restore_training(run: TrainingState) -> int:
     load_reward(run.actor.reward, tensors.get("reward", {}))
     for name, (source, _) in run.sources.items():
         source.load(tensors.get(f"source-{name}", {}))
+    if run.budget is not None:
+        run.budget.beta = float(state["beta"])
     return int(state["iteration"])
+
+
+def trained_beta(config: RunConfig, folder: Path) -> float:
+    """The beta that the posterior of a run's folder stands for: the config's, or where its `kl_budget` had moved it last."""
+    latest = None if config.behaviour.kl_budget is None else checkpoint.latest_checkpoint(folder / "checkpoints")
+    return config.beta if latest is None else float(checkpoint.load_checkpoint(latest)[1]["beta"])
 
 
 def attach_posterior(config: RunConfig, prior: Prior) -> None:

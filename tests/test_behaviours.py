@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffusion_rtb.behaviours.anneal import annealed
 from diffusion_rtb.behaviours.on_policy import OnPolicy
-from diffusion_rtb.behaviours.prior_buffer import systematic_resample
+from diffusion_rtb.behaviours.priority import systematic_resample
 from diffusion_rtb.config import TrainConfig
 from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import generators, global_seed, seed_of

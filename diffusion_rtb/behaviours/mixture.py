@@ -2,21 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.behaviours.back_and_forth import BackAndForth
+from diffusion_rtb.behaviours.kl_budget import KlBudget
 from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
+from diffusion_rtb.behaviours.replay import Replay
 from diffusion_rtb.behaviours.source import Source
 from diffusion_rtb.config import RunConfig
 
-__all__ = ["sources"]
+__all__ = ["Mixture", "budget", "draw", "settle", "share_rewards", "sources"]
+
+Mixture = dict[str, tuple[Source, int]]
+"""The behaviours of a run by name, each with its trajectories per prompt; the posterior's own come first."""
 
 
-def sources(config: RunConfig) -> dict[str, tuple[Source, int]]:
-    """The behaviours of a run by name, each with its trajectories per prompt."""
-    behaviour, group = config.behaviour, config.train.group
-    from_prior = round(behaviour.prior_share * group)
-    exploration = behaviour.exploration
-    on_policy = OnPolicy(config.seed, scale=exploration.scale, until=exploration.until, kind=exploration.kind)
-    buffer = PriorBuffer(
-        config.seed, size=behaviour.prior_buffer, resample=behaviour.resample, refresh=behaviour.refresh
-    )
-    return {"posterior": (on_policy, group - from_prior), "prior": (buffer, from_prior)}
+def sources(config: RunConfig) -> Mixture:
+    """The behaviours that a config asks for. A new one is a file beside this one, its section, and its line here."""
+    behaviour, group, seed = config.behaviour, config.train.group, config.seed
+    exploration, replay, back = behaviour.exploration, behaviour.replay, behaviour.back_and_forth
+    counts = {key: round(share * group) for key, share in behaviour.shares.items()}
+    on_policy = OnPolicy(seed, scale=exploration.scale, until=exploration.until, kind=exploration.kind)
+    buffer = PriorBuffer(seed, size=behaviour.prior_buffer, resample=behaviour.resample, refresh=behaviour.refresh)
+    found: Mixture = {
+        "posterior": (on_policy, group - sum(counts.values())),
+        "prior": (buffer, counts["prior_share"]),
+    }
+    if counts["replay.share"]:
+        found["replay"] = Replay(seed, capacity=replay.capacity, priority=replay.priority), counts["replay.share"]
+    if counts["back_and_forth.share"]:
+        found["back_and_forth"] = (
+            BackAndForth(seed, depth=back.depth, pool=back.pool),
+            counts["back_and_forth.share"],
+        )
+    return found
+
+
+def draw(mixture: Mixture, actor: Actor, rows: Sequence[int], iteration: int, beta: float) -> dict[str, Experience]:
+    """One batch from each behaviour that has a share."""
+    return {
+        name: source.draw(actor, rows, count, iteration, beta) for name, (source, count) in mixture.items() if count > 0
+    }
+
+
+def settle(mixture: Mixture, parts: Mapping[str, Experience]) -> None:
+    """Tell every behaviour what the iteration's trajectories were."""
+    for source, _ in mixture.values():
+        source.settle(parts)
+
+
+def share_rewards(parts: Mapping[str, Experience]) -> dict[str, float]:
+    """Mean reward of each behaviour but the posterior's own; metrics for the log."""
+    return {
+        f"{name}_share_reward": float(part.reward.double().mean())
+        for name, part in parts.items()
+        if name != "posterior"
+    }
+
+
+def budget(config: RunConfig) -> KlBudget | None:
+    """What adapts beta, if anything does."""
+    given = config.behaviour.kl_budget
+    return None if given is None else KlBudget(config.beta, nats=given.nats, rate=given.rate)

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.behaviours.source import occurrences
 from diffusion_rtb.seeds import seed_of
 
 __all__ = ["OnPolicy"]
@@ -49,9 +50,13 @@ class OnPolicy:
 
     def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
         """See `Source`; seeds depend on the run, the iteration, the prompt and the sample."""
-        pairs = [(row, sample) for row in rows for sample in range(count)]
+        nth = zip(rows, occurrences(rows), strict=True)
+        pairs = [(row, n * count + sample) for row, n in nth for sample in range(count)]
         seeds = [seed_of(self.seed, "train", iteration, row, sample) for row, sample in pairs]
         return actor.from_posterior([row for row, _ in pairs], seeds, self.noise_scale(iteration))
+
+    def settle(self, parts: Mapping[str, Experience]) -> None:
+        """Nothing is remembered."""
 
     def tensors(self) -> dict[str, Tensor]:
         return {}

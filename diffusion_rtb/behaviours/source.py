@@ -9,18 +9,30 @@ from torch import Tensor
 
 from diffusion_rtb.actor import Actor, Experience
 
-__all__ = ["Source"]
+__all__ = ["Source", "occurrences"]
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Draws `count` trajectories for each prompt row, and can be saved and resumed."""
+    """Draws `count` trajectories for each prompt row, and can be saved and resumed.
+
+    What `draw` does is repeatable: called again in the same iteration, it answers the same. What a source is to remember of an
+    iteration it is told by `settle`, which is not called for one that failed.
+    """
 
     def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
         """(len(rows)·count) trajectories, those of one row adjacent; whichever of log_q and log_p are known come with them."""
+
+    def settle(self, parts: Mapping[str, Experience]) -> None:
+        """An iteration has succeeded on these trajectories, by the name of their source; both log-densities are known."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The source's memory, for a checkpoint; empty if it has none."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` gave."""
+
+
+def occurrences(rows: Sequence[int]) -> list[int]:
+    """How often each row came before in the same list: a prompt that comes twice in an iteration is to be drawn differently."""
+    return [list(rows[:k]).count(row) for k, row in enumerate(rows)]

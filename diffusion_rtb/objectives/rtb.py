@@ -23,7 +23,7 @@ Source: Venkatraman, Jain, Scimeca, Kim, Sendera et al. 2024, https://arxiv.org/
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -80,6 +80,11 @@ class RTB(nn.Module):
         self.log_z = build_log_z(log_z, in_reward_units=check_scale(scale) == "reward")
         self.penalty = Penalty(loss, huber_delta, dead_zone)
         self.scale = scale
+
+    @staticmethod
+    def check(**arguments: Any) -> None:
+        """Refuse bad arguments before anything is loaded."""
+        RTB(**arguments)
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Create the log Z of `prompts` prompts; before the optimizer and before a state dict is loaded."""

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -179,6 +179,16 @@ class TrustPCL(nn.Module):
         self.whole: RTB | None = None
         if length is None:
             self.whole = RTB(log_z or "vargrad", loss, huber_delta=huber_delta, dead_zone=dead_zone, scale="reward")
+
+    @staticmethod
+    def check(**arguments: Any) -> None:
+        """Refuse bad arguments before anything is loaded."""
+        TrustPCL(**arguments)
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a `length` that does not divide the steps of the run's trajectories, before any is drawn; ValueError."""
+        if self.length is not None:
+            check_length(self.length, steps)
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Create log Z or the value network; before the optimizer and before a state dict is loaded.

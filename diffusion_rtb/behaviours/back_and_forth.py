@@ -1,0 +1,111 @@
+"""Good samples, noised back by the forward process and denoised again by the posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.behaviours.continuation import continued
+from diffusion_rtb.behaviours.priority import rank_weights, systematic_draw
+from diffusion_rtb.behaviours.source import occurrences
+from diffusion_rtb.noising import noised_chain
+from diffusion_rtb.seeds import generators, seed_of
+from diffusion_rtb.trajectory import Trajectory
+
+__all__ = ["BackAndForth"]
+
+
+class BackAndForth:
+    r"""Search around good samples: x_0 -> x_t, …, x_T by the forward process, and from x_t on anew by the posterior.
+
+        x_0 (good)  --noise-->  x_t --noise--> … --noise--> x_T          one forward chain, see `noised_chain`
+                                x_t --posterior--> … --posterior--> x_0 (new)
+
+    The trajectory is x_T, …, x_t, …, x_0 (new), with the reward of its own end. Its noised part is what the prior's chain would
+    have done to end near the good sample, and teaches the early steps, which decide where a trajectory goes, states that the
+    posterior may never visit. Both log-densities come from scoring. Good samples are chosen by the rank of their reward from the
+    last `pool` of each prompt, the posterior's own and those that came out of this.
+
+    The density of such a trajectory is an integral over the good samples that nobody knows, so objectives that need
+    importance weights refuse (`fitness.py`); squared residuals need none.
+
+    Args:
+        seed: The run's seed.
+        depth: Share of the chain's steps that are denoised anew, at least one step.
+        pool: Samples kept per prompt; the oldest go first.
+
+    Sources: noising good samples, Venkatraman et al. 2024, https://arxiv.org/abs/2405.20971 (`--back_and_forth` in its
+    code, with a loss on pairs); going back and forth from samples of high reward, Kim et al. 2023, https://arxiv.org/abs/2310.02710.
+    """
+
+    def __init__(self, seed: int, *, depth: float, pool: int) -> None:
+        self.seed = seed
+        self.depth = depth
+        self.pool = pool
+        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
+        """x_0 (n, *dims) and reward (n,) of each prompt row, oldest first, on the CPU."""
+        self.timesteps: Float[Tensor, " steps"] | None = None
+
+    def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
+        """See `Source`; log_q is known. A prompt without samples yet gets trajectories of the posterior."""
+        pairs = [(row, n, k) for row, n in zip(rows, occurrences(rows), strict=True) for k in range(count)]
+        if any(row not in self.memory for row in rows):
+            seeds = [seed_of(self.seed, "back and forth", iteration, *pair) for pair in pairs]
+            return actor.from_posterior([row for row, _, _ in pairs], seeds)
+        good = torch.cat([self._good(row, n, count, iteration) for row, n in zip(rows, occurrences(rows), strict=True)])
+        seeds = [seed_of(self.seed, "forth", iteration, *pair) for pair in pairs]
+        with actor.stopwatch("rollout"):
+            states = self._noised(actor, good, [seed_of(self.seed, "back", iteration, *pair) for pair in pairs])
+            texts = actor.texts([row for row, _, _ in pairs])
+            parts = [
+                continued(actor.prior, texts[chunk], seeds[chunk], states[chunk]) for chunk in actor.chunks(len(pairs))
+            ]
+        trajectory = Trajectory.cat(parts)
+        experience = actor._rewarded(trajectory, [row for row, _, _ in pairs])
+        return Experience(trajectory, experience.prompt, experience.reward, log_q=trajectory.log_prob)
+
+    def _good(self, row: int, nth: int, count: int, iteration: int) -> Float[Tensor, "count *dims"]:
+        x_0, reward = self.memory[row]
+        seed = seed_of(self.seed, "good", iteration, row, nth)
+        return x_0[systematic_draw(rank_weights(reward), count, seed)]
+
+    def _noised(
+        self, actor: Actor, x_0: Float[Tensor, "batch *dims"], seeds: Sequence[int]
+    ) -> Float[Tensor, "batch known *dims"]:
+        """x_T, …, x_t."""
+        assert self.timesteps is not None
+        steps = len(self.timesteps)
+        known = steps - max(1, round(self.depth * steps)) + 1
+        noise = torch.stack([torch.randn(known, *x_0.shape[1:], generator=g) for g in generators(seeds)])
+        device = actor.prior.device
+        return noised_chain(actor.prior.pipe.scheduler, x_0.to(device), self.timesteps[:known].to(device), noise)
+
+    def settle(self, parts: Mapping[str, Experience]) -> None:
+        """Remember the posterior's own samples of the iteration, and those that came out of this."""
+        for part in [parts[name].to("cpu") for name in ("posterior", "back_and_forth") if name in parts]:
+            self.timesteps = part.trajectory.timesteps
+            for row in torch.unique(part.prompt).tolist():
+                new = (part.prompt == row).nonzero().flatten()
+                x_0, reward = part.trajectory.x_0[new], part.reward[new]
+                if row in self.memory:
+                    x_0, reward = torch.cat([self.memory[row][0], x_0]), torch.cat([self.memory[row][1], reward])
+                self.memory[row] = x_0[-self.pool :], reward[-self.pool :]
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.timesteps is None:
+            return {}
+        rows = sorted(self.memory)
+        prompt = [torch.full((len(self.memory[row][1]),), row) for row in rows]
+        x_0, reward = (torch.cat([self.memory[row][i] for row in rows]) for i in (0, 1))
+        return {"x_0": x_0, "reward": reward, "prompt": torch.cat(prompt), "timesteps": self.timesteps}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        if not tensors:
+            return
+        self.timesteps, prompt = tensors["timesteps"], tensors["prompt"]
+        rows = torch.unique(prompt).tolist()
+        self.memory = {row: (tensors["x_0"][prompt == row], tensors["reward"][prompt == row]) for row in rows}

@@ -1,0 +1,76 @@
+"""beta such that the posterior ends up a given number of nats from the prior."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb.actor import Experience
+
+__all__ = ["KlBudget", "realised"]
+
+
+def realised(own: Experience) -> Float[Tensor, "3"]:
+    """What q says of its beta: E[l], Cov(l, r) and Var(r) with l = log_q - log_p of trajectories.
+
+    E[l] is KL(q || p). At p(x)·exp(b·r(x)) / Z it is l = b·r - log Z, so Cov / Var is b, whatever Z. Moments are taken within each
+    prompt and averaged over prompts. Trajectories that exploration noise widened will do: log_q - log_p of a step is linear in
+    x_s, so its mean at a state is KL(q || p) of that step whatever the width.
+
+    Args:
+        own: The posterior's own trajectories, with both log-densities.
+    """
+    assert own.log_q is not None
+    assert own.log_p is not None
+    reward, log_ratio = own.reward.double(), (own.log_q - own.log_p).double().sum(1)
+    moments = []
+    for row in torch.unique(own.prompt):
+        here = (own.prompt == row).nonzero().flatten()
+        r, ratio = reward[here], log_ratio[here]
+        centred = r - r.mean()
+        moments.append(torch.stack([ratio.mean(), (centred * ratio).mean(), centred.square().mean()]))
+    return torch.stack(moments).mean(0)
+
+
+class KlBudget:
+    r"""beta, adapted so that KL(q || p) of the trained chain approaches `nats`.
+
+        error = clip((nats - KL) / nats, -1, 1)
+        log beta <- log beta + rate · error · w        w = clip(b / beta, 0, 1) if error > 0, else 1
+
+    with b = Cov(log_q - log_p, r) / Var(r), the beta that q has realised so far (`realised`). KL grows with beta, by
+    d KL / d log beta = beta²·Var(r) at the posterior, so there is one beta to find, and the sum over iterations finds it without an
+    error left, also where q cannot become the posterior. w keeps beta from running ahead of a q that is still learning what
+    beta it was given: without it, a run that starts at the prior overshoots by as much as it lags.
+
+    Trust-PCL likewise sets its lambda (alpha = 1/beta here) so that the divergence from the reference policy is a number that one
+    chooses, because one knows beforehand what distance is safe and not what a reward is worth in nats; it finds it by a line
+    search over returns re-weighted by exp(return / lambda), whose effective sample size is exp(-KL): fine within a trust region,
+    useless at the tens of nats between two image models. The measured KL has no such limit. Once q has reached it, beta is
+    constant and the target p(x)·exp(beta·r(x)) / Z.
+
+    Args:
+        beta: Where to start; nats per unit of reward.
+        nats: The KL to reach.
+        rate: Largest change of log beta in one iteration.
+
+    Sources: Nachum et al. 2018, https://arxiv.org/abs/1707.01891; controlling a measured KL by its weight, Ziegler et al. 2019,
+    https://arxiv.org/abs/1909.08593.
+    """
+
+    def __init__(self, beta: float, *, nats: float, rate: float) -> None:
+        self.beta = beta
+        self.nats = nats
+        self.rate = rate
+
+    def settle(self, moments: Float[Tensor, "3"]) -> None:
+        """Move beta after an iteration, by what `realised` said of it."""
+        kl, covariance, variance = moments.tolist()
+        error = min(1.0, max(-1.0, (self.nats - kl) / self.nats))
+        if error > 0:
+            reached = covariance / (variance * self.beta) if variance > 0 else 0.0
+            error *= min(1.0, max(0.0, reached))
+        self.beta *= math.exp(self.rate * error)

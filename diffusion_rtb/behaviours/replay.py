@@ -1,0 +1,91 @@
+"""Trajectories that the posterior drew in earlier iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.behaviours.priority import rank_weights, systematic_draw
+from diffusion_rtb.behaviours.source import occurrences
+from diffusion_rtb.behaviours.storage import Memory, pack, stored, unpack, with_newest
+from diffusion_rtb.seeds import seed_of
+
+__all__ = ["Replay"]
+
+
+class Replay:
+    r"""The posterior's last `capacity` own trajectories per prompt, drawn again.
+
+    They cost no sampling and no reward, and hold on to what the posterior of today no longer visits. log_p, which does not
+    change, is stored with them; log_q is computed anew. Drawn with weights
+
+        "uniform"      1
+        "reward"       1 / (0.01·n + rank of the reward)       what GFlowNets and diffusion samplers do, see `rank_weights`
+        "importance"   exp(beta·r)·p / b, b: the density they were drawn with, so that what comes out is approximately of the
+                       posterior p·exp(beta·r) / Z, as far as the effective sample size allows
+
+    A trajectory keeps the density it was drawn with (`Trajectory.log_behaviour`, or `log_prob` where there was no exploration),
+    so that importance weights q / b are right for "uniform". Once trajectories are selected by reward or weight, the density of
+    what comes out is unknown, and objectives that need it refuse (`fitness.py`). Where a prompt has nothing stored yet, the
+    posterior draws new ones.
+
+    Args:
+        seed: The run's seed.
+        capacity: Trajectories kept per prompt; the oldest go first.
+        priority: Their weights.
+
+    Sources: replay for GFlowNets, Vemgal, Lau, Precup 2023, https://arxiv.org/abs/2307.07674; by rank of the reward, Sendera et al.
+    2024, https://arxiv.org/abs/2402.05098; by importance, Midgley et al. 2022, https://arxiv.org/abs/2208.01893. (Priorities
+    by |residual|, Schaul et al. 2015, https://arxiv.org/abs/1511.05952, are not offered: a residual is largest where the posterior
+    is worst *relative* to the prior, which on images are the least likely states.)
+    """
+
+    def __init__(
+        self, seed: int, *, capacity: int, priority: Literal["uniform", "reward", "importance"] = "uniform"
+    ) -> None:
+        self.seed = seed
+        self.capacity = capacity
+        self.priority = priority
+        self.memory: Memory = {}
+
+    def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
+        """See `Source`; log_p is known, log_q is not."""
+        parts = []
+        for row, nth in zip(rows, occurrences(rows), strict=True):
+            if row in self.memory:
+                held = self.memory[row]
+                seed = seed_of(self.seed, "replay", iteration, row, nth)
+                parts.append(held[systematic_draw(self.weights(held, beta), count, seed)].to(actor.prior.device))
+            else:
+                seeds = [seed_of(self.seed, "replay", iteration, row, nth, sample) for sample in range(count)]
+                parts.append(actor.from_posterior([row] * count, seeds))
+        return Experience.cat(parts)
+
+    def weights(self, held: Experience, beta: float) -> Float[Tensor, " n"]:
+        """The weight of each stored trajectory, up to a factor."""
+        if self.priority == "uniform":
+            return torch.ones(len(held), dtype=torch.float64)
+        if self.priority == "reward":
+            return rank_weights(held.reward)
+        assert held.log_p is not None
+        trajectory = held.trajectory
+        drawn_with = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
+        return torch.softmax(beta * held.reward.double() + (held.log_p - drawn_with).double().sum(1), 0)
+
+    def settle(self, parts: Mapping[str, Experience]) -> None:
+        """Store the posterior's own trajectories of the iteration."""
+        own = stored(parts["posterior"])
+        for row in torch.unique(own.prompt).tolist():
+            new = own[(own.prompt == row).nonzero().flatten()]
+            self.memory[row] = with_newest(self.memory, row, new, self.capacity)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return pack(self.memory)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.memory = unpack(tensors)
