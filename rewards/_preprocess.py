@@ -161,12 +161,12 @@ def resized(
 
 
 def _levels(images: Tensor, size: tuple[int, int], interpolation: Any) -> Tensor:
-    levels = images.clamp(0, 1).mul_(255).round_().to(torch.int32)
+    levels = images.clamp(0, 1).mul_(255).round_().nan_to_num_(0.0).to(torch.uint8)
     if size == images.shape[2:]:
         return levels
     if interpolation in SUPPORT:
         return resize(levels, size, interpolation)
-    return TF.resize(levels.to(torch.uint8), list(size), InterpolationMode(interpolation))
+    return TF.resize(levels, list(size), InterpolationMode(interpolation))
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

