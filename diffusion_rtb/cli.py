@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from diffusion_rtb import __version__
+from diffusion_rtb.cli_compare import CompareCommand, compare
 from diffusion_rtb.cli_errors import INTERRUPTED, Traceback, errors_explained, say
 from diffusion_rtb.cli_rewards import check_reward, serve_reward
 from diffusion_rtb.config import ConfigError, RunConfig, config_schema, config_text, load_config
@@ -162,6 +163,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("sample")(sample)
 app.command("config")(show_config)
+app.command("compare", cls=CompareCommand)(compare)
 app.command("check-reward")(check_reward)
 app.command("serve-reward")(serve_reward)
 

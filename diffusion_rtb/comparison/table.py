@@ -1,0 +1,187 @@
+"""A comparison as tables: one row per sampler with median and range over seeds, and one per run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusion_rtb.comparison.grid import Comparison
+from diffusion_rtb.comparison.runner import Result
+
+__all__ = ["REACHED", "Row", "markdown", "median_run", "rows", "seconds_to", "write_tables"]
+
+REACHED = 0.05
+"""The TV whose first second the table tells."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of a sampler."""
+
+    name: str
+    """In files."""
+    title: str
+    """In the table people read."""
+    digits: int
+
+
+COLUMNS = (
+    Column("tv", "TV", 3),
+    Column("off_percent", "off, %", 2),
+    Column("w2", "W2", 3),
+    Column("w2_per_floor", "W2 / floor", 2),
+    Column("elbo_gap", "ELBO − log Z", 3),
+    Column("elbo", "ELBO", 3),
+    Column("ess", "ESS", 2),
+    Column("kl", "KL", 3),
+    Column("log_z", "log Z estimate", 3),
+    Column("seconds", "training s", 0),
+    Column("cpu_seconds", "training CPU s", 0),
+    Column("seconds_to_tv", f"s to TV {REACHED:g}", 0),
+)
+HIDDEN = {"seconds": {"elbo", "cpu_seconds"}, "cpu_seconds": {"elbo", "seconds"}}
+"""Columns of the files alone, by clock."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler over its seeds."""
+
+    objective: str
+    behaviour: str
+    runs: Sequence[tuple[int, Mapping[str, float]]]
+    """Seed and numbers by name of column; what was not measured is absent."""
+
+    def values(self, column: str) -> list[float]:
+        """The numbers of all seeds that have one."""
+        return [numbers[column] for _, numbers in self.runs if column in numbers]
+
+
+def seconds_to(curve: Sequence[Mapping[str, Any]], clock: str = "seconds", tv: float = REACHED) -> float | None:
+    """Training seconds at the first look with at most this total variation; None: not reached, or not looked at."""
+    return next((point[clock] for point in curve if "tv" in point and point["tv"] <= tv), None)
+
+
+def rows(found: Comparison) -> list[Row]:
+    """The truth first, then every pair in the order of the grid; a pair without a finished run has none."""
+    seeds = list(dict.fromkeys(cell.config.seed for cell in found.plan.cells))
+    truth = [(seed, _numbers(result, found)) for seed, result in zip(seeds, found.truth, strict=False)]
+    pairs = dict.fromkeys(cell.pair for cell in found.plan.cells)
+    return [Row("truth", "exact denoiser", truth)] + [
+        Row(*pair, [(seed, _numbers(result, found)) for seed, result in found.results.get(pair, [])]) for pair in pairs
+    ]
+
+
+def _numbers(result: Result, found: Comparison) -> dict[str, float]:
+    n = result.numbers
+    numbers = {
+        name: n[name] for name in ("tv", "w2", "elbo", "ess", "kl", "log_z", "seconds", "cpu_seconds") if name in n
+    }
+    if "off" in n:
+        numbers["off_percent"] = 100 * n["off"]
+    numbers |= {"w2_per_floor": n["w2"] / found.floor.mean, "elbo_gap": n["elbo"] - n["exact_log_z"]}
+    reached = seconds_to([*result.curve, *([n] if "seconds" in n else [])], found.plan.clock)
+    return numbers if reached is None else numbers | {"seconds_to_tv": reached}
+
+
+def median_run(results: Sequence[Result]) -> Result:
+    """The run of median TV, or of median W2 where there are no modes; of two the better."""
+    ordered = sorted(results, key=lambda result: result.numbers.get("tv", result.numbers["w2"]))
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def markdown(found: Comparison) -> str:
+    """The table, its legend, and what was not run."""
+    table = rows(found)
+    columns = [
+        c for c in COLUMNS if c.name not in HIDDEN[found.plan.clock] and any(row.values(c.name) for row in table)
+    ]
+    lines = [["objective", "behaviour", "seeds", *(c.title for c in columns)]]
+    lines.append(["---", "---", *("---:" for _ in lines[0][2:])])
+    for row in table:
+        cells = [_cell(row.values(c.name), c.digits, len(row.runs)) for c in columns]
+        lines.append([row.objective, row.behaviour, str(len(row.runs)), *cells])
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join([f"# {found.plan.config.name}", text, _legend(found), *_not_run(found)]) + "\n"
+
+
+def _cell(values: Sequence[float], digits: int, seeds: int) -> str:
+    """median [least, most]; a count where not every seed has the number."""
+    if not values:
+        return "-"
+    shown = f"{statistics.median(values):.{digits}f}"
+    if len(values) > 1:
+        shown += f" [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+    return shown if len(values) == seeds else f"{shown} ({len(values)} of {seeds})"
+
+
+def _legend(found: Comparison) -> str:
+    looks, floor, target = found.plan.looks, found.floor, found.plan.target
+    error = "" if floor.standard_error is None else f" ± {floor.standard_error:.3f}"
+    block = min(2000, looks.samples)
+    sentences = [
+        f"Median [least, most] over seeds; {looks.samples:,} samples each; log Z = {target.log_z:.4f} nats.",
+        "`truth` is the exact posterior's denoiser through the same chain and number of steps: its errors are not of learning.",
+        f"W2 is to {block:,} exact samples, mean over {max(1, looks.samples // 2000)} such blocks; between exact samples it is "
+        f"{floor.mean:.3f}{error} (floor).",
+    ]
+    if target.modes is not None:
+        sentences += [
+            "TV is between sampled and true weights of modes; a sample within 4 standard deviations of a mode counts for it, the "
+            f"rest is off. Seconds to TV {REACHED:g} are to the first look, every {_every(found)} iterations, that has it.",
+        ]
+    sentences.append(
+        "Training seconds are those of warm-up and iterations, without measuring, loading and checkpoints."
+    )
+    return " ".join(sentences)
+
+
+def _every(found: Comparison) -> int:
+    return max(1, round(found.plan.config.train.iterations / max(1, found.plan.looks.points)))
+
+
+def _not_run(found: Comparison) -> list[str]:
+    lines = [f"* {a} with {b} was not run: {reason}" for (a, b), reason in found.plan.refused.items()]
+    done = sum(map(len, found.results.values()))
+    if not found.complete:
+        lines.append(f"* Unfinished: {done} of {len(found.plan.cells)} runs; the same command goes on.")
+    return ["\n".join(lines)] if lines else []
+
+
+def write_tables(found: Comparison) -> list[Path]:
+    """table.md, table.csv (median, least, most) and runs.csv (one line per run) in the comparison's folder."""
+    table, names = rows(found), [c.name for c in COLUMNS]
+    summary = [
+        ["objective", "behaviour", "seeds", *(f"{n}_{part}" for n in names for part in ("median", "min", "max"))]
+    ]
+    runs = [["objective", "behaviour", "seed", *names]]
+    for row in table:
+        summary.append([row.objective, row.behaviour, str(len(row.runs)), *_summary(row, names)])
+        for seed, numbers in row.runs:
+            runs.append([row.objective, row.behaviour, str(seed), *(str(numbers.get(n, "")) for n in names)])
+    texts = {"table.md": markdown(found), "table.csv": _csv(summary), "runs.csv": _csv(runs)}
+    return [_write(found.plan.folder / name, text) for name, text in texts.items()]
+
+
+def _summary(row: Row, names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        values = row.values(name)
+        yield from (str(f(values)) if values else "" for f in (statistics.median, min, max))
+
+
+def _csv(lines: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> Path:
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+    return path
