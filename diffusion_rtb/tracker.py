@@ -128,7 +128,12 @@ class Tracker:
 
         pixels = np.asarray(Image.open(path).convert("RGB"))[None]
         for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
+            if tracker.name == "trackio":
+                import trackio
+
+                # accelerate hands it numbers only.
+                tracker.log({name: trackio.Image(str(path))}, step=iteration)
+            elif hasattr(tracker, "log_images"):
                 # tensorboard takes channels first unless told; the others know no such argument.
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({name: pixels}, step=iteration, **layout)
@@ -146,7 +151,8 @@ class _Bar(Progress):
 def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any]) -> Accelerator:
     accelerator = Accelerator(log_with=list(names), project_dir=folder)
     flat = {key: value for key, value in _flatten(config) if isinstance(value, int | float | str | bool)}
-    accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs={"wandb": {"name": folder.name}})
+    named = {name: {"name": folder.name} for name in ("wandb", "trackio")}
+    accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=named)
     return accelerator
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +98,43 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path: Path) -> None:
     found = accumulators.EventAccumulator(str(events)).Reload()
     assert [(e.step, e.value) for e in found.Scalars("reward")] == [(0, 0.0), (1, 0.5)]
     assert [e.step for e in found.Images("samples")] == [1]
+
+
+def test_wandb_gets_numbers_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    track_two_iterations(tmp_path, "wandb")
+    (summary,) = tmp_path.rglob("run-*.wandb")
+    assert b"reward" in summary.read_bytes()
+    assert [path.suffix for path in tmp_path.rglob("media/images/*")] == [".png"]
+
+
+def test_trackio_gets_numbers_and_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    # Trackio settles its folder when it is imported: a process of its own keeps it out of the user's.
+    script = (
+        "import sys; from pathlib import Path; from tests.test_tracker import track_two_iterations; "
+        "track_two_iterations(Path(sys.argv[1]), 'trackio')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")},
+        timeout=120,
+    )
+    with sqlite3.connect(tmp_path / "trackio" / "diffusion_rtb.db") as database:
+        rows = database.execute("select run_name, metrics from metrics order by step, id").fetchall()
+    assert {name for name, _ in rows} == {tmp_path.name}
+    logged_metrics = [json.loads(metrics) for _, metrics in rows]
+    assert [row["reward"] for row in logged_metrics if "reward" in row] == [0.0, 0.5]
+    assert [row["samples"]["_type"] for row in logged_metrics if "samples" in row] == ["trackio.image"]
+
+
+def track_two_iterations(folder: Path, name: str) -> None:
+    save_png(Image.new("RGB", (64, 64), "red"), folder / "samples" / "0.png")
+    with Tracker(folder, [name], 2, config={"beta": 0.5, "train": {"lr": 0.1}}) as tracker:
+        for i in range(2):
+            tracker.log(i, {"reward": i / 2})
+        tracker.image("samples", folder / "samples" / "0.png", 1)
