@@ -127,7 +127,7 @@ def zero_shot(folder: Path, layers: int) -> tuple[Any, Callable[[Tensor], Tensor
     """A zero-shot classifier by ViT-B/32, whole, and its image tower."""
     from rewards.classifier import Classifier
 
-    reward = Classifier(0, classes=PROMPTS, model="ViT-B-32", weights=open_clip_weights(folder, "ViT-B-32", 12))
+    reward: Any = Classifier(0, classes=PROMPTS, model="ViT-B-32", weights=open_clip_weights(folder, "ViT-B-32", 12))
     return reward, reward.clip.model.encode_image
 
 
