@@ -36,8 +36,8 @@ from diffusion_rtb.seeds import seed_of
 
 __all__ = ["Drawn", "draw", "summarise"]
 
-PICTURES = 4
-"""Pictures kept per prompt and side."""
+PICTURES, DOTS = 4, 2000
+"""Pictures kept per prompt and side; of vectors, which become dots in one picture, more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,8 @@ class Drawn:
     embedding: Float[Tensor, "batch features"] | None
     labels: dict[str, Tensor]
     """The judge's class of each image, by factor; (batch,)."""
-    pictures: Float[Tensor, "kept 3 height width"]
-    """The first few images of each prompt."""
+    pictures: Float[Tensor, "kept *shape"]
+    """The first few images, or vectors, of each prompt."""
     picture_rewards: Float[Tensor, " kept"]
     log_q: Float[Tensor, "batch steps"] | None = None
     log_p: Float[Tensor, "batch steps"] | None = None
@@ -135,7 +135,7 @@ def draw(
         images = actor.prior.decode(found.trajectory.x_0)
         labels = {f.name: judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors}
         embedding = None if embedder is None else embedder.embed(images).cpu()
-        first = torch.tensor([k < PICTURES for _, k in pairs[chunk]])
+        first = torch.tensor([k < (PICTURES if images.ndim == 4 else DOTS) for _, k in pairs[chunk]])
         # The trajectories themselves are not kept: at full size they would fill the memory.
         found = found.to("cpu")
         kept = (images.cpu()[first], found.reward[first])

@@ -1,4 +1,7 @@
-"""Pictures of samples: a labelled grid as one image, prior beside posterior, written atomically as PNG."""
+"""Pictures of samples: a labelled grid as one image, prior beside posterior, written atomically as PNG.
+
+Samples that are vectors become dots: one panel for each row of the grid, on each side, all on the same axes.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,33 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["grid", "save_png", "side_by_side", "to_pil"]
+__all__ = ["grid", "panels", "save_png", "side_by_side", "to_pil"]
 
 MARGIN, GAP, SPLIT = 16, 6, 28
 SMALLEST, LARGEST = 112, 256
+PANEL, BINS = 256, 64
+"""Pixels of a panel of dots, bars of a panel of numbers."""
 PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
+DOT, FRAME = (0.12, 0.35, 0.65), 0.85
 
 
-def to_pil(image: Float[Tensor, "3 height width"]) -> Image.Image:
-    """One RGB picture from values in [0, 1]; values outside are clipped."""
+def to_pil(image: Float[Tensor, "*shape"]) -> Image.Image:
+    """One RGB picture from values in [0, 1]; values outside are clipped.
+
+    Raises:
+        ValueError: it is no picture.
+    """
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"A sample of shape {tuple(image.shape)} is no picture (3, height, width): an analytic prior's are vectors. "
+            "Look at the sheets in the run's folders samples/ and eval/, which show them as dots."
+        )
     levels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def grid(
-    images: Float[Tensor, "batch 3 height width"],
+    images: Float[Tensor, "batch *shape"],
     columns: int,
     captions: Sequence[str] | None = None,
     *,
@@ -40,9 +55,9 @@ def grid(
     Small pictures are enlarged by a whole factor with sharp pixels, large ones are shrunk.
 
     Args:
-        images: values in [0, 1], row by row.
+        images: values in [0, 1], (batch, 3, height, width), row by row; or vectors (batch, dim), each row of them one panel.
         columns: pictures per row.
-        captions: a short text under each picture; wrapped to its width.
+        captions: a short text under each picture; wrapped to its width. Vectors have no room for it.
         rows: a title above each row.
         headers: titles of equal blocks of columns, e.g. ("prior", "posterior"); blocks are set apart.
 
@@ -50,6 +65,9 @@ def grid(
         ValueError: no images, `columns` < 1, or texts that do not match the pictures.
     """
     _check(len(images), columns, captions, rows, headers)
+    if images.ndim == 2:
+        blocks = max(1, len(headers))
+        return grid(panels(list(images.split(columns // blocks))), blocks, rows=rows, headers=headers)
     cells = [_resized(to_pil(image)) for image in images]
     layout = _Layout(cells[0].width, cells[0].height, columns, max(1, len(headers)))
     texts = [layout.wrapped(c, layout.small, layout.width) for c in captions or [""] * len(cells)]
@@ -68,9 +86,33 @@ def grid(
     return sheet
 
 
+def panels(groups: Sequence[Float[Tensor, "_ dim"]]) -> Float[Tensor, "groups 3 side side"]:
+    """One picture of each group of vectors, all on the same axes: dots at the first two numbers, or bars where there is one."""
+    everything = torch.cat(list(groups)).detach().double().cpu()[:, :2]
+    low, high = everything.amin(0), everything.amax(0)
+    span = (high - low).clamp_min(1e-12)
+    pictures = []
+    for group in groups:
+        at = (group.detach().double().cpu()[:, :2] - low) / span * 0.96 + 0.02
+        picture = torch.ones(3, PANEL, PANEL)
+        colour = torch.tensor(DOT)[:, None]
+        if at.shape[1] == 1:
+            heights = torch.histc(at[:, 0], BINS, 0, 1)
+            tops = (PANEL * (1 - 0.96 * heights / heights.max())).repeat_interleave(PANEL // BINS)
+            picture[:, torch.arange(PANEL)[:, None] >= tops] = colour
+        else:
+            column, row = (at[:, 0] * (PANEL - 2)).long(), ((1 - at[:, 1]) * (PANEL - 2)).long()
+            for right, down in ((0, 0), (1, 0), (0, 1), (1, 1)):
+                picture[:, row + down, column + right] = colour
+        for edge in (picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]):
+            edge.fill_(FRAME)
+        pictures.append(picture)
+    return torch.stack(pictures)
+
+
 def side_by_side(
-    prior: Float[Tensor, "prompts columns 3 height width"],
-    posterior: Float[Tensor, "prompts same_columns 3 height width"],
+    prior: Float[Tensor, "prompts columns *shape"],
+    posterior: Float[Tensor, "prompts same_columns *same_shape"],
     prompts: Sequence[str],
     *,
     captions: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]] | None = None,

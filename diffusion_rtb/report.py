@@ -16,7 +16,7 @@ from rich.progress import Progress
 from diffusion_rtb.actor import Actor
 from diffusion_rtb.assemble import load_posterior, load_run_reward
 from diffusion_rtb.config import RunConfig
-from diffusion_rtb.evaluation import PICTURES, Drawn, draw, summarise
+from diffusion_rtb.evaluation import Drawn, draw, summarise
 from diffusion_rtb.export import export_posterior
 from diffusion_rtb.grids import save_png, side_by_side
 from diffusion_rtb.locate import build
@@ -81,10 +81,10 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _picture(prior: Drawn, posterior: Drawn, config: RunConfig) -> Any:
-    """Pairs at the same noise, as many per prompt as both sides have, each with its reward."""
+    """Pairs at the same noise, as many per prompt as both sides have, each with its reward; vectors as dots."""
     prompts = config.prompts.texts()
     kept = [len(side.pictures) // len(prompts) for side in (prior, posterior)]
-    count = min(*kept, PICTURES)
+    count = min(kept)
     images, captions = [], []
     for side, held in zip((prior, posterior), kept, strict=True):
         shape = (len(prompts), held, *side.pictures.shape[1:])

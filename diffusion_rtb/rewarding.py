@@ -19,16 +19,16 @@ class RewardError(RuntimeError):
 
 def evaluate_reward(
     reward: Reward,
-    images: Float[Tensor, "batch 3 height width"],
+    images: Float[Tensor, "batch *shape"],
     prompts: Sequence[str],
     name: str,
     chunk: int | None = None,
 ) -> Float[Tensor, " batch"]:
-    """The rewards of a batch of images, float32, on the images' device, without gradients.
+    """The rewards of a batch of images, or of whatever else the prior decodes to, float32, on their device, without gradients.
 
     Args:
         reward: The reward to call.
-        images: In [0, 1].
+        images: In [0, 1], (batch, 3, height, width); of an analytic prior vectors (batch, dim).
         prompts: One per image.
         name: What errors call the reward.
         chunk: Images per call of the reward, where a whole batch does not fit; None calls it once.
@@ -50,7 +50,8 @@ def evaluate_reward(
 
 def _evaluate(reward: Reward, images: Tensor, prompts: Sequence[str], name: str, first: int) -> Tensor:
     """One call; `first` is the place of its first image in the whole batch."""
-    where = f"Reward {name!r} on images {first} to {first + len(images) - 1}"
+    kind = "image" if images.ndim == 4 else "vector"
+    where = f"Reward {name!r} on {kind}s {first} to {first + len(images) - 1}"
     before = _version(images)
     try:
         with torch.no_grad():
@@ -68,8 +69,8 @@ def _evaluate(reward: Reward, images: Tensor, prompts: Sequence[str], name: str,
     if bad:
         i = bad[0]
         raise RewardError(
-            f"{where} is {values[i].item()} for image {first + i}, prompt {prompts[i]!r} ({len(bad)} of {len(images)} are not "
-            "finite). Every image needs a finite reward: look at that image, or bound the reward inside its class."
+            f"{where} is {values[i].item()} for {kind} {first + i}, prompt {prompts[i]!r} ({len(bad)} of {len(images)} are not "
+            f"finite). Every {kind} needs a finite reward: look at that {kind}, or bound the reward inside its class."
         )
     return values
 
