@@ -3,8 +3,9 @@
     python -m tests.load_reward_server [--kills 2] [--clients 2] [--requests 200] [--images 8] [--size 64] [--encoding NAME]
 
 Client processes score batches with `remote` as a run does, one after the other, and compare every number with the same reward
-computed at home. With --kills the server is killed (SIGKILL) that many times, at even distances, and started again a second
-later. Printed as one line of JSON: what was sent, answered, wrong and lost, and the seconds per request as the client sees them.
+computed at home. With --kills the server is killed (SIGKILL) that many times, at even distances between the first request and
+the last, and started again a second later. Printed as one line of JSON: what was sent, answered, wrong and lost, and the
+milliseconds per request as the client sees them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -56,8 +60,8 @@ class Seen:
     """Rewards that differ from those computed at home."""
 
 
-def client(port: int, load: Load, seed: int) -> Seen:
-    """Score the client's batches; an exception is a lost request and ends the client."""
+def client(port: int, load: Load, seed: int, done: Path) -> Seen:
+    """Score the client's batches, with a byte in `done` for each; an exception is a lost request and ends the client."""
     torch.set_num_threads(1)
     reward = Remote(f"http://127.0.0.1:{port}", encoding=load.encoding, retries=40, backoff=0.2, max_backoff=4.0)
     home = Jpeg(quality=COMPONENT["quality"])
@@ -73,14 +77,16 @@ def client(port: int, load: Load, seed: int) -> Seen:
         seconds.append(middle - start)
         local_seconds.append(time.perf_counter() - middle)
         wrong += int((values != expected).sum())
+        with done.open("ab") as file:
+            file.write(b".")
     return Seen(seconds, local_seconds, wrong)
 
 
 class Restarting:
-    """A server that is killed `kills` times, after `period` seconds each, and comes back a second later."""
+    """A server that is killed `kills` times, the k-th time as soon as `due(k)` is true, and comes back a second later."""
 
-    def __init__(self, port: int, kills: int, period: float) -> None:
-        self.port, self.kills, self.period = port, kills, period
+    def __init__(self, port: int, kills: int, due: Callable[[int], bool]) -> None:
+        self.port, self.kills, self.due = port, kills, due
         self.killed = 0
         self._stop = threading.Event()
         self._server = start_process(COMPONENT, port)
@@ -90,7 +96,7 @@ class Restarting:
         try:
             await_health(self.port, seconds=600)
         except BaseException:
-            _kill(self._server)
+            kill(self._server)
             raise
         self._thread.start()
         return self
@@ -98,27 +104,36 @@ class Restarting:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
-        _kill(self._server)
+        kill(self._server)
 
     def _work(self) -> None:
-        while self.killed < self.kills and not self._stop.wait(self.period):
-            _kill(self._server)
-            self.killed += 1
-            self._stop.wait(1.0)
-            self._server = start_process(COMPONENT, self.port)
+        while self.killed < self.kills and not self._stop.wait(0.005):
+            if self.due(self.killed + 1):
+                kill(self._server)
+                self.killed += 1
+                self._stop.wait(1.0)
+                self._server = start_process(COMPONENT, self.port)
 
 
-def _kill(server: subprocess.Popen[bytes]) -> None:
+def kill(server: subprocess.Popen[bytes]) -> None:
+    """As the kernel does when memory runs out."""
     server.send_signal(signal.SIGKILL)
     server.wait()
 
 
-def run(load: Load, executor: Executor, period: float = 3.0) -> dict[str, Any]:
-    """The report: counts, and milliseconds per request."""
+def run(load: Load, executor: Executor, folder: Path) -> dict[str, Any]:
+    """The report: counts, and milliseconds per request; clients write into `folder`."""
     port = free_port()
-    with Restarting(port, load.kills, period) as server:
+    logs = [folder / str(seed) for seed in range(load.clients)]
+    for log in logs:
+        log.touch()
+
+    def due(number: int) -> bool:
+        return sum(log.stat().st_size for log in logs) >= number * load.clients * load.requests / (load.kills + 1)
+
+    with Restarting(port, load.kills, due) as server:
         start = time.perf_counter()
-        futures = [executor.submit(client, port, load, seed) for seed in range(load.clients)]
+        futures = [executor.submit(client, port, load, seed, log) for seed, log in enumerate(logs)]
         errors = [error for future in futures if (error := future.exception()) is not None]
         seen = [future.result() for future in futures if future.exception() is None]
         wall = time.perf_counter() - start
@@ -146,12 +161,9 @@ def main() -> None:
     for name in ("clients", "requests", "images", "size", "kills"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Load, name))
     parser.add_argument("--encoding", choices=ENCODINGS, default=Load.encoding)
-    parser.add_argument("--period", type=float, default=3.0, help="seconds between kills")
-    arguments = vars(parser.parse_args())
-    period = arguments.pop("period")
-    load = Load(**arguments)
-    with ProcessPoolExecutor(load.clients, get_context("spawn")) as executor:
-        report = run(load, executor, period)
+    load = Load(**vars(parser.parse_args()))
+    with ProcessPoolExecutor(load.clients, get_context("spawn")) as executor, TemporaryDirectory() as folder:
+        report = run(load, executor, Path(folder))
     sys.stdout.write(json.dumps(report) + "\n")
     sys.exit(1 if report["requests_lost"] or report["rewards_wrong"] or report["server_killed"] < load.kills else 0)
 
