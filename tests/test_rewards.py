@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+import rewards
 from diffusion_rtb.locate import build, short_names
 from diffusion_rtb.rewarding import RewardError, evaluate_reward
 from rewards import emoji_clip
@@ -66,6 +68,14 @@ def pictures(images: Tensor) -> list[Image.Image]:
 def test_every_reward_in_the_folder_keeps_the_contract(name: str) -> None:
     reward = build({"component": name, **arguments(name)}, "reward")
     keeps_contract(reward, some_images(5, 48, 40), PROMPTS, name)
+
+
+def test_every_reward_has_its_line_in_the_readme() -> None:
+    text = (Path(rewards.__file__).parent / "README.md").read_text(encoding="utf-8")
+    listed = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in text.splitlines() if row.startswith("| `")]
+    assert sorted(name for names in listed for name in names) == sorted(
+        name for name in short_names("reward") if not name.startswith("_") and name != "emoji_clip"
+    )
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
