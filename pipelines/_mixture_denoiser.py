@@ -23,7 +23,10 @@ TIME = 16
 
 
 class FourierNetwork(nn.Module):
-    """u(x_t, t): layers of sines and cosines of x_t, each scaled and shifted by t; 0 at the start.
+    """u(x_t, t): layers of sines and cosines of x_t and of the prior's E[x_0 | x_t], each scaled and shifted by t; 0 at the start.
+
+    E[x_0 | x_t] is what the prior has to offer, as the prediction of any network would be: between two modes it lies on the line
+    that joins them, and what the posterior has to change is a smoother function of it than of x_t.
 
     All rows of a call share one timestep, so whatever depends on t alone is computed for one row.
 
@@ -41,18 +44,21 @@ class FourierNetwork(nn.Module):
         super().__init__()
         self.steps = steps
         self.register_buffer("octaves", 2.0 ** torch.arange(-1, frequencies - 1), persistent=False)
-        sizes = [dim * (1 + 2 * frequencies)] + [width] * layers
+        sizes = [2 * dim * (1 + 2 * frequencies)] + [width] * layers
         self.time = nn.Sequential(nn.Linear(TIME, width), nn.SiLU(), nn.Linear(width, 2 * width * layers))
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.output = nn.Linear(width, dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, x_t: Float[Tensor, "batch dim"], timestep: Any) -> Float[Tensor, "batch dim"]:
-        """u, in standard deviations of the step; `timestep` is one number from 1 to T."""
+    def forward(
+        self, x_t: Float[Tensor, "batch dim"], clean: Float[Tensor, "batch dim"], timestep: Any
+    ) -> Float[Tensor, "batch dim"]:
+        """u, in standard deviations of the step; `clean` is the prior's E[x_0 | x_t], `timestep` one number from 1 to T."""
         films = self.time(self._embedded(x_t, timestep)).unflatten(0, (len(self.layers), 2, -1))
-        angle = (x_t[:, :, None] * self.octaves).flatten(1)
-        h = torch.cat([x_t, angle.sin(), angle.cos()], dim=1)
+        seen = torch.cat([x_t, clean], dim=1)
+        angle = (seen[:, :, None] * self.octaves).flatten(1)
+        h = torch.cat([seen, angle.sin(), angle.cos()], dim=1)
         for layer, (scale, shift) in zip(self.layers, films, strict=True):
             h = silu(torch.addcmul(shift, layer(h), 1 + scale))
         u: Tensor = self.output(h)
@@ -110,6 +116,16 @@ class MixtureDenoiser(VectorDenoiser):
         config: Any = self.config
         self.correction = FourierNetwork(self.dim, config.steps, config.width, config.layers, config.frequencies)
         self.register_to_config(corrected=True)
+
+    def corrected(
+        self, x_t: Float[Tensor, "batch dim"], timestep: Any, predicted: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch dim"]:
+        """u of this state, for which the network also sees where the prior thinks it comes from."""
+        alpha_bar = self.alpha_bar[timestep]
+        clean = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
+        assert self.correction is not None
+        u: Tensor = self.correction(x_t, clean, timestep)
+        return u
 
     @contextmanager
     def weighted(self, weights: Float[Tensor, " modes"]) -> Iterator[None]:

@@ -80,7 +80,15 @@ class VectorDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         predicted = self.noise(x_t, self.alpha_bar[timestep])
         if self.correction is None or not self.posterior_on:
             return predicted
-        return predicted + self.gain[timestep] * self.correction(x_t, timestep)
+        return predicted + self.gain[timestep] * self.corrected(x_t, timestep, predicted)
+
+    def corrected(
+        self, x_t: Float[Tensor, "batch dim"], timestep: Any, predicted: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch dim"]:
+        """u of this state; a subclass may show its correction what the prior predicts there."""
+        assert self.correction is not None
+        u: Tensor = self.correction(x_t, timestep)
+        return u
 
     def data_units(self, x_0: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """shift + scale·x_0."""

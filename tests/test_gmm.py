@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torch.testing import assert_close
 
-from diffusion_rtb.behaviours.prior_buffer import systematic_resample
+from diffusion_rtb.behaviours.priority import systematic_resample
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build, check_component, short_names
 from diffusion_rtb.objectives.rtb import RTB
@@ -28,6 +28,13 @@ from tests.terms import make_terms
 
 TWO: dict[str, Any] = {"means": [[-2.0, 1.0], [2.0, 0.0]], "variance": 0.3, "weights": [0.4, 0.6]}
 SMALL: dict[str, Any] = {"steps": 8, "width": 16, "layers": 2, "frequencies": 3}
+
+
+EXAMPLE: dict[str, Any] = {
+    "component": "density",
+    "density": {"means": [list(mode) for mode in POSTERIOR], "variance": 0.3, "weights": list(POSTERIOR.values())},
+    "minus": {"means": [list(mean) for mean in MEANS], "variance": 0.3},
+}
 
 
 def two(**settings: Any) -> GMM:
@@ -138,22 +145,45 @@ def test_the_example_is_the_papers() -> None:
 
 def test_the_reward_of_a_config_is_the_log_ratio() -> None:
     """What configs write with `rewards.density` is the reward whose posterior `posterior` is."""
-    reward: Any = build(
-        {
-            "component": "density",
-            "density": {
-                "means": [list(mode) for mode in POSTERIOR],
-                "variance": 0.3,
-                "weights": list(POSTERIOR.values()),
-            },
-            "minus": {"means": [list(mean) for mean in MEANS], "variance": 0.3},
-        },
-        "reward",
-    )
+    reward: Any = build(EXAMPLE, "reward")
     made = GMM()
     x = made.mixture.sample(50, torch.Generator().manual_seed(0))
     expected = made.posterior().log_prob(x) - made.mixture.log_prob(x)
     assert_close(reward(x, [""] * 50), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_floor_of_the_reward_does_not_move_the_posterior() -> None:
+    """E_p[exp(max(r, low))] is the new Z: it exceeds 1 by less than exp(low), by quadrature over the plane."""
+    made, low = GMM(), -8.0
+    posterior = made.posterior()
+    axis = torch.linspace(-14, 14, 561, dtype=torch.float64)
+    x = torch.cartesian_prod(axis, axis)
+    prior = made.mixture.log_prob(x)
+    clamped = (posterior.log_prob(x) - prior).clamp(min=low)
+    z = float(axis[1] - axis[0]) ** 2 * float((prior + clamped).exp().sum())
+    assert 0 < z - 1 < math.exp(low)
+    target = made.exact_target({"component": "clamp", "low": low, "reward": EXAMPLE}, 1.0)
+    assert target.modes is not None
+    assert_close(target.modes.weights, posterior.weights)
+    assert target.log_z == 0
+
+
+@pytest.mark.parametrize(
+    ("reward", "beta", "message"),
+    [
+        (EXAMPLE, 2.0, "beta is 2"),
+        (
+            {"component": "clamp", "low": -5.0, "reward": EXAMPLE},
+            1.0,
+            "clamped to -5.0 … None, which moves the posterior",
+        ),
+        ({"component": "clamp", "low": -10.0, "high": 1.0, "reward": EXAMPLE}, 1.0, "clamped to -10.0 … 1.0"),
+        ({"component": "brightness"}, 1.0, "no ratio of two densities"),
+    ],
+)
+def test_unknown_posteriors_are_refused(reward: dict[str, Any], beta: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GMM().exact_target(reward, beta)
 
 
 # ------------------------------------------------------------------------------------------------------------------- the chain
@@ -293,7 +323,22 @@ def test_a_correction_moves_the_mean_in_standard_deviations() -> None:
             with made.as_prior():
                 prior = denoiser(x_t, timestep)
             moved = steps.by_noise[i] * (denoiser(x_t, timestep) - prior)
-            assert_close(moved, steps.std[i] * denoiser.correction(x_t, timestep), rtol=1e-6, atol=1e-9)
+            assert_close(moved, steps.std[i] * denoiser.corrected(x_t, timestep, prior), rtol=1e-6, atol=1e-9)
+
+
+def test_the_network_sees_where_the_prior_thinks_a_state_comes_from() -> None:
+    """With noise so small that every state shows its mode, E[x_0 | x_t] is x_t pulled towards that mode; by Tweedie's formula."""
+    made = attached(dtype="float64")
+    perturb(made)
+    denoiser, timestep = made.pipe.denoiser, torch.tensor(4)
+    seen: list[Tensor] = []
+    denoiser.correction.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    x_t = torch.randn(6, 2, dtype=torch.float64)
+    denoiser(x_t, timestep)
+    alpha_bar = float(denoiser.alpha_bar[4])
+    density = noised_mixture(denoiser.centres, made.mixture.weights, float(denoiser.spread), alpha_bar)
+    expected = (x_t + (1 - alpha_bar) * score_by_autograd(density, x_t)) / math.sqrt(alpha_bar)
+    assert_close(seen[0], expected, rtol=1e-6, atol=1e-8)
 
 
 def test_gradients_are_those_of_the_whole_graph() -> None:
