@@ -4,7 +4,8 @@ The posterior of the reward r = log posterior density - log prior density is the
 and so is log Z = 0. `as_exact` runs the posterior's own exact denoiser through the same chain, which tells the error of finitely
 many steps apart from that of learning: in T steps of fixed variance no chain meets the posterior exactly.
 
-The trainable correction is a small network of sines and cosines of x_t and of the prior's E[x_0 | x_t]; see `pipelines._mixture_denoiser`.
+The trainable correction is a small network of sines and cosines of x_t and of the prior's E[x_0 | x_t]; see
+`pipelines._mixture_denoiser`.
 
 Example: Venkatraman, Jain, Scimeca, Kim, Sendera et al. 2024, https://arxiv.org/abs/2405.20971, with the component variance of
 its code, 0.3.
