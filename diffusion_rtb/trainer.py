@@ -150,7 +150,8 @@ class Trainer:
                 first = parts["posterior"]
         settle(self.sources, parts)
         if self.budget is not None:
-            self.budget.settle(self.accelerator.reduce(realised(first), reduction="mean"))
+            moments = self.accelerator.reduce(realised(first), reduction="mean")
+            self.budget.settle(moments, learning_rate_factor(self.config.train, self.iteration))
         seconds = self.actor.stopwatch.read()
         return metrics | {f"seconds/{phase}": spent for phase, spent in seconds.items()}
 

@@ -83,7 +83,10 @@ class Continuation(TrajectoryRecorder):
 
 
 class GivenNoise(TorchFunctionMode):
-    """The first draw of x_T answers what is given, for pipelines without `latents`: drawn at once or row by row."""
+    """The first draw of x_T answers what is given, for pipelines without `latents`: drawn at once or row by row.
+
+    It is drawn all the same, so that the generators go on as they would have.
+    """
 
     def __init__(self, x_T: Float[Tensor, "batch *dims"]) -> None:
         super().__init__()
@@ -92,6 +95,7 @@ class GivenNoise(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        drawn = func(*args, **(kwargs or {}))
         if func is torch.randn and self.rows:
             size = tuple(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
             one = tuple(self.rows[0].shape)
@@ -100,4 +104,4 @@ class GivenNoise(TorchFunctionMode):
                 return answer
             if size == one:
                 return self.rows.pop(0)
-        return func(*args, **(kwargs or {}))
+        return drawn

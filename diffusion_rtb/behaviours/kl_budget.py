@@ -39,18 +39,19 @@ class KlBudget:
     r"""beta, adapted so that KL(q || p) of the trained chain approaches `nats`.
 
         error = clip((nats - KL) / nats, -1, 1)
-        log beta <- log beta + rate · error · w        w = clip(b / beta, 0, 1) if error > 0, else 1
+        log beta <- log beta + rate · pace · error · w        w = min(1, b / beta) to go up, min(1, beta / b) to go down
 
     with b = Cov(log_q - log_p, r) / Var(r), the beta that q has realised so far (`realised`). KL grows with beta, by
     d KL / d log beta = beta²·Var(r) at the posterior, so there is one beta to find, and the sum over iterations finds it without an
     error left, also where q cannot become the posterior. w keeps beta from running ahead of a q that is still learning what
-    beta it was given: without it, a run that starts at the prior overshoots by as much as it lags.
+    beta it was given, and pace, the learning rate as a share of its full value, from moving on when q no longer does: without
+    them, beta overshoots by as much as q lags.
 
     Trust-PCL likewise sets its lambda (alpha = 1/beta here) so that the divergence from the reference policy is a number that one
     chooses, because one knows beforehand what distance is safe and not what a reward is worth in nats; it finds it by a line
-    search over returns re-weighted by exp(return / lambda), whose effective sample size is exp(-KL): fine within a trust region,
-    useless at the tens of nats between two image models. The measured KL has no such limit. Once q has reached it, beta is
-    constant and the target p(x)·exp(beta·r(x)) / Z.
+    search over returns re-weighted by exp(return / lambda), whose effective sample size is of the order of exp(-KL): fine within a
+    trust region, useless at the tens of nats between two image models. The measured KL has no such limit. Once q has reached
+    it, beta is constant and the target p(x)·exp(beta·r(x)) / Z.
 
     Args:
         beta: Where to start; nats per unit of reward.
@@ -66,11 +67,18 @@ class KlBudget:
         self.nats = nats
         self.rate = rate
 
-    def settle(self, moments: Float[Tensor, "3"]) -> None:
-        """Move beta after an iteration, by what `realised` said of it."""
+    def settle(self, moments: Float[Tensor, "3"], pace: float) -> None:
+        """Move beta after an iteration.
+
+        Args:
+            moments: What `realised` said of it.
+            pace: The iteration's learning rate as a share of the full one, in [0, 1].
+        """
         kl, covariance, variance = moments.tolist()
         error = min(1.0, max(-1.0, (self.nats - kl) / self.nats))
+        b = max(0.0, covariance / variance) if variance > 0 else 0.0
         if error > 0:
-            reached = covariance / (variance * self.beta) if variance > 0 else 0.0
-            error *= min(1.0, max(0.0, reached))
-        self.beta *= math.exp(self.rate * error)
+            error *= min(1.0, b / self.beta)
+        elif b > 0:
+            error *= min(1.0, self.beta / b)
+        self.beta *= math.exp(self.rate * pace * error)
