@@ -62,10 +62,10 @@ def draw_figure(found: Comparison) -> Path:
     return path
 
 
-def _panels(found: Comparison) -> list[tuple[str, str, Tensor, str]]:
+def _panels(found: Comparison) -> list[tuple[str, str, Tensor, Any]]:
     """Title, note, samples and colour of each panel."""
     exact = found.plan.target.sample(DRAWN, torch.Generator().manual_seed(seed_of(0, "figure")))
-    panels = [("exact samples", "", exact, INK)]
+    panels: list[tuple[str, str, Tensor, Any]] = [("exact samples", "", exact, INK)]
     if found.truth:
         truth = median_run(found.truth)
         panels.append(("truth through the chain", _note(truth), truth.samples, INK))

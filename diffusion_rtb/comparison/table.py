@@ -135,9 +135,8 @@ def _legend(found: Comparison) -> str:
             "TV is between sampled and true weights of modes; a sample within 4 standard deviations of a mode counts for it, the "
             f"rest is off. Seconds to TV {REACHED:g} are to the first look, every {_every(found)} iterations, that has it.",
         ]
-    sentences.append(
-        "Training seconds are those of warm-up and iterations, without measuring, loading and checkpoints."
-    )
+    kind = "" if found.plan.clock == "seconds" else "; CPU seconds of the process, on all cores"
+    sentences.append(f"Training seconds are those of warm-up and iterations, without measuring and checkpoints{kind}.")
     return " ".join(sentences)
 
 
