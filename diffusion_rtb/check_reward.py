@@ -29,7 +29,8 @@ NOT_REACHED = "not reached"
 """What is said of checks that an earlier fault leaves without an answer."""
 
 AFTER_CALL = (
-    "spread", "repeat", "one by one", "order", "prompts", "precision", "device", "gradient", "speed", "file size", "brightness",
+    "spread", "repeat", "one by one", "order", "prompts", "broken", "precision", "device", "gradient", "speed",
+    "file size", "brightness",
 )  # fmt: skip
 
 
@@ -212,6 +213,7 @@ def _after_call(subject: Subject, other: torch.device | None) -> dict[str, Calla
         "one by one": lambda: checks.check_one_by_one(subject),
         "order": lambda: checks.check_order(subject),
         "prompts": lambda: checks.check_prompts(subject),
+        "broken": lambda: checks.check_broken(subject),
         "precision": lambda: checks.check_precision(subject),
         "device": lambda: checks.check_device(subject, other),
         "gradient": lambda: checks.check_gradient(subject),

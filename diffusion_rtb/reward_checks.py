@@ -19,6 +19,7 @@ from diffusion_rtb.reward_subject import Call, Check, Subject
 
 __all__ = [
     "check_along",
+    "check_broken",
     "check_calls",
     "check_device",
     "check_gradient",
@@ -178,6 +179,18 @@ def check_prompts(subject: Subject) -> Check:
     return Check(
         "prompts", "info", f"used: {better:.0%} of the samples score higher with their own prompt than another's", apart
     )
+
+
+def check_broken(subject: Subject) -> Check:
+    """A sample of NaN, as a decoder may give: rounded to 8 bits it is a black picture, and must not be rewarded as one."""
+    images = subject.images.clone()
+    images[0] = torch.nan
+    try:
+        value = float(subject.ask(images, subject.prompts)[0])
+    except Call:
+        return Check("broken", "pass", "a sample of NaN gets no value")
+    message = f"a sample of NaN gets {value:.4g}: let the NaN through, or raise, so that training stops"
+    return Check("broken", "warn", message, value)
 
 
 def check_precision(subject: Subject) -> Check:

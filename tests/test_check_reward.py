@@ -45,7 +45,19 @@ def test_a_good_reward_passes_everything() -> None:
     assert found.passed
     assert not found.warned
     status = {check.name: check.status for check in found.checks}
-    passed = ["output", "finite", "input", "settings", "spread", "repeat", "one by one", "order", "speed", "memory"]
+    passed = [
+        "output",
+        "finite",
+        "input",
+        "settings",
+        "spread",
+        "repeat",
+        "one by one",
+        "order",
+        "broken",
+        "speed",
+        "memory",
+    ]
     assert {name for name, value in status.items() if value == "pass"} == {
         *passed,
         *(["device"] if torch.cuda.is_available() else []),
@@ -128,6 +140,7 @@ def test_what_training_would_refuse_fails_here_too(reward: Any) -> None:
         (planted.seeds, "settings", "draws from torch's global generator, or seeds it"),
         (planted.saturated, "spread", r"of 16 samples have the value 0\.1: no direction among them"),
         (planted.brightness, "brightness", r"rank correlation \+1\.00: .*no more than raising brightness"),
+        (planted.of_black, "broken", r"a sample of NaN gets 0: let the NaN through, or raise"),
         (Jpeg(), "file size", r"rank correlation -1\.00: .*no more than lowering file size"),
         (planted.wrong_gradient, "gradient", r"small steps bring 0\.33 of what it promises"),
         (planted.zero_gradient, "gradient", "zero everywhere"),
