@@ -186,7 +186,7 @@ def test_a_prompt_that_comes_twice_is_drawn_differently(tmp_path: Path) -> None:
     begin_at_the_posterior(trainer)
     trainer.sources["replay"][0].settle({"posterior": drawn_by(trainer, 64)})
     for name in ("posterior", "prior", "replay"):
-        twice = trainer.sources[name][0].draw(trainer.actor, [0, 0], 13, 5, BETA)
-        once = trainer.sources[name][0].draw(trainer.actor, [0], 13, 5, BETA)
+        twice = trainer.sources[name][0].draw(trainer.actor, [0, 0], 13, 6, BETA)
+        once = trainer.sources[name][0].draw(trainer.actor, [0], 13, 6, BETA)
         assert torch.equal(twice.trajectory.x[:13], once.trajectory.x)
         assert not torch.equal(twice.trajectory.x[13:], once.trajectory.x), name
