@@ -42,8 +42,8 @@ def check_reward(
 ) -> None:
     """Is REWARD fit for training? Every check before a GPU-hour is spent; leaves with 1 if one fails.
 
-    Shape, finiteness, spread, determinism, batches, order, broken samples, precision, device, gradient, speed, memory, and whether it
-    only likes large files, brightness or what another reward likes.
+    Shape, finiteness, spread, determinism, batches, order, broken samples, precision, device, gradient, speed, memory, and
+    whether it only likes large files, brightness or what another reward likes.
 
     Without --images, --prior or --dim the samples are pictures made for this purpose, the same at every call.
 
