@@ -168,10 +168,10 @@ def test_every_behaviour_leaves_the_posterior_where_it_is(objective: str, behavi
     """The real trainer, started at the exact posterior: residual 0 and log Z on the trajectories of every behaviour.
 
     The chain is memoryless up to a signal of 1e-4 and the network is float32, hence 2e-3 nats. The learning rate keeps the
-    posterior where it is for three iterations, so that memories are filled and drawn from.
+    posterior where it is for two iterations, so that memories are filled and drawn from.
     """
     sections = {"objective": OBJECTIVES[objective], "behaviour": BEHAVIOURS[behaviour]}
-    sizes = {"iterations": 3, "lr": 1e-9, "lr_objective": 1e-9}
+    sizes = {"iterations": 2, "lr": 1e-9, "lr_objective": 1e-9}
     if objective in WEIGHTED and behaviour in SELECTING:
         with pytest.raises(ValueError, match="which nobody knows"):
             run(tmp_path, **sections, train=sizes)
@@ -181,7 +181,7 @@ def test_every_behaviour_leaves_the_posterior_where_it_is(objective: str, behavi
     log_z = known(trainer).log_z
     trainer.fit()
     found = rows(trainer)
-    assert len(found) == 3
+    assert len(found) == 2
     for row in found:
         assert row["parity"] == 0.0
         assert math.isfinite(row["loss"])
@@ -233,12 +233,11 @@ LEARNING: dict[str, dict[str, Any]] = {
 def test_the_known_posterior_is_found_off_policy(name: str, tmp_path: Path) -> None:
     """The ELBO of the trained chain is computed in closed form; no chain reaches more than log Z.
 
-    80 iterations of 64 trajectories, most of them not the posterior's own, leave less than 0.05 nats; the prior, where they
-    start, has E[beta·r] = 0.1 or so of log Z = 0.76.
+    60 iterations of 64 trajectories, most of them not the posterior's own, leave 0.01 nats; the prior is 0.8 away.
     """
-    sizes = {"iterations": 80, "group": 64, "micro_batch": 64, "lr": 0.03, "lr_objective": 0.1, "lr_decay": "cosine"}
+    sizes = {"iterations": 60, "group": 64, "micro_batch": 64, "lr": 0.045, "lr_objective": 0.1, "lr_decay": "cosine"}
     trainer = run(tmp_path, **LEARNING[name], train=sizes)
     trainer.fit()
     tilt = known(trainer)
-    assert tilt.elbo(trainer.prior.chain()) > tilt.log_z - 0.05  # type: ignore[attr-defined]
-    assert rows(trainer)[0]["elbo"] < tilt.log_z / 2 + 0.3
+    assert tilt.elbo(trainer.prior.chain()) > tilt.log_z - 0.03  # type: ignore[attr-defined]
+    assert rows(trainer)[0]["elbo"] < tilt.log_z - 0.5
