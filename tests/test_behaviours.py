@@ -11,11 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffusion_rtb.behaviour_settings import BehaviourConfig
 from diffusion_rtb.behaviours.anneal import annealed
 from diffusion_rtb.behaviours.mixture import sources
 from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.behaviours.priority import systematic_resample
 from diffusion_rtb.config import TrainConfig
+from diffusion_rtb.fitness import check_behaviour
+from diffusion_rtb.locate import build
 from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import generators, global_seed, seed_of
 from tests.behaving import begin_at_the_posterior, known, rows, run
@@ -194,9 +197,11 @@ def test_every_behaviour_leaves_the_posterior_where_it_is(objective: str, behavi
 
 @pytest.mark.parametrize("behaviour", [name for name in BEHAVIOURS if name != "kl_budget"])
 @pytest.mark.parametrize("objective", ["reinforce_kl", "grpo", "dpok", "ddpo", "reinforce_naive"])
-def test_on_policy_objectives_refuse_every_other_behaviour(objective: str, behaviour: str, tmp_path: Path) -> None:
+def test_on_policy_objectives_refuse_every_other_behaviour(objective: str, behaviour: str) -> None:
     with pytest.raises(ValueError, match=r"is on-policy.*behaviour\."):
-        run(tmp_path, objective={"component": objective}, behaviour=BEHAVIOURS[behaviour])
+        check_behaviour(
+            build({"component": objective}, "objective"), BehaviourConfig.model_validate(BEHAVIOURS[behaviour])
+        )
 
 
 def test_shares_add_up_to_the_group(tmp_path: Path) -> None:
