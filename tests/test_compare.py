@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,6 @@ from diffusion_rtb.cli_compare import CompareCommand
 from diffusion_rtb.comparison.trainer import MeasuredTrainer, read_lines
 from diffusion_rtb.comparison.variants import AS_CONFIGURED, cells, load_variants
 from diffusion_rtb.config import ConfigError, config_diff, load_config
-
-ROOT = Path(__file__).parents[1]
 
 CONFIG = """
 prior: {component: gmm, means: &means [[-2.0, 1.0], [2.0, 0.0]], variance: 0.3, weights: [0.4, 0.6],
@@ -50,7 +47,7 @@ behaviours:
 """
 
 QUICK = ["--samples", "60", "--points", "3", "--point-samples", "20"]
-GRID = ["--objectives", "vargrad", "pieces", "--behaviours", "mixed", "config", "--seeds", "2"]
+GRID = ["--objectives", "vargrad", "pieces", "--behaviours", "mixed", "config", "--seeds", "1"]
 
 
 @pytest.fixture
@@ -205,7 +202,7 @@ def test_lists_of_names_after_one_flag(argv: list[str], objectives: Any, behavio
 def test_looking_changes_nothing_and_its_time_does_not_count(project: Path) -> None:
     plain, watched = (load_config(project / "two.yaml", [f"name={name}"]) for name in ("plain", "watched"))
     assemble(plain).fit()
-    trainer = MeasuredTrainer(watched, points=3, samples=400)
+    trainer = MeasuredTrainer(watched, points=3, samples=100)
     start = time.perf_counter()
     trainer.fit()
     assert 0 < trainer.seconds < time.perf_counter() - start
@@ -255,70 +252,61 @@ def test_a_comparison_is_written_and_nothing_is_run_twice(project: Path, capsys:
     runs = numbers(folder)
     assert [(row["objective"], row["behaviour"], row["seed"]) for row in runs] == [
         ("truth", "exact denoiser", "0"),
-        ("truth", "exact denoiser", "1"),
-        *((a, b, seed) for a in ("vargrad", "pieces") for b in ("mixed", "config") for seed in "01"),
+        *((a, b, "0") for a in ("vargrad", "pieces") for b in ("mixed", "config")),
     ]
     for name in ("tv", "off_percent", "w2", "w2_per_floor", "elbo", "elbo_gap", "ess", "kl", "log_z"):
         assert all(row[name] for row in runs), name
     made = {path: starts(path) for path in (folder / "runs").iterdir()}
-    assert len(made) == 8
+    assert len(made) == 4
     # More of the grid is added to what is there; less of it is a smaller table.
     assert (
-        left_with(["two.yaml", "--objectives", "vargrad", "rtb", "--behaviours", "mixed", "--seeds", "2", *QUICK]) == 0
+        left_with(["two.yaml", "--objectives", "vargrad", "rtb", "--behaviours", "mixed", "--seeds", "1", *QUICK]) == 0
     )
     assert {path: starts(path) for path in made} == made
-    assert len(list((folder / "runs").iterdir())) == 10
+    assert len(list((folder / "runs").iterdir())) == 5
     rows = numbers(folder)
-    assert [row["objective"] for row in rows] == ["truth"] * 2 + ["vargrad"] * 2 + ["rtb"] * 2
-    assert rows[2] == runs[2]
+    assert [row["objective"] for row in rows] == ["truth", "vargrad", "rtb"]
+    assert rows[1] == runs[1]
     # `rtb` by its own name has no log Z to learn: it is VarGrad.
-    assert {k: v for k, v in rows[4].items() if k != "objective"} == {
-        k: v for k, v in rows[2].items() if k != "objective"
-    }
+    assert rows[2] | {"objective": "vargrad"} == rows[1]
 
 
-def command(*argv: str) -> list[str]:
-    code = "import sys; from diffusion_rtb.cli import main; main(sys.argv[1:])"
-    return [sys.executable, "-c", code, "compare", *argv]
+def interrupted(argv: list[str], number: signal.Signals, path: Path, lines: int) -> int | None:
+    """The exit code of the command in another process, to which a signal is sent once a file has so many lines."""
+    process = multiprocessing.get_context("fork").Process(target=main, args=(["compare", *argv],))
+    process.start()
+    deadline = time.monotonic() + 300
+    while len(read_lines(path)) < lines and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(300)
+    return process.exitcode
 
 
-def started(process: subprocess.Popen[str], path: Path, lines: int) -> None:
-    """Wait until a file has so many lines."""
-    deadline = time.monotonic() + 120
-    while len(read_lines(path)) < lines and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_comparison_goes_on(project: Path, number: signal.Signals) -> None:
-    # Long enough that the signal comes in the middle of the second run.
+def test_an_interrupted_comparison_goes_on(project: Path) -> None:
+    """Ctrl-C in the middle of the second run, then a kill further on, then to the end: as if nothing had happened."""
     argv = ["two.yaml", "--objectives", "vargrad", "pieces", "--behaviours", "mixed", "--seeds", "1", *QUICK]
-    argv += ["train.iterations=40", "train.checkpoint_every=5"]
-    runs = project / "runs" / "two-compare" / "runs"
-    first, second = runs / "vargrad.mixed.0", runs / "pieces.mixed.0"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(*argv), stderr=subprocess.PIPE, text=True, env=environment)
-    started(process, second / "metrics.jsonl", 8)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == (130 if number == signal.SIGINT else -9), said
-    assert (first / "measures.json").is_file()
+    argv += ["train.iterations=24", "train.checkpoint_every=5"]
+    folder = project / "runs" / "two-compare"
+    first, second = folder / "runs" / "vargrad.mixed.0", folder / "runs" / "pieces.mixed.0"
+    assert interrupted(argv, signal.SIGINT, second / "metrics.jsonl", 4) == 130
+    measures = (first / "measures.json").stat().st_mtime_ns
     assert not (second / "measures.json").exists()
-    if number == signal.SIGINT:
-        assert "the same command goes on" in said
-        assert "Unfinished: 1 of 2 runs" in (runs.parent / "table.md").read_text()
-    at = checkpoint.latest_checkpoint(second / "checkpoints")
-    assert at is not None
-    measured_before = (first / "measures.json").stat().st_mtime_ns
+    assert "Unfinished: 1 of 2 runs" in (folder / "table.md").read_text()
+    done = len(read_lines(second / "metrics.jsonl"))
+    assert 4 <= done < 24
+
+    assert interrupted(argv, signal.SIGKILL, second / "metrics.jsonl", done + 5) == -signal.SIGKILL
+    assert not (second / "measures.json").exists()
 
     assert left_with(argv) == 0
-    assert (first / "measures.json").stat().st_mtime_ns == measured_before
-    assert (starts(first), starts(second)) == (1, 2)
-    assert [line["iteration"] for line in read_lines(second / "metrics.jsonl")] == list(range(40))
-    interrupted = numbers(runs.parent)
-
+    assert (first / "measures.json").stat().st_mtime_ns == measures
+    assert (starts(first), starts(second)) == (1, 3)
+    assert [line["iteration"] for line in read_lines(second / "metrics.jsonl")] == list(range(24))
+    assert "Unfinished" not in (folder / "table.md").read_text()
     assert left_with([*argv, "name=whole"]) == 0
-    assert numbers(project / "runs" / "whole-compare") == interrupted
+    assert numbers(project / "runs" / "whole-compare") == numbers(folder)
 
 
 # What is refused before anything is drawn or written

@@ -18,11 +18,11 @@ from diffusion_rtb.seeds import seed_of
 
 __all__ = ["draw_figure"]
 
-WIDTH = 5
-"""Panels in one row."""
+WIDTH = 6
+"""Panels in one row, at most."""
 
-PANEL, CURVES = 2.5, 3.4
-"""Inches: a panel's side, the height of the curves."""
+PANEL, TEXT, CURVES = 2.5, 0.65, 3.4
+"""Inches: a panel's side, the height of the words above and below it, that of the curves."""
 
 DRAWN = 1500
 """Samples in a panel."""
@@ -40,10 +40,10 @@ def draw_figure(found: Comparison) -> Path:
     from matplotlib.figure import Figure
 
     panels = _panels(found)
-    columns = min(WIDTH, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(columns * PANEL, 7.0), lines * (PANEL + 0.35) + CURVES), dpi=130, layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[lines * (PANEL + 0.35), CURVES])
+    lines = math.ceil(len(panels) / WIDTH)
+    columns = math.ceil(len(panels) / lines)
+    figure = Figure(figsize=(max(columns * PANEL, 7.0), lines * (PANEL + TEXT) + CURVES), dpi=130, layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[lines * (PANEL + TEXT), CURVES])
     upper, lower = parts
     axes = upper.subplots(lines, columns, squeeze=False).flatten()
     frame = _Frame(found)
@@ -57,7 +57,7 @@ def draw_figure(found: Comparison) -> Path:
     path = found.plan.folder / "figure.png"
     FigureCanvasAgg(figure)
     unfinished = path.with_name(".figure.png")
-    figure.savefig(unfinished, format="png")
+    figure.savefig(unfinished, format="png", bbox_inches="tight", pad_inches=0.1)
     unfinished.replace(path)
     return path
 
@@ -184,7 +184,7 @@ def _curves(figure: Any, found: Comparison) -> None:
         place.grid(True, which="major", color="#ececec", linewidth=0.6)
         for side in ("top", "right"):
             place.spines[side].set_visible(False)
-    places[0].legend(fontsize=7, frameon=False)
+    figure.legend(*places[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
 
 
 def _plain(value: float, _: int) -> str:
