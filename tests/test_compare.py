@@ -377,3 +377,23 @@ def test_another_comparisons_folder_is_refused(project: Path, capsys: pytest.Cap
     (run,) = (project / "runs" / "two-compare" / "runs").iterdir()
     assert starts(run) == 2
     assert len(read_lines(run / "metrics.jsonl")) == 2
+
+
+def test_a_variant_that_has_changed_is_not_taken_for_what_it_was(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["two.yaml", "--behaviours", "mixed", "--seeds", "1", "train.iterations=1", *QUICK]
+    assert left_with(argv) == 0
+    table = (project / "runs" / "two-compare" / "table.md").read_text()
+    (project / "compare" / "two.yaml").write_text(VARIANTS.replace("prior_buffer: 16", "prior_buffer: 24"))
+    assert left_with(argv) == 1
+    said = capsys.readouterr().err
+    assert "behaviour.prior_buffer: 16 there, 24 now" in said
+    assert "Give the changed variant another name" in said
+    assert (project / "runs" / "two-compare" / "table.md").read_text() == table
+
+
+def test_the_commands_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert left_with(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "diffusion-rtb compare configs/gaussian.yaml --objectives" in said

@@ -18,7 +18,15 @@ from typing import Any, Literal
 
 from diffusion_rtb.assemble import check_components
 from diffusion_rtb.comparison.exact import ExactTarget, exact_target
-from diffusion_rtb.comparison.runner import Looks, Result, finished, measure_truth, train_and_measure, write_json
+from diffusion_rtb.comparison.runner import (
+    Looks,
+    Result,
+    check_same,
+    finished,
+    measure_truth,
+    train_and_measure,
+    write_json,
+)
 from diffusion_rtb.comparison.variants import Cell, cells, comparison_folder, load_variants
 from diffusion_rtb.comparison.wasserstein import Distance, check_transport, floor
 from diffusion_rtb.config import RunConfig, config_diff, load_config
@@ -128,10 +136,12 @@ def run(work: Plan, tell: Callable[[str], None], done: Callable[[Comparison], No
         done: Called after each run, to write what is known.
 
     Raises:
-        ValueError: the folder is that of another comparison; see `Trainer`.
+        ValueError: the folder is that of another comparison, or holds a run of a variant that has changed; see `Trainer`.
     """
     prior, target, looks = work.prior, work.target, work.looks
     _open(work)
+    for cell in work.cells:
+        check_same(cell.config)
     reward: Any = build(work.config.reward, "reward")
     found = Comparison(work, _floor(work.folder, target, looks, tell))
     by_seed = {cell.config.seed: cell.config for cell in work.cells}

@@ -15,11 +15,11 @@ from torch import Tensor
 from diffusion_rtb.comparison.exact import ExactTarget
 from diffusion_rtb.comparison.measure import draw_posterior, measured
 from diffusion_rtb.comparison.trainer import CURVE, MeasuredTrainer, read_lines
-from diffusion_rtb.config import RunConfig
+from diffusion_rtb.config import RunConfig, config_diff, load_config
 from diffusion_rtb.interfaces import Prior, Reward
-from diffusion_rtb.runs import run_folder
+from diffusion_rtb.runs import GROWS, RunFolderError, run_folder
 
-__all__ = ["PICTURED", "Looks", "Result", "finished", "measure_truth", "train_and_measure", "write_json"]
+__all__ = ["PICTURED", "Looks", "Result", "check_same", "finished", "measure_truth", "train_and_measure", "write_json"]
 
 MEASURES, SAMPLES = "measures.json", "samples.safetensors"
 
@@ -49,6 +49,22 @@ class Result:
     """Looks while it was trained."""
     samples: Tensor
     """A few, for the figure; (kept, dim)."""
+
+
+def check_same(config: RunConfig) -> None:
+    """Refuse to take a run of another config, e.g. of a variant before it was changed, for this one.
+
+    Raises:
+        RunFolderError: the run's folder holds another config.
+    """
+    folder = run_folder(config)
+    if not (folder / "config.yaml").is_file():
+        return
+    differing = {key: pair for key, pair in config_diff(load_config(folder), config).items() if key not in GROWS}
+    if differing:
+        lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in differing.items()]
+        remedy = f"Give the changed variant another name, or delete {folder} to run it afresh."
+        raise RunFolderError("\n".join([f"{folder} already holds a run with another config.", *lines, remedy]))
 
 
 def finished(config: RunConfig) -> Result | None:
