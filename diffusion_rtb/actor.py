@@ -133,14 +133,14 @@ class Actor:
         """Trajectories of the posterior as it is now, with log_q; one per row and seed."""
         with self.stopwatch("rollout"):
             trajectory = self._rollout(rows, seeds, noise_scale)
-        experience = self._rewarded(trajectory, rows)
+        experience = self.rewarded(trajectory, rows)
         return replace(experience, log_q=trajectory.log_prob)
 
     def from_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Experience:
         """Trajectories of the prior, with log_p; one per row and seed."""
         with self.stopwatch("rollout"), self.prior.as_prior():
             trajectory = self._rollout(rows, seeds, None)
-        experience = self._rewarded(trajectory, rows)
+        experience = self.rewarded(trajectory, rows)
         return replace(experience, log_p=trajectory.log_prob)
 
     def completed(self, experience: Experience) -> Experience:
@@ -193,7 +193,7 @@ class Actor:
         ]
         return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([mean for _, mean in parts])
 
-    def _rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Experience:
+    def rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Experience:
         with self.stopwatch("reward"):
             images = torch.cat([self.prior.decode(trajectory.x_0[chunk]) for chunk in self.chunks(trajectory.batch)])
             reward = evaluate_reward(

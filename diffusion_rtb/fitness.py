@@ -7,7 +7,7 @@ from typing import Any
 from diffusion_rtb.interfaces import Objective, Prior
 from diffusion_rtb.settings import BehaviourConfig, RunConfig
 
-__all__ = ["check_behaviour", "check_fitness", "check_processes", "check_steps", "check_updates"]
+__all__ = ["check_annealing", "check_behaviour", "check_fitness", "check_processes", "check_steps", "check_updates"]
 
 
 def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None:
@@ -17,6 +17,7 @@ def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None
         ValueError: see each of them.
     """
     check_behaviour(objective, config.behaviour)
+    check_annealing(objective, config)
     check_updates(objective, config.train.updates_per_iteration)
     check_steps(objective, prior.arguments(config.prompts.texts()[:1]))
 
@@ -44,6 +45,19 @@ def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
         raise ValueError(
             f"objective {name} with value_loss: none learns V once, for one beta, and behaviour.kl_budget moves beta. Use "
             "value_loss: consistency, or no kl_budget."
+        )
+
+
+def check_annealing(objective: Objective, config: RunConfig) -> None:
+    """Refuse to anneal beta under a V that stays as its warm-up left it.
+
+    Raises:
+        ValueError: both are asked for.
+    """
+    if config.beta_anneal is not None and getattr(objective, "value_loss", None) == "none":
+        raise ValueError(
+            f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and beta_anneal moves beta. "
+            "Use value_loss: consistency, or no beta_anneal."
         )
 
 

@@ -21,6 +21,7 @@ from diffusion_rtb.export import export_posterior
 from diffusion_rtb.grids import save_png, side_by_side
 from diffusion_rtb.locate import build
 from diffusion_rtb.tables import show
+from diffusion_rtb.training_state import trained_beta
 
 __all__ = ["evaluate_run", "show"]
 
@@ -46,7 +47,7 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     with _progress(actor.prompts, *counts) as (one, other):
         before = draw(actor, config.eval, counts[0], config.seed, posterior=False, advance=one, **tools)
         after = draw(actor, config.eval, counts[1], config.seed, posterior=True, advance=other, **tools)
-    numbers = summarise(before, after, actor.prompts, config.beta, config.eval)
+    numbers = summarise(before, after, actor.prompts, trained_beta(config, Path(run)), config.eval)
     folder = Path(run) / "eval"
     folder.mkdir(exist_ok=True)
     _write(folder / "metrics.json", numbers)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from diffusion_rtb.assemble import assemble, check_components
 from diffusion_rtb.config import ConfigError, RunConfig, load_config, save_config
-from diffusion_rtb.fitness import check_behaviour, check_processes, check_steps, check_updates
+from diffusion_rtb.fitness import check_annealing, check_behaviour, check_processes, check_steps, check_updates
 from diffusion_rtb.interfaces import Objective
 from diffusion_rtb.objectives.ddpo import DDPO
 from diffusion_rtb.objectives.dpok import DPOK
@@ -69,6 +69,13 @@ def weighted() -> Objective:
 def test_unfit_behaviours_are_refused(build: Callable[[], Objective], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_behaviour(build(), behaviour(**settings))
+
+
+def test_a_value_that_stays_refuses_annealing() -> None:
+    annealed = run(beta_anneal={"start": 0.1, "iterations": 5})
+    with pytest.raises(ValueError, match=r"learns V once, for one beta, and beta_anneal moves beta"):
+        check_annealing(TrustPCL(length=1, value_loss="none", warm_up_updates=5), annealed)
+    check_annealing(TrustPCL(length=1), annealed)
 
 
 @pytest.mark.parametrize(

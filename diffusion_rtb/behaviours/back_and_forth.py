@@ -65,7 +65,7 @@ class BackAndForth:
                 continued(actor.prior, texts[chunk], seeds[chunk], states[chunk]) for chunk in actor.chunks(len(pairs))
             ]
         trajectory = Trajectory.cat(parts)
-        experience = actor._rewarded(trajectory, [row for row, _, _ in pairs])
+        experience = actor.rewarded(trajectory, [row for row, _, _ in pairs])
         return Experience(trajectory, experience.prompt, experience.reward, log_q=trajectory.log_prob)
 
     def _good(self, row: int, nth: int, count: int, iteration: int) -> Float[Tensor, "count *dims"]:
