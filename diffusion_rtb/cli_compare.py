@@ -53,7 +53,7 @@ def compare(
     variants: Annotated[
         Path | None, typer.Option(help="Named variants. Default: compare/NAME.yaml beside CONFIG, if there is one.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Samples that each sampler is measured on.")] = 20_000,
+    samples: Annotated[int, typer.Option(min=2, help="Samples that each sampler is measured on.")] = 40_000,
     points: Annotated[int, typer.Option(min=0, help="Looks at a posterior while it is trained.")] = 25,
     point_samples: Annotated[int, typer.Option(min=4, help="Samples of one such look.")] = 4000,
     clock: Annotated[

@@ -28,7 +28,7 @@ from diffusion_rtb.comparison.runner import (
     write_json,
 )
 from diffusion_rtb.comparison.variants import Cell, cells, comparison_folder, load_variants
-from diffusion_rtb.comparison.wasserstein import Distance, check_transport, floor
+from diffusion_rtb.comparison.wasserstein import BLOCK, Distance, check_transport, floor
 from diffusion_rtb.config import RunConfig, config_diff, load_config
 from diffusion_rtb.fitness import check_fitness
 from diffusion_rtb.interfaces import Prior
@@ -43,7 +43,7 @@ SHEET = "comparison.json"
 Clock = Literal["seconds", "cpu_seconds"]
 """Seconds on the wall, or of this process on all cores, which say more where the machine is shared."""
 
-FLOOR_SAMPLES = 40_000
+FLOOR_SAMPLES = 100_000
 """Exact samples behind the floor of W2, which many runs are compared with."""
 
 
@@ -165,7 +165,7 @@ def _floor(folder: Path, target: ExactTarget, looks: Looks, tell: Callable[[str]
     if not path.is_file():
         tell("W2 between exact samples")
         # Blocks of a size that the samplers fill as well.
-        count = looks.samples if looks.samples < 2000 else max(looks.samples, FLOOR_SAMPLES)
+        count = looks.samples if looks.samples < BLOCK else max(looks.samples, FLOOR_SAMPLES)
         write_json(path, asdict(floor(count, target.sample)))
     return Distance(**json.loads(path.read_text(encoding="utf-8")))
 

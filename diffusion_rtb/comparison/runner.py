@@ -31,7 +31,7 @@ PICTURED = 2000
 class Looks:
     """How a comparison measures."""
 
-    samples: int = 20_000
+    samples: int = 40_000
     """Samples of each sampler, at the end."""
     points: int = 25
     """Looks at the posterior while it is trained."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusion_rtb.comparison.grid import Comparison
 from diffusion_rtb.comparison.runner import Result
+from diffusion_rtb.comparison.wasserstein import BLOCK
 
 __all__ = ["REACHED", "Row", "markdown", "median_run", "rows", "seconds_to", "write_tables"]
 
@@ -34,9 +35,11 @@ COLUMNS = (
     Column("tv", "TV", 3),
     Column("off_percent", "off, %", 2),
     Column("w2", "W2", 3),
+    Column("w2_error", "W2, standard error", 3),
     Column("w2_per_floor", "W2 / floor", 2),
     Column("elbo_gap", "ELBO − log Z", 3),
     Column("elbo", "ELBO", 3),
+    Column("elbo_error", "ELBO, standard error", 3),
     Column("ess", "ESS", 2),
     Column("kl", "KL", 3),
     Column("log_z", "log Z estimate", 3),
@@ -44,7 +47,8 @@ COLUMNS = (
     Column("cpu_seconds", "training CPU s", 0),
     Column("seconds_to_tv", f"s to TV {REACHED:g}", 0),
 )
-HIDDEN = {"seconds": {"elbo", "cpu_seconds"}, "cpu_seconds": {"elbo", "seconds"}}
+FILES_ONLY = {"elbo", "w2_error", "elbo_error"}
+HIDDEN = {"seconds": {*FILES_ONLY, "cpu_seconds"}, "cpu_seconds": {*FILES_ONLY, "seconds"}}
 """Columns of the files alone, by clock."""
 
 
@@ -79,9 +83,7 @@ def rows(found: Comparison) -> list[Row]:
 
 def _numbers(result: Result, found: Comparison) -> dict[str, float]:
     n = result.numbers
-    numbers = {
-        name: n[name] for name in ("tv", "w2", "elbo", "ess", "kl", "log_z", "seconds", "cpu_seconds") if name in n
-    }
+    numbers = {c.name: n[c.name] for c in COLUMNS if n.get(c.name) is not None}
     if "off" in n:
         numbers["off_percent"] = 100 * n["off"]
     numbers |= {"w2_per_floor": n["w2"] / found.floor.mean, "elbo_gap": n["elbo"] - n["exact_log_z"]}
@@ -123,11 +125,11 @@ def _cell(values: Sequence[float], digits: int, seeds: int) -> str:
 def _legend(found: Comparison) -> str:
     looks, floor, target = found.plan.looks, found.floor, found.plan.target
     error = "" if floor.standard_error is None else f" ± {floor.standard_error:.3f}"
-    block = min(2000, looks.samples)
+    block = min(BLOCK, looks.samples)
     sentences = [
         f"Median [least, most] over seeds; {looks.samples:,} samples each; log Z = {target.log_z:.4f} nats.",
         "`truth` is the exact posterior's denoiser through the same chain and number of steps: its errors are not of learning.",
-        f"W2 is to {block:,} exact samples, mean over {max(1, looks.samples // 2000)} such blocks; between exact samples it is "
+        f"W2 is to {block:,} exact samples, mean over {looks.samples // block} such blocks; between exact samples it is "
         f"{floor.mean:.3f}{error} (floor).",
     ]
     if target.modes is not None:
