@@ -195,17 +195,21 @@ def _numbers(prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) ->
     log_q, log_p = posterior.log_q, posterior.log_p
     log_w = log_weights(posterior.reward, log_q, log_p, beta)
     log_ratio = (log_q.double() - log_p.double()).sum(1)
+    reward = _reward(prior, posterior, beta, config)
+    log_z = log_z_from_prior(prior.reward, beta, prior.prompt)
     return {
-        "reward": _reward(prior, posterior, beta, config),
+        "reward": reward,
         "kl": {
             "mean": kl(log_q, log_p, posterior.prompt),
             "standard_error": standard_error(log_ratio, posterior.prompt),
+            # What the exact posterior's would be: log p*/p = beta·r - log Z.
+            "reweighted_prior": beta * reward["reweighted_prior"] - log_z,
         },
         "kl_profile": kl_profile(log_q, log_p).tolist(),
         "elbo": elbo(posterior.reward, log_q, log_p, beta, posterior.prompt),
         "log_z": {
             "from_posterior": log_z_importance(log_w, posterior.prompt),
-            "from_prior": log_z_from_prior(prior.reward, beta, prior.prompt),
+            "from_prior": log_z,
         },
         "ess": {
             "posterior": ess(log_w, posterior.prompt),

@@ -15,10 +15,20 @@ def show(numbers: Mapping[str, Any], console: Console) -> None:
     """Print the evaluation: one line per prompt and overall, then one table per checked factor."""
     console.print(_reward_table(numbers))
     console.print(_cost_table(numbers))
+    console.print(_exact(numbers["overall"]), soft_wrap=True)
     console.print(_rise(numbers["overall"], numbers["samples"]["prior"]), soft_wrap=True)
     for check in numbers["posterior_check"]:
         console.print(_check_table(check))
         console.print(_verdict(check), soft_wrap=True)
+
+
+def _exact(overall: Mapping[str, Any]) -> str:
+    """What the exact posterior would cost and leave."""
+    text = f"The exact posterior, from prior samples re-weighted by exp(beta·r): KL {overall['kl']['reweighted_prior']:.2f}"
+    if overall["diversity"] is None:
+        return f"{text}."
+    exact = overall["diversity"]["reweighted_prior"]
+    return f"{text}, distance {exact['pairwise_cosine_distance']:.2f}, Vendi {exact['vendi']:.1f} (at least)."
 
 
 def _rise(overall: Mapping[str, Any], prior_samples: int) -> str:
@@ -30,7 +40,7 @@ def _rise(overall: Mapping[str, Any], prior_samples: int) -> str:
     exact = (reward["reweighted_prior"] - reward["prior"]["mean"]) / reward["prior_std"]
     return (
         f"Mean reward: {reward['rise_in_prior_std']:+.2f} prior standard deviations ({reward['rise_in_within_prompt_std']:+.2f} "
-        f"within prompts). The exact posterior's, from prior samples re-weighted by exp(beta·r): {exact:+.2f}; {known}.\n"
+        f"within prompts). The exact posterior's: {exact:+.2f}; {known}.\n"
     )
 
 

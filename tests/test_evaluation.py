@@ -57,6 +57,7 @@ def test_the_exact_posterior_has_the_closed_form_numbers(exact: dict[str, Any]) 
     assert overall["ess"]["posterior"] > 0.99
     # 800 and 600 samples: standard errors of 0.03 in the reward, 0.04 in KL and in the prior's log Z.
     assert overall["kl"]["mean"] == pytest.approx(log_z, abs=0.12)
+    assert overall["kl"]["reweighted_prior"] == pytest.approx(log_z, abs=0.12)
     assert overall["log_z"]["from_prior"] == pytest.approx(log_z, abs=0.12)
     assert overall["reward"]["posterior"]["mean"] == pytest.approx(BETA * V, abs=0.1)
     assert overall["reward"]["reweighted_prior"] == pytest.approx(BETA * V, abs=0.15)
@@ -90,6 +91,7 @@ def test_the_terminal_shows_every_prompt_and_the_verdict(exact: dict[str, Any], 
     assert "one" in text
     assert "two" in text
     assert "within the tolerance" in text
+    assert f"exp(beta·r): KL {exact['overall']['kl']['reweighted_prior']:.2f}, distance" in text
     assert "NOT within" in text
     assert max(len(line) for line in text.splitlines() if line.startswith(("│", "┃"))) <= 80
 

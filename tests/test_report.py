@@ -34,7 +34,7 @@ def test_one_sample_has_no_spread_and_no_diversity() -> None:
     one = drawn([0.5], torch.ones(1, 3))
     numbers = summarise(one, one, ["a cat"], 2.0, EMBEDDED)
     overall = numbers["overall"]
-    assert overall["kl"] == {"mean": 0.0, "standard_error": None}
+    assert overall["kl"] == {"mean": 0.0, "standard_error": None, "reweighted_prior": 0.0}
     assert overall["reward"]["rise_in_prior_std"] is None
     assert overall["diversity"] is None
     assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
