@@ -42,11 +42,12 @@ def draw_figure(found: Comparison) -> Path:
     panels = _panels(found)
     lines = math.ceil(len(panels) / WIDTH)
     columns = math.ceil(len(panels) / lines)
-    figure = Figure(figsize=(max(columns * PANEL, 7.0), lines * (PANEL + TEXT) + CURVES), dpi=130, layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[lines * (PANEL + TEXT), CURVES])
+    frame = _Frame(found)
+    height = lines * (PANEL * frame.ratio + TEXT)
+    figure = Figure(figsize=(max(columns * PANEL, 7.0), height + CURVES), dpi=130, layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[height, CURVES])
     upper, lower = parts
     axes = upper.subplots(lines, columns, squeeze=False).flatten()
-    frame = _Frame(found)
     for place, (title, note, x, colour) in zip(axes, panels, strict=False):
         frame.draw(place, x, colour)
         place.set_title(title, fontsize=9, color=INK, pad=3)
@@ -119,6 +120,14 @@ class _Frame:
             # Contours at the densities that 99, 90, 50 and 10 % of the exact samples exceed.
             held = target.log_density(exact)
             self.heights = held.quantile(torch.tensor([0.01, 0.1, 0.5, 0.9], dtype=torch.float64)).unique().tolist()
+
+    @property
+    def ratio(self) -> float:
+        """Height of a panel by its width; contours have equal units in both directions."""
+        if self.levels is None:
+            return 1.0
+        width, height = (self.high - self.low).tolist()
+        return min(1.5, max(0.5, height / width))
 
     def draw(self, place: Any, x: Float[Tensor, "n dim"], colour: Any) -> None:
         """One panel: dots over contours in the plane, over exact samples in more dimensions, histograms on the line."""
