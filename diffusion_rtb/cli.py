@@ -232,3 +232,7 @@ def _only(overrides: Sequence[str] | None, prefix: str) -> None:
             raise ConfigError(
                 f"Override {override!r}: a trained run's config is fixed, only {prefix}* keys can be changed."
             )
+
+
+if __name__ == "__main__":
+    main()

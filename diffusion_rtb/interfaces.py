@@ -28,11 +28,12 @@ __all__ = ["Loss", "Objective", "Prior", "Reward", "Terms"]
 
 @runtime_checkable
 class Reward(Protocol):
-    """r(x): anything callable on images in [0, 1] and their prompts, one finite float per image, higher is better."""
+    """r(x): anything callable on samples and their prompts, one finite float per sample, higher is better.
 
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]: ...
+    Samples are images in [0, 1], (batch, 3, height, width), or the vectors (batch, n) of an analytic prior.
+    """
+
+    def __call__(self, images: Float[Tensor, "batch *shape"], prompts: Sequence[str]) -> Float[Tensor, " batch"]: ...
 
 
 @runtime_checkable
@@ -60,8 +61,8 @@ class Prior(Protocol):
     def features(self, prompts: Sequence[str]) -> Float[Tensor, "batch features"]:
         """One vector per prompt, for value networks V(x_t, t, prompt)."""
 
-    def decode(self, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch 3 height width"]:
-        """Images in [0, 1], float32, without gradients."""
+    def decode(self, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *shape"]:
+        """Images in [0, 1], (batch, 3, height, width), or vectors (batch, n); float32, without gradients."""
 
     def attach(self, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> None:
         """Add the posterior's adapters (identity at the start: posterior = prior) and freeze everything else."""

@@ -13,7 +13,7 @@ TEMPLATE = """---
 
 # {{ name }}
 
-A LoRA that turns `{{ base_model }}` into a model of the posterior
+{% if lora %}A LoRA that turns{% else %}Trained corrections that turn{% endif %} `{{ base_model }}` into a model of the posterior
 
     p*(x) = p(x) · exp(beta · r(x)) / Z        beta = {{ beta }} nats per unit of reward
 
@@ -79,8 +79,11 @@ def model_card(
     )  # Markdown: no escapes
     plain = json.loads(json.dumps(config, default=str))
     rows = evaluation or {}
+    # The analytic priors of vectors have corrections of their own, and no text.
+    lora = "rank" in (fingerprint.get("adapter") or {})
     return environment.from_string(TEMPLATE).render(
-        front=yaml.safe_dump(_front(base_model, license_id), sort_keys=False),
+        front=yaml.safe_dump(_front(base_model, license_id, lora), sort_keys=False),
+        lora=lora,
         name=config["name"],
         base_model=base_model,
         beta=config["beta"],
@@ -95,11 +98,12 @@ def model_card(
     )
 
 
-def _front(base_model: str, license_id: str) -> dict[str, Any]:
+def _front(base_model: str, license_id: str, lora: bool) -> dict[str, Any]:
     # A hub refuses a card whose base_model is a local folder.
     hub = {"base_model": base_model} if base_model.count("/") == 1 and not base_model.startswith((".", "/")) else {}
-    tags = ["text-to-image", "diffusers", "lora", "relative-trajectory-balance", "diffusion-rtb"]
-    return hub | {"library_name": "diffusers", "license": license_id, "pipeline_tag": "text-to-image", "tags": tags}
+    task: dict[str, Any] = {"pipeline_tag": "text-to-image"} if lora else {}
+    tags = [*task.values(), "diffusers", *(["lora"] if lora else []), "relative-trajectory-balance", "diffusion-rtb"]
+    return hub | {"library_name": "diffusers", "license": license_id} | task | {"tags": tags}
 
 
 def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> dict[s
         "objective": _component(config["objective"]),
         **_chain(fingerprint),
         "precision of the frozen network": fingerprint.get("dtype"),
-        "LoRA rank, alpha": f"{adapter['rank']}, {adapter['alpha']:g}" if adapter else None,
+        "LoRA rank, alpha": f"{adapter['rank']}, {adapter['alpha']:g}" if "rank" in adapter else None,
         "LoRA modules": ", ".join(adapter.get("target_modules", ())) or None,
         "iterations": train.get("iterations"),
         "trajectories per iteration": f"{train['prompts_per_iteration']} prompts x {train['group']}"

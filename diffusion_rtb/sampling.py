@@ -20,7 +20,7 @@ __all__ = ["draw_images", "write_images"]
 
 def draw_images(
     prior: Prior, prompts: Sequence[str], count: int, *, seed: int = 0, batch: int = 8
-) -> Float[Tensor, "images 3 height width"]:
+) -> Float[Tensor, "images *shape"]:
     """`count` images per prompt, those of one prompt adjacent, in [0, 1].
 
     The noise of an image depends on `seed`, its prompt and its number only: not on the other prompts or the batch,
@@ -50,7 +50,7 @@ def draw_images(
 
 
 def write_images(
-    images: Float[Tensor, "images 3 height width"], prompts: Sequence[str], count: int, folder: Path | str
+    images: Float[Tensor, "images *shape"], prompts: Sequence[str], count: int, folder: Path | str
 ) -> list[Path]:
     """Save what `draw_images` drew as FOLDER/000-a-cat-emoji-0.png and return the paths."""
     paths = [

@@ -202,7 +202,7 @@ def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == config_schema()
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "sample", "config"])
+@pytest.mark.parametrize("command", ["train", "eval", "sample", "config", "compare"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     main_exits_with(0, [command, "--help"])
     assert f"diffusion-rtb {command} " in capsys.readouterr().out
