@@ -22,7 +22,7 @@ from diffusion_rtb.tracker import Tracker, check_trackers
 from diffusion_rtb.trainer import Trainer
 from diffusion_rtb.training_state import attach_posterior, load_parameters
 
-__all__ = ["assemble", "check_components", "load_posterior", "load_prior", "load_run_reward"]
+__all__ = ["Parts", "assemble", "check_components", "load_posterior", "load_prior", "load_run_reward", "parts"]
 
 
 def check_components(config: RunConfig) -> None:
@@ -39,11 +39,24 @@ def check_components(config: RunConfig) -> None:
             check_component(judge, "reward")
 
 
+Parts = tuple[RunConfig, Path, Prior, Any, Any, Accelerator, Tracker]
+"""What a `Trainer` is made of, in its order."""
+
+
 def assemble(config: RunConfig) -> Trainer:
     """The trainer of a run, in the run's folder; a run that exists already is continued.
 
     Raises:
-        ValueError: see `check_components`; or the run's folder holds another config.
+        ValueError: see `parts`.
+    """
+    return Trainer(*parts(config))
+
+
+def parts(config: RunConfig) -> Parts:
+    """What a run's trainer is made of; what does not fit together is refused before anything is loaded.
+
+    Raises:
+        ValueError: see `check_components` and `fitness.py`; or the run's folder holds another config.
     """
     check_components(config)
     check_trackers(config.train.tracker)
@@ -63,7 +76,7 @@ def assemble(config: RunConfig) -> Trainer:
     )
     prior: Prior = build(config.prior, "prior")
     reward: Any = build(config.reward, "reward")
-    return Trainer(config, folder, prior, reward, objective, accelerator, tracker)
+    return config, folder, prior, reward, objective, accelerator, tracker
 
 
 def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:

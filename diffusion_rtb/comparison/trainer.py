@@ -12,16 +12,10 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-from accelerate import Accelerator
-
-from diffusion_rtb.assemble import check_components
+from diffusion_rtb.assemble import parts
 from diffusion_rtb.comparison.exact import ExactTarget, exact_target
 from diffusion_rtb.comparison.measure import draw_posterior, look
 from diffusion_rtb.config import RunConfig
-from diffusion_rtb.interfaces import Prior
-from diffusion_rtb.locate import build
-from diffusion_rtb.runs import open_run
-from diffusion_rtb.tracker import Tracker, check_trackers
 from diffusion_rtb.trainer import Trainer
 
 __all__ = ["CURVE", "MeasuredTrainer", "read_lines"]
@@ -42,15 +36,7 @@ class MeasuredTrainer(Trainer):
     """
 
     def __init__(self, config: RunConfig, *, points: int, samples: int) -> None:
-        check_components(config)
-        check_trackers(config.train.tracker)
-        accelerator = Accelerator()
-        folder = open_run(config)
-        tracker = Tracker(folder, config.train.tracker, config.train.iterations, config=config.model_dump(mode="json"))
-        prior: Prior = build(config.prior, "prior")
-        reward: Any = build(config.reward, "reward")
-        objective: Any = build(config.objective, "objective")
-        super().__init__(config, folder, prior, reward, objective, accelerator, tracker)
+        super().__init__(*parts(config))
         self.target: ExactTarget = exact_target(self.prior, config.reward.model_dump(), config.beta)
         self.seconds = 0.0
         """Training seconds so far, on the wall."""
