@@ -200,9 +200,11 @@ def _run(commands: typer.Typer, name: str, argv: Sequence[str] | None) -> None:
 def _train(run: RunConfig) -> None:
     from diffusion_rtb.assemble import assemble
     from diffusion_rtb.export import export_posterior
+    from diffusion_rtb.runs import name_free_again
 
-    trainer = assemble(run)
-    trainer.fit()
+    with name_free_again(run):
+        trainer = assemble(run)
+        trainer.fit()
     if trainer.interrupted:
         say(
             f"Stopped after {trainer.iteration} of {run.train.iterations} iterations; the same command goes on from there."

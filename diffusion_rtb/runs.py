@@ -12,8 +12,11 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +26,7 @@ import torch
 
 from diffusion_rtb.config import ConfigError, RunConfig, config_diff, load_config, save_config
 
-__all__ = ["GROWS", "RunFolderError", "manifest_entry", "open_run", "run_folder"]
+__all__ = ["GROWS", "RunFolderError", "manifest_entry", "name_free_again", "open_run", "run_folder"]
 
 GROWS = frozenset({"train.iterations"})
 """Keys that may change when a run goes on: more iterations continue it, nothing before them is affected."""
@@ -62,6 +65,22 @@ def open_run(config: RunConfig) -> Path:
     save_config(config, folder)
     _note_start(config, folder)
     return folder
+
+
+@contextmanager
+def name_free_again(config: RunConfig) -> Iterator[None]:
+    """Take the run's folder away again where an error ends the block before anything was trained in it.
+
+    A config with a mistake that shows only once the prior is there could else not be corrected under its name.
+    """
+    folder = run_folder(config)
+    new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if new and folder.is_dir() and {path.name for path in folder.iterdir()} <= {"config.yaml", "manifest.json"}:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _check_same(config: RunConfig, folder: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from diffusion_rtb.cli import main
 from diffusion_rtb.config import RunConfig, load_config
-from diffusion_rtb.runs import RunFolderError, open_run, run_folder
+from diffusion_rtb.runs import RunFolderError, name_free_again, open_run, run_folder
 
 
 def config(out: Path, **changes: Any) -> RunConfig:
@@ -82,3 +83,38 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("a file")
     with pytest.raises(RunFolderError, match="is not a run's folder"):
         open_run(config(tmp_path))
+
+
+@pytest.mark.parametrize(("trained", "left"), [((), False), (("metrics.jsonl",), True)])
+def test_a_name_is_free_again_after_an_error_before_training(
+    tmp_path: Path, trained: tuple[str, ...], left: bool
+) -> None:
+    def fail() -> None:
+        folder = open_run(config(tmp_path))
+        for name in trained:
+            (folder / name).write_text("{}\n")
+        raise ValueError("found too late")
+
+    with pytest.raises(ValueError, match="too late"), name_free_again(config(tmp_path)):
+        fail()
+    assert run_folder(config(tmp_path)).exists() is left
+
+
+def test_a_corrected_config_may_have_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = str(Path(__file__).parents[1] / "configs" / "gaussian.yaml")
+    small = ["train.iterations=1", "train.group=8", "train.micro_batch=8", "objective.component=trust_pcl"]
+    for length, code in ((3, 1), (5, 0)):
+        with pytest.raises(SystemExit) as left:
+            main(["train", source, *small, f"objective.length={length}"])
+        assert left.value.code == code
+    assert "length=3 does not divide" in capsys.readouterr().err
+
+
+def test_a_run_that_was_there_before_stays(tmp_path: Path) -> None:
+    open_run(config(tmp_path))
+    with pytest.raises(RunFolderError), name_free_again(config(tmp_path)):
+        open_run(config(tmp_path, beta=2.0))
+    assert load_config(run_folder(config(tmp_path))) == config(tmp_path)
