@@ -22,6 +22,10 @@ TIME = 16
 """Length of the embedding of t."""
 
 
+DRAWN = 64
+"""States per mode by which `MixtureDenoiser.reach` is measured."""
+
+
 class FourierNetwork(nn.Module):
     """u(x_t, t): layers of sines and cosines of x_t and of the prior's E[x_0 | x_t], each scaled and shifted by t; 0 at the start.
 
@@ -89,6 +93,7 @@ class MixtureDenoiser(VectorDenoiser):
     centres: Tensor
     spread: Tensor
     log_weights: Tensor
+    reach: Tensor
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -108,8 +113,30 @@ class MixtureDenoiser(VectorDenoiser):
         scale = ((w @ (m - shift).square()).mean() + variance).sqrt()
         own = {"centres": (m - shift) / scale, "spread": variance / scale**2, "log_weights": w.log()}
         self.prepare(steps, shift=shift, scale=scale, **own)
+        self.register_buffer("reach", torch.zeros(steps + 1))
         if corrected:
             self.add_correction()
+
+    @torch.no_grad()
+    def follow(self, alpha_bar: Float[Tensor, " steps_and_one"], gain: Float[Tensor, " steps_and_one"]) -> None:
+        r"""Set the schedule's tables, and `reach`: by how many standard deviations of its step a posterior may move a mean.
+
+        reach_t = sqrt(mean variance of m_k under w_k(x_t)) · |d mean / d E[x_0 | x_t]| / std
+
+        Where the prior is still undecided between modes this is of the order of 1/sqrt(steps); at the noisy end, and once the mode
+        is settled, it is nearly 0, and so is whatever the network says there.
+        """
+        super().follow(alpha_bar, gain)
+        draw = torch.Generator().manual_seed(0)
+        noise = torch.randn(DRAWN, *self.centres.shape, generator=draw, dtype=self.centres.dtype)
+        weights = self.log_weights.exp()
+        for t in gain.nonzero().flatten().tolist():
+            a = alpha_bar[t].to(noise)
+            x_t = a.sqrt() * self.centres + (a * self.spread + 1 - a).sqrt() * noise
+            share = self.shares(x_t.flatten(0, 1), a)
+            variance = share @ self.centres.square() - (share @ self.centres).square()
+            mean = weights @ variance.mean(1).unflatten(0, (DRAWN, -1)).mean(0)
+            self.reach[t] = (mean.clamp(min=0) * a / (1 - a)).sqrt() / gain[t].abs()
 
     def add_correction(self) -> None:
         """Attach the trainable part, drawn from the global generator; the denoiser predicts the same as before."""
@@ -124,7 +151,7 @@ class MixtureDenoiser(VectorDenoiser):
         alpha_bar = self.alpha_bar[timestep]
         clean = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
         assert self.correction is not None
-        u: Tensor = self.correction(x_t, clean, timestep)
+        u: Tensor = self.reach[timestep] * self.correction(x_t, clean, timestep)
         return u
 
     @contextmanager
@@ -138,9 +165,14 @@ class MixtureDenoiser(VectorDenoiser):
             self.log_weights, self.posterior_on = before, on
 
     def noise(self, x_t: Float[Tensor, "batch dim"], alpha_bar: Float[Tensor, ""]) -> Float[Tensor, "batch dim"]:
-        """The squared distances of x_t to the modes share |x_t|², which cancels among them."""
+        """From x_t to where its modes are."""
+        v = alpha_bar * self.spread + (1 - alpha_bar)
+        nearest = self.shares(x_t, alpha_bar) @ (alpha_bar.sqrt() * self.centres)
+        return ((1 - alpha_bar).sqrt() / v) * (x_t - nearest)
+
+    def shares(self, x_t: Float[Tensor, "batch dim"], alpha_bar: Float[Tensor, ""]) -> Float[Tensor, "batch modes"]:
+        """w_k(x_t); the squared distances of x_t to the modes share |x_t|², which cancels among them."""
         v = alpha_bar * self.spread + (1 - alpha_bar)
         centres = alpha_bar.sqrt() * self.centres
         logits = torch.addmm(self.log_weights - centres.square().sum(1) / (2 * v), x_t, (centres / v).T)
-        nearest = logits.softmax(1) @ centres
-        return ((1 - alpha_bar).sqrt() / v) * (x_t - nearest)
+        return logits.softmax(1)
