@@ -19,7 +19,7 @@ def left_with(argv: list[str]) -> int:
     return int(left.value.code or 0)
 
 
-@pytest.mark.parametrize("name", ["gaussian"])
+@pytest.mark.parametrize("name", ["gaussian", "gmm25"])
 def test_a_prior_of_vectors_goes_through_the_commands(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
