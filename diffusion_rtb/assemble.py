@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from diffusion_rtb import checkpoint
 from diffusion_rtb.config import RunConfig, load_config
-from diffusion_rtb.fitness import check_annealing, check_behaviour, check_updates
+from diffusion_rtb.fitness import check_settings
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build, check_component
 from diffusion_rtb.reward_state import load_reward
@@ -61,9 +61,7 @@ def parts(config: RunConfig) -> Parts:
     check_components(config)
     check_trackers(config.train.tracker)
     objective: Any = build(config.objective, "objective")
-    check_behaviour(objective, config.behaviour)
-    check_annealing(objective, config)
-    check_updates(objective, config.train.updates_per_iteration)
+    check_settings(config, objective)
     accelerator = Accelerator()
     with accelerator.main_process_first():
         folder = open_run(config)

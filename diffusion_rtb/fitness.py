@@ -7,11 +7,19 @@ from typing import Any
 from diffusion_rtb.interfaces import Objective, Prior
 from diffusion_rtb.settings import BehaviourConfig, RunConfig
 
-__all__ = ["check_annealing", "check_behaviour", "check_fitness", "check_processes", "check_steps", "check_updates"]
+__all__ = [
+    "check_annealing",
+    "check_behaviour",
+    "check_fitness",
+    "check_processes",
+    "check_settings",
+    "check_steps",
+    "check_updates",
+]
 
 
-def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None:
-    """All of the checks here that need no device: behaviour, updates and steps.
+def check_settings(config: RunConfig, objective: Objective) -> None:
+    """The checks here that need nothing loaded: behaviour, annealing and updates.
 
     Raises:
         ValueError: see each of them.
@@ -19,6 +27,15 @@ def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None
     check_behaviour(objective, config.behaviour)
     check_annealing(objective, config)
     check_updates(objective, config.train.updates_per_iteration)
+
+
+def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None:
+    """All of the checks here that need no device: those of `check_settings`, and the prior's steps.
+
+    Raises:
+        ValueError: see each of them.
+    """
+    check_settings(config, objective)
     check_steps(objective, prior.arguments(config.prompts.texts()[:1]))
 
 
@@ -41,11 +58,8 @@ def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
         )
     if getattr(objective, "importance_weighted", False):
         _check_densities(name, behaviour)
-    if behaviour.kl_budget is not None and getattr(objective, "value_loss", None) == "none":
-        raise ValueError(
-            f"objective {name} with value_loss: none learns V once, for one beta, and behaviour.kl_budget moves beta. Use "
-            "value_loss: consistency, or no kl_budget."
-        )
+    if behaviour.kl_budget is not None:
+        _check_value_follows(objective, "behaviour.kl_budget")
 
 
 def check_annealing(objective: Objective, config: RunConfig) -> None:
@@ -54,10 +68,16 @@ def check_annealing(objective: Objective, config: RunConfig) -> None:
     Raises:
         ValueError: both are asked for.
     """
-    if config.beta_anneal is not None and getattr(objective, "value_loss", None) == "none":
+    if config.beta_anneal is not None:
+        _check_value_follows(objective, "beta_anneal")
+
+
+def _check_value_follows(objective: Objective, setting: str) -> None:
+    """A V that stays as its warm-up left it belongs to one beta, and `setting` moves beta."""
+    if getattr(objective, "value_loss", None) == "none":
         raise ValueError(
-            f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and beta_anneal moves beta. "
-            "Use value_loss: consistency, or no beta_anneal."
+            f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and {setting} moves beta. "
+            f"Use value_loss: consistency, or no {setting}."
         )
 
 
