@@ -7,8 +7,6 @@ report.passed
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from diffusion_rtb.reward_measures import peak_memory
 from diffusion_rtb.reward_samples import Samples
 from diffusion_rtb.reward_state import observing, stateful_rewards
 from diffusion_rtb.reward_subject import Call, Check, Limits, Subject
+from diffusion_rtb.whole_file import write_json
 
 __all__ = ["Report", "Reports", "check_reward", "check_rewards", "reward_component", "write_reports"]
 
@@ -163,10 +162,7 @@ def check_rewards(
 
 def write_reports(reports: Reports, path: Path | str) -> None:
     """Write everything that was found as JSON, whole or not at all."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(reports.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_json(Path(path), reports.as_json())
 
 
 def check_reward(

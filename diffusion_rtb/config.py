@@ -5,7 +5,6 @@ The sections themselves are in `settings.py`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +23,7 @@ from diffusion_rtb.settings import (
     Section,
     TrainConfig,
 )
+from diffusion_rtb.whole_file import write_text
 from diffusion_rtb.yaml_text import read_yaml, write_yaml
 
 __all__ = [
@@ -87,9 +87,7 @@ def config_text(config: RunConfig) -> str:
 def save_config(config: RunConfig, folder: Path | str) -> Path:
     """Write `config.yaml` into `folder`, whole or not at all, and return its path."""
     path = Path(folder, FILE)
-    unfinished = path.with_name(f".{FILE}.{os.getpid()}")
-    unfinished.write_text(config_text(config), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, config_text(config))
     return path
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from diffusion_rtb.grids import save_png, side_by_side
 from diffusion_rtb.locate import build
 from diffusion_rtb.tables import show
 from diffusion_rtb.training_state import trained_beta
+from diffusion_rtb.whole_file import write_json
 
 __all__ = ["evaluate_run", "show"]
 
@@ -50,11 +49,11 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     numbers = summarise(before, after, actor.prompts, trained_beta(config, Path(run)), config.eval)
     folder = Path(run) / "eval"
     folder.mkdir(exist_ok=True)
-    _write(folder / "metrics.json", numbers)
+    write_json(folder / "metrics.json", numbers)
     picture = _picture(before, after, config)
     save_png(picture, folder / "side_by_side.png")
     export_posterior(config, prior, run, evaluation=_card_table(numbers["overall"]))
-    _write(folder / "timing.json", {"seconds": perf_counter() - start} | actor.stopwatch.read())
+    write_json(folder / "timing.json", {"seconds": perf_counter() - start} | actor.stopwatch.read())
     show(numbers, Console())
     Console(stderr=True, soft_wrap=True).print(
         f"Pictures: {folder / 'side_by_side.png'}   numbers: {folder / 'metrics.json'}"
@@ -73,12 +72,6 @@ def _progress(prompts: Sequence[str], prior: int, posterior: int) -> Iterator[tu
     with Progress(console=console, transient=True) as bars:
         tasks = [bars.add_task(n, total=len(prompts) * k) for n, k in (("prior", prior), ("posterior", posterior))]
         yield (lambda n: bars.advance(tasks[0], n)), (lambda n: bars.advance(tasks[1], n))
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _picture(prior: Drawn, posterior: Drawn, config: RunConfig) -> Any:

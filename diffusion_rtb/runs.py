@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from diffusion_rtb.config import ConfigError, RunConfig, config_diff, load_config, save_config
+from diffusion_rtb.whole_file import write_json
 
 __all__ = ["GROWS", "RunFolderError", "manifest_entry", "name_free_again", "open_run", "run_folder"]
 
@@ -105,10 +106,7 @@ def _short(value: Any, limit: int = 60) -> str:
 def _note_start(config: RunConfig, folder: Path) -> None:
     path = folder / "manifest.json"
     entries = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
-    text = json.dumps({"starts": [*entries, manifest_entry(config)]}, indent=2)
-    unfinished = path.with_name(f".manifest.{os.getpid()}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_json(path, {"starts": [*entries, manifest_entry(config)]}, indent=2)
 
 
 def manifest_entry(config: RunConfig) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from accelerate import Accelerator
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from diffusion_rtb.whole_file import write_text
 
 __all__ = ["Tracker", "check_trackers"]
 
@@ -95,9 +96,7 @@ class Tracker:
         if not self.main or not self.path.exists():
             return
         kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _before(line, iteration)]
-        unfinished = self.path.with_name(f".metrics.{os.getpid()}")
-        unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        unfinished.replace(self.path)
+        write_text(self.path, "".join(line + "\n" for line in kept))
         if self.progress is not None:
             self.progress.update(self.task, completed=iteration)
 

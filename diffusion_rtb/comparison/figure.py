@@ -15,6 +15,7 @@ from diffusion_rtb.comparison.grid import Comparison
 from diffusion_rtb.comparison.runner import Result
 from diffusion_rtb.comparison.table import REACHED, median_run
 from diffusion_rtb.seeds import seed_of
+from diffusion_rtb.whole_file import whole
 
 __all__ = ["draw_figure"]
 
@@ -57,9 +58,8 @@ def draw_figure(found: Comparison) -> Path:
     _curves(lower, found)
     path = found.plan.folder / "figure.png"
     FigureCanvasAgg(figure)
-    unfinished = path.with_name(".figure.png")
-    figure.savefig(unfinished, format="png", bbox_inches="tight", pad_inches=0.1)
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, format="png", bbox_inches="tight", pad_inches=0.1)
     return path
 
 

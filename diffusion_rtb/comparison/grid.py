@@ -25,7 +25,6 @@ from diffusion_rtb.comparison.runner import (
     finished,
     measure_truth,
     train_and_measure,
-    write_json,
 )
 from diffusion_rtb.comparison.variants import Cell, cells, comparison_folder, load_variants
 from diffusion_rtb.comparison.wasserstein import BLOCK, Distance, check_transport, floor
@@ -35,6 +34,7 @@ from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build
 from diffusion_rtb.runs import GROWS, RunFolderError
 from diffusion_rtb.training_state import attach_posterior
+from diffusion_rtb.whole_file import write_json
 
 __all__ = ["Comparison", "Plan", "plan", "run"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from diffusion_rtb.comparison.trainer import CURVE, MeasuredTrainer, read_lines
 from diffusion_rtb.config import RunConfig, config_diff, load_config
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.runs import GROWS, RunFolderError, run_folder
+from diffusion_rtb.whole_file import whole, write_json
 
-__all__ = ["PICTURED", "Looks", "Result", "check_same", "finished", "measure_truth", "train_and_measure", "write_json"]
+__all__ = ["PICTURED", "Looks", "Result", "check_same", "finished", "measure_truth", "train_and_measure"]
 
 MEASURES, SAMPLES = "measures.json", "samples.safetensors"
 
@@ -111,18 +111,10 @@ def measure_truth(
     return Result(found, [], load_file(folder / SAMPLES)["x"])
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
 def _write(folder: Path, numbers: Mapping[str, Any], x: Tensor) -> None:
     """The samples first: where there are measures, everything is there."""
-    unfinished = folder / f".{SAMPLES}.{os.getpid()}"
-    save_file({"x": x[:PICTURED].float().contiguous()}, unfinished)
-    unfinished.replace(folder / SAMPLES)
+    with whole(folder / SAMPLES) as unfinished:
+        save_file({"x": x[:PICTURED].float().contiguous()}, unfinished)
     write_json(folder / MEASURES, numbers)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from diffusion_rtb.comparison.grid import Comparison
 from diffusion_rtb.comparison.runner import Result
 from diffusion_rtb.comparison.wasserstein import BLOCK
+from diffusion_rtb.whole_file import write_text
 
 __all__ = ["REACHED", "Row", "markdown", "median_run", "rows", "seconds_to", "write_tables"]
 
@@ -182,7 +183,5 @@ def _csv(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, text)
     return path
