@@ -1,14 +1,108 @@
-"""Gradients on their way to the network: weighed by step, and only if they belong to the chain that was drawn."""
+"""Gradients: pushed from the objective's cotangents through the network, averaged over processes, clipped, or refused.
+
+cotangent dL/dlog_q -> replay_backward, micro-batch by micro-batch -> .grad of the posterior -> mean over processes -> clip
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["check_parity", "step_weights"]
+from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.rollout import replay_backward
+
+__all__ = [
+    "average_gradients",
+    "check_parity",
+    "clip_gradients",
+    "power_of_two",
+    "push_back",
+    "some_steps",
+    "step_weights",
+]
+
+
+def push_back(
+    actor: Actor,
+    parts: Sequence[Experience],
+    cotangent: Float[Tensor, "batch steps"],
+    kl_cotangent: Float[Tensor, "batch steps"] | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    steps: Sequence[int] | None = None,
+) -> list[Float[Tensor, "_ steps"]]:
+    """The gradient of sum(cotangent · log_q) + sum(kl_cotangent · KL), into `.grad` of the posterior's parameters.
+
+    A half-precision network passes gradients on in its own dtype, where a cotangent of 1e-6 leaves nothing of them in float16
+    and one of 1e6 overflows. Everything is linear in the cotangents: they are divided by a power of two near the largest of
+    them before, and the gradients, which are float32, multiplied by it afterwards. Neither rounds.
+
+    Args:
+        actor: Whose posterior it is.
+        parts: The trajectories, `batch` in all.
+        cotangent: dL/dlog_q.
+        kl_cotangent: dL/dKL, for objectives that use the closed-form KL.
+        weights: One per step, see `step_weights`.
+        steps: The steps that get a gradient, re-weighted so that it stays unbiased when they were drawn by `some_steps`; None:
+            all.
+
+    Returns:
+        log_q of each part as replayed; 0 at steps that got no gradient.
+    """
+    scale = step_weights(weights, cotangent)
+    if steps is not None:  # unbiased: each step is drawn with probability len(steps)/all
+        scale = scale * (int(parts[0].trajectory.stochastic.sum()) / len(steps))
+    given = [cotangent] if kl_cotangent is None else [cotangent, kl_cotangent]
+    unit = power_of_two(max(float((each * scale).abs().max()) for each in given))
+    log_q, *kl = (each * scale / unit for each in given)
+    replayed, start = [], 0
+    for part in parts:
+        size = len(part)
+        replayed.append(
+            _push_back(actor, part, log_q[start : start + size], kl[0][start : start + size] if kl else None, steps)
+        )
+        start += size
+    for parameter in actor.prior.parameters().values():
+        if parameter.grad is not None:
+            parameter.grad.mul_(unit)
+    return replayed
+
+
+def _push_back(
+    actor: Actor,
+    part: Experience,
+    cotangent: Float[Tensor, "batch steps"],
+    kl_cotangent: Float[Tensor, "batch steps"] | None,
+    steps: Sequence[int] | None,
+) -> Float[Tensor, "batch steps"]:
+    rows = []
+    for chunk in actor.chunks(len(part)):
+        call = actor.prior.arguments(actor.texts(part.prompt[chunk]))
+        rows.append(
+            replay_backward(
+                actor.prior.pipe,
+                part.trajectory[chunk],
+                cotangent[chunk],
+                steps=steps,
+                kl_cotangent=None if kl_cotangent is None else kl_cotangent[chunk],
+                mean_p=None if part.mean_p is None else part.mean_p[chunk],
+                dtype=torch.float64,
+                **call,
+            )
+        )
+    return torch.cat(rows)
+
+
+def power_of_two(largest: float) -> float:
+    """The power of two in (largest / 2, largest]; 1 where there is none, because `largest` is 0 or not finite."""
+    if largest == 0 or not math.isfinite(largest):
+        return 1.0
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1)
 
 
 def step_weights(given: Sequence[float] | None, cotangent: Float[Tensor, "batch steps"]) -> Float[Tensor, " steps"]:
@@ -24,6 +118,15 @@ def step_weights(given: Sequence[float] | None, cotangent: Float[Tensor, "batch 
             f"train.step_weights has {len(weights)} entries, the chain has {steps} steps: give one for each, or null."
         )
     return torch.tensor(weights, dtype=cotangent.dtype, device=cotangent.device)
+
+
+def some_steps(experience: Experience, count: int | None, seed: int) -> list[int] | None:
+    """`count` of the steps with a density, drawn at random; None for all of them."""
+    dense = experience.trajectory.stochastic.nonzero().flatten()
+    if count is None or count >= len(dense):
+        return None
+    chosen = torch.randperm(len(dense), generator=torch.Generator().manual_seed(seed))[:count]
+    return sorted(dense[chosen.to(dense.device)].tolist())
 
 
 def check_parity(parity: float, tolerance: float, iteration: int) -> None:
@@ -43,3 +146,27 @@ def check_parity(parity: float, tolerance: float, iteration: int) -> None:
             "replayed log-densities are not those of the rollout, so gradients would belong to another chain. Look for "
             "dropout, autocast or a reward that changes the pipeline; half-precision networks need a larger tolerance."
         )
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter], accelerator: Accelerator) -> None:
+    """The mean over processes; no DDP wrapper sees these gradients, because backward runs inside the sampler."""
+    if accelerator.num_processes < 2:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+
+
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float, iteration: int) -> float:
+    """Scale the gradient down to a norm of `limit` where it is larger; returns the norm that it had.
+
+    Raises:
+        ValueError: the norm is not finite.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    if not torch.isfinite(norm):
+        raise ValueError(
+            f"The gradient norm is {float(norm)} at iteration {iteration}; the parameters were left as they were. Lower "
+            "train.lr or beta, or score in float32."
+        )
+    return float(norm)

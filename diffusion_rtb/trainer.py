@@ -24,11 +24,10 @@ from diffusion_rtb.behaviours.mixture import budget, draw, settle, share_rewards
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.fitness import check_fitness, check_processes
-from diffusion_rtb.gradients import check_parity, step_weights
+from diffusion_rtb.gradients import average_gradients, check_parity, clip_gradients, push_back, some_steps
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
 from diffusion_rtb.noising import noised
 from diffusion_rtb.reward_state import observing
-from diffusion_rtb.rollout import replay_backward
 from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
 from diffusion_rtb.seeds import seed_of
 from diffusion_rtb.sheets import write_sheet
@@ -176,6 +175,7 @@ class Trainer:
         self, parts: list[Experience], beta: float, update: int
     ) -> tuple[Loss, list[Float[Tensor, "_ steps"]], float]:
         """Objective, backward inside the steps, clip, optimizer; returns the loss, replayed log_q and gradient norm."""
+        train = self.config.train
         whole = Experience.cat(parts)
         terms = self._terms(whole)
         self.optimizer.zero_grad()
@@ -185,12 +185,17 @@ class Trainer:
         assert terms.log_q.grad is not None
         with self.actor.stopwatch("backward"):
             kl_cotangent = None if terms.kl is None else terms.kl.grad
-            replayed = self._backward(parts, terms.log_q.grad, update, kl_cotangent)
+            seed = seed_of(self.config.seed, "steps", self.iteration, update)
+            steps = some_steps(parts[0], train.gradient_steps, seed)
+            replayed = push_back(
+                self.actor, parts, terms.log_q.grad, kl_cotangent, weights=train.step_weights, steps=steps
+            )
         if update == 0:  # before the step: a rejected gradient must not reach the parameters
             assert parts[0].log_q is not None
-            check_parity(parity(parts[0].log_q, replayed[0]), self.config.train.parity_tolerance, self.iteration)
-        norm = self._clip()
-        factor = learning_rate_factor(self.config.train, self.iteration)
+            check_parity(parity(parts[0].log_q, replayed[0]), train.parity_tolerance, self.iteration)
+        average_gradients([p for group in self.optimizer.param_groups for p in group["params"]], self.accelerator)
+        norm = clip_gradients(self.prior.parameters().values(), train.grad_clip, self.iteration)
+        factor = learning_rate_factor(train, self.iteration)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
@@ -213,67 +218,6 @@ class Trainer:
             log_behaviour=behaviour,
             kl=None if experience.kl is None else experience.kl.detach().clone().requires_grad_(),
         )
-
-    def _backward(
-        self,
-        parts: list[Experience],
-        cotangent: Float[Tensor, "batch steps"],
-        update: int,
-        kl_cotangent: Float[Tensor, "batch steps"] | None = None,
-    ) -> list[Float[Tensor, "_ steps"]]:
-        """Push the cotangents through the network, micro-batch by micro-batch; returns log_q of each part as replayed."""
-        steps = self._gradient_steps(parts[0], update)
-        scale = step_weights(self.config.train.step_weights, cotangent)
-        if steps is not None:  # unbiased: each step is drawn with probability len(steps)/all
-            scale = scale * (int(parts[0].trajectory.stochastic.sum()) / len(steps))
-        cotangent = cotangent * scale
-        kl_cotangent = None if kl_cotangent is None else kl_cotangent * scale
-        replayed, start = [], 0
-        for part in parts:
-            rows = []
-            for chunk in self.actor.chunks(len(part)):
-                call = self.prior.arguments(self.actor.texts(part.prompt[chunk]))
-                own = slice(start + chunk.start, start + chunk.stop)
-                rows.append(
-                    replay_backward(
-                        self.prior.pipe,
-                        part.trajectory[chunk],
-                        cotangent[own],
-                        steps=steps,
-                        kl_cotangent=None if kl_cotangent is None else kl_cotangent[own],
-                        mean_p=None if part.mean_p is None else part.mean_p[chunk],
-                        dtype=torch.float64,
-                        **call,
-                    )
-                )
-            replayed.append(torch.cat(rows))
-            start += len(part)
-        return replayed
-
-    def _gradient_steps(self, experience: Experience, update: int) -> list[int] | None:
-        """A random subset of the steps with a density, or None for all of them."""
-        count = self.config.train.gradient_steps
-        dense = experience.trajectory.stochastic.nonzero().flatten()
-        if count is None or count >= len(dense):
-            return None
-        seed = seed_of(self.config.seed, "steps", self.iteration, update)
-        chosen = torch.randperm(len(dense), generator=torch.Generator().manual_seed(seed))[:count]
-        return sorted(dense[chosen.to(dense.device)].tolist())
-
-    def _clip(self) -> float:
-        """Average gradients over processes, clip their norm, return the norm before clipping."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.accelerator.num_processes > 1:  # no DDP wrapper sees these gradients: backward runs inside the sampler
-            for parameter in parameters:
-                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-        posterior = list(self.prior.parameters().values())
-        norm = torch.nn.utils.clip_grad_norm_(posterior, self.config.train.grad_clip)
-        if not torch.isfinite(norm):
-            raise ValueError(
-                f"The gradient norm is {float(norm)} at iteration {self.iteration}; the parameters were left as they were. Lower "
-                "train.lr or beta, or score in float32."
-            )
-        return float(norm)
 
     # Samples and state
 

@@ -17,6 +17,7 @@ import torch
 from diffusion_rtb.assemble import assemble, load_posterior
 from diffusion_rtb.checkpoint import latest_checkpoint, load_checkpoint
 from diffusion_rtb.config import RunConfig
+from diffusion_rtb.gradients import push_back
 from diffusion_rtb.rewarding import RewardError
 from diffusion_rtb.rollout import replay
 from diffusion_rtb.trainer import Trainer
@@ -203,7 +204,7 @@ def test_the_exact_gradient_of_a_batch_equals_autograd_through_the_objective(
     terms = trainer._terms(type(parts[0]).cat(parts))
     trainer.objective(terms, 0.5).loss.backward()
     assert terms.log_q.grad is not None
-    trainer._backward(parts, terms.log_q.grad, 0)
+    push_back(trainer.actor, parts, terms.log_q.grad)
     ours = [p.grad.clone() for p in trainer.prior.parameters().values() if p.grad is not None]
 
     trainer.optimizer.zero_grad()
@@ -241,8 +242,7 @@ def test_random_step_subsets_are_unbiased(prior_folder: Path, tmp_path: Path) ->
     gradients = {}
     for steps in [None, [0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]]:
         trainer.optimizer.zero_grad()
-        trainer._gradient_steps = lambda *_, steps=steps: steps  # type: ignore[method-assign]
-        trainer._backward([part], cotangent, 0)
+        push_back(trainer.actor, [part], cotangent, steps=steps)
         key = tuple(steps or ())
         gradients[key] = torch.cat(
             [p.grad.flatten() for p in trainer.prior.parameters().values() if p.grad is not None]
