@@ -1,8 +1,8 @@
-"""What networks expect of images: resize, crop, normalise; on tensors, with the pixels of the published Pillow pipelines.
+"""What networks expect of images: resize, crop, normalise; on tensors, with the pixels of the published pipelines.
 
 Networks were trained and published on 8-bit files, so images are rounded to 8 bits first, and again where Pillow rounds.
-Values are those of the 8-bit pipeline whether or not gradients are wanted; gradients pass straight through the rounding:
-they are those of the same resize in floats.
+HPSv2 alone makes the 8-bit file floats before it resizes. Values are those of the published pipeline whether or not gradients
+are wanted; gradients pass straight through the rounding: they are those of the same resize in floats.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 class Preprocess:
     """Images in [0, 1] -> what a network was trained on, pixel for pixel as its own transform on PIL images does.
 
-    `shortest` resizes so that the image covers `resize`, `longest` so that it fits into it, `squash` to exactly it; `fit` is
-    `longest` as HPSv2 computes it, which differs where the shorter side comes out at half a pixel.
+    `shortest` resizes so that the image covers `resize`, `longest` so that it fits into it, `squash` to exactly it. `fit` is
+    `longest` as HPSv2 computes it: floats, neither rounded nor clamped after the resize, so that bicubic overshoot leaves
+    [0, 1]; the shorter side, too, is rounded in another way where it comes out at half a pixel.
     """
 
     resize: tuple[int, int]
@@ -49,7 +50,8 @@ class Preprocess:
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 network_height network_width"]:
-        images = resized(images.float(), self._size(*images.shape[2:]), self.interpolation)
+        resize = resized_in_floats if self.mode == "fit" else resized
+        images = resize(images.float(), self._size(*images.shape[2:]), self.interpolation)
         for axis, length in ((2, self.crop[0]), (3, self.crop[1])):
             images = self._fitted(images, axis, length)
         return TF.normalize(images, list(self.mean), list(self.std))
@@ -153,11 +155,29 @@ def resized(
     exact += 0 * images.detach().sum((1, 2, 3), keepdim=True)
     if not (torch.is_grad_enabled() and images.requires_grad):
         return exact
-    smooth = images
-    if size != images.shape[2:]:
-        smooth = TF.resize(images, list(size), InterpolationMode(interpolation), antialias=True)
-    smooth = smooth.clamp(0, 1)  # bicubic overshoots
+    smooth = _smooth(images, size, interpolation).clamp(0, 1)  # bicubic overshoots
     return exact + (smooth - smooth.detach())
+
+
+def resized_in_floats(
+    images: Float[Tensor, "batch 3 height width"],
+    size: tuple[int, int],
+    interpolation: Literal["bicubic", "bilinear", "nearest"],
+) -> Float[Tensor, "batch 3 new_height new_width"]:
+    """What torchvision makes of the images' 8-bit files as float tensors, antialiased; not bounded by [0, 1].
+
+    An image with a NaN or an infinity comes out as NaN.
+    """
+    exact = resized(images.detach(), (images.shape[2], images.shape[3]), interpolation)
+    if torch.is_grad_enabled() and images.requires_grad:
+        exact = exact + (images - images.detach())
+    return _smooth(exact, size, interpolation)
+
+
+def _smooth(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    if size == images.shape[2:]:
+        return images
+    return TF.resize(images, list(size), InterpolationMode(interpolation), antialias=True)
 
 
 def _levels(images: Tensor, size: tuple[int, int], interpolation: Any) -> Tensor:

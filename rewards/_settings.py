@@ -33,7 +33,7 @@ def check_settings(batch: int, dtype: str = "float32", scale: float = 1.0) -> No
 def gradients_if_asked(call: Call) -> Call:
     """A reward's `__call__` with d r / d images where its attribute `grad` is true and the caller records gradients.
 
-    Otherwise nothing is recorded, so that scoring samples never holds activations. The value is the same either way.
+    Otherwise nothing is recorded, so that scoring samples never holds activations. The value is the same up to rounding.
     """
 
     @wraps(call)

@@ -24,7 +24,9 @@ class HpsV2:
     r"""r(x) = scale · <e_image(x), e_text(prompt)>, the preference score in [-scale, scale]; real images lie near 0.2 to 0.35.
 
     As published, an image is resized until its longer side is the network's (224 pixels) and padded with black to a square: a
-    wide image is not cropped. Scores are often printed times 100 (`scale`).
+    wide image is not cropped. The published code resizes floats and leaves antialiasing to torchvision, which has had it since
+    0.17: with that or a newer one its scores are these, with an older one it gives other numbers. Scores are often printed
+    times 100 (`scale`).
 
     Wu et al., "Human Preference Score v2", 2023, https://arxiv.org/abs/2306.09341; weights Apache-2.0.
 

@@ -1,10 +1,11 @@
-"""The published Pillow pipelines, written out, and what every differentiable reward is held to."""
+"""The published pipelines, written out with Pillow, and what every differentiable reward is held to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,6 +13,8 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, ToTensor
 from torchvision.transforms import functional as TF
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+BICUBIC = Image.Resampling.BICUBIC
 
 PROMPTS = ["a cat emoji", "a dog emoji", "a cat emoji", "an emoji, flat style", "a blue thing"]
 
@@ -39,17 +42,22 @@ def _cropped(picture: Image.Image, side: int) -> Tensor:
 
 
 def padded(images: Tensor, side: int) -> Tensor:
-    """As HPSv2 takes images: longer side to `side`, black below and above or left and right, normalise."""
-    return torch.stack([_padded(picture, side) for picture in pictures(images)])
+    """As HPSv2 takes images: made floats, longer side to `side` without rounding or clamping, black at both ends, normalise."""
+    return torch.stack([_padded(TF.to_tensor(picture), side) for picture in pictures(images)])
 
 
-def _padded(picture: Image.Image, side: int) -> Tensor:
-    width, height = picture.size
+def _padded(image: Tensor, side: int) -> Tensor:
+    height, width = image.shape[1:]
     scale = side / float(max(height, width))
-    small = shrunk(picture, round(height * scale), round(width * scale))
-    square = Image.new("RGB", (side, side))
-    square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
-    return TF.normalize(TF.to_tensor(square), list(MEAN), list(STD))
+    small_height, small_width = round(height * scale), round(width * scale)
+    # Pillow's pictures of floats: antialiased, a = -1/2, neither rounded nor clamped, and no code of torchvision's.
+    resized = [Image.fromarray(channel.numpy()).resize((small_width, small_height), BICUBIC) for channel in image]
+    square = torch.zeros(3, side, side)
+    top, left = (side - small_height) // 2, (side - small_width) // 2
+    square[:, top : top + small_height, left : left + small_width] = torch.from_numpy(
+        np.stack([np.asarray(channel) for channel in resized])
+    )
+    return TF.normalize(square, list(MEAN), list(STD))
 
 
 def check_gradient(

@@ -1,4 +1,4 @@
-"""HPSv2 equals open_clip's own forward on the published Pillow pipeline, from files in the published layout."""
+"""HPSv2 equals the published code, and open_clip's own forward on its pipeline, from files in the published layout."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from rewards.hps_v2 import HpsV2
 from tests.published_pixels import MEAN, PROMPTS, STD, check_gradient, padded
 from tests.published_weights import clip_config, clip_model, hps_v2, hub_cache, published
 from tests.tiny_rewards import some_images
+
+PUBLISHED_PATH = Preprocess((224, 224), (224, 224), MEAN, STD, mode="fit")
 
 
 def a_reward(**settings: Any) -> HpsV2:
@@ -49,8 +51,69 @@ def test_it_is_open_clip_s_cosine(height: int, width: int) -> None:
 def test_every_pixel_is_the_published_one(height: int, width: int) -> None:
     """640 x 90 is resized to 31.5 pixels of width: rounding there depends on how the ratio is written."""
     images = torch.randint(0, 256, (1, 3, height, width)) / 255
-    path = Preprocess((224, 224), (224, 224), MEAN, STD, mode="fit")
-    assert torch.equal(path(images), padded(images, 224))
+    torch.testing.assert_close(PUBLISHED_PATH(images), padded(images, 224), rtol=0, atol=5e-5)
+
+
+def patterns(count: int, height: int, width: int) -> Tensor:
+    """Images of 8-bit levels by a formula: hard edges everywhere, so that every resize overshoots."""
+    sizes = (count, 3, height, width)
+    b, c, i, j = torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij")
+    return ((37 * i * i + 101 * j + 53 * c * i * j + 71 * b * j * j) % 256) / 255
+
+
+@pytest.mark.parametrize(
+    "height, width, expected",
+    [
+        (48, 40, [0.061879, 0.203042, 0.099433, 0.390957, 0.324647]),
+        (333, 1024, [0.089461, 0.221407, 0.096284, 0.287611, 0.320504]),
+        (24, 20, [-0.039935, 0.320638, -0.033083, 0.134827, 0.026384]),
+    ],
+)
+def test_scores_are_those_of_the_published_code(height: int, width: int, expected: list[float]) -> None:
+    """`expected`: tgxs002/HPSv2 at 866735e, its image_transform, tokenizer and network with these weights, torchvision 0.29."""
+    found = a_reward()(patterns(5, height, width), PROMPTS)
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "height, width, expected, lowest, highest",
+    [
+        (150, 201, [-1.79226, 1.31192, 0.50365, -0.68627, -0.51837, 0.30543], -2.01621, 2.55424),
+        (20, 30, [-1.79226, -1.79226, 0.42563, 0.60321, 0.45653, 0.47051], -2.07399, 2.57841),
+    ],
+)
+def test_pixels_are_those_of_the_published_code(
+    height: int, width: int, expected: list[float], lowest: float, highest: float
+) -> None:
+    """From the same code. No 8-bit picture gives less than -1.79226 or more than 2.14590: what overshoots stays."""
+    found = PUBLISHED_PATH(patterns(1, height, width))[0]
+    places = [(0, 0, 0), (0, 30, 7), (1, 100, 50), (2, 160, 223), (1, 112, 112), (2, 74, 1)]
+    assert [float(found[place]) for place in places] == pytest.approx(expected, abs=2e-5)
+    assert [float(found.min()), float(found.max())] == pytest.approx([lowest, highest], abs=2e-5)
+
+
+def test_the_image_is_that_of_its_8_bit_file_before_it_is_resized() -> None:
+    images = some_images(2, 48, 40)
+    off = (images + 0.4 / 255 * torch.randn(images.shape).clamp(-1, 1)).clamp(0, 1)
+    assert torch.equal(PUBLISHED_PATH(off), PUBLISHED_PATH(images))
+    broken = images.clone()
+    broken[0, 1, 7, 9] = float("nan")
+    found = PUBLISHED_PATH(broken)
+    assert found[0, :, :, 20:200].isnan().all(), "all but the padding"
+    assert torch.equal(found[1], PUBLISHED_PATH(images)[1])
+
+
+def test_the_gradient_through_a_resize_is_that_of_the_resize() -> None:
+    """The resize is linear, so its derivative along any direction is the resize of that direction; padding gives nothing."""
+    path = Preprocess((224, 224), (224, 224), (0.0,) * 3, (1.0,) * 3, mode="fit")
+    images = (0.2 + 0.6 * torch.rand(1, 3, 150, 201)).requires_grad_()
+    weights = torch.randn(1, 3, 224, 224)
+    (weights * path(images)).sum().backward()
+    assert images.grad is not None
+    direction = (torch.randint(0, 256, images.shape) - 128) / 255  # whole levels, so that none is rounded
+    base = torch.full_like(images.detach(), 128 / 255)
+    expected = (weights * (path(base + direction) - path(base))).sum()
+    torch.testing.assert_close((images.grad * direction).sum(), expected, rtol=1e-3, atol=1e-2)
 
 
 def test_a_wide_image_is_padded_and_not_cropped() -> None:
