@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `--help` and a mistyped 
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -194,6 +195,8 @@ def _run(commands: typer.Typer, name: str, argv: Sequence[str] | None) -> None:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding gets escapes instead of an error
+        sys.stdout.reconfigure(errors="backslashreplace")
     commands(args=None if argv is None else list(argv), prog_name=name)
 
 

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from diffusion_rtb.config import ConfigError
+from diffusion_rtb.terminal import say
 
 __all__ = ["INTERRUPTED", "Traceback", "errors_explained", "say"]
 
@@ -37,8 +36,3 @@ def errors_explained(traceback: bool) -> Iterator[None]:
         if hint:
             say(hint.strip(), style="dim")
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-
-
-def say(message: str, style: str = "") -> None:
-    """One message to people, on the error stream: the output stream is for results."""
-    Console(stderr=True, soft_wrap=True).print(Text(message, style=style))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from diffusion_rtb.cli_errors import Traceback, errors_explained, say
+from diffusion_rtb.terminal import console
 
 __all__ = ["check_reward", "serve_reward"]
 
@@ -61,7 +61,7 @@ def check_reward(
         components = [reward_component(text) for text in rewards]
         samples = choose_samples(images=images, prior=prior, dim=dim, prompts=prompt or (), count=count, side=side)
         found = check_rewards(components, samples, device=device)
-        show_reports(found, Console())
+        show_reports(found, console())
         if json is not None:
             write_reports(found, json)
             say(f"Everything that was found is in {json}.")

@@ -17,13 +17,19 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from diffusion_rtb.plain_text import plain
+
 __all__ = ["grid", "panels", "save_png", "side_by_side", "to_pil"]
 
 MARGIN, GAP, SPLIT = 16, 6, 28
 SMALLEST, LARGEST = 112, 256
 PANEL, BINS = 256, 64
 """Pixels of a panel of dots, bars of a panel of numbers."""
+LINES = 4
+"""Of a title or a caption, at most; a longer text ends in an ellipsis."""
 PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 DOT, FRAME = (0.12, 0.35, 0.65), 0.85
 
 
@@ -57,8 +63,8 @@ def grid(
     Args:
         images: values in [0, 1], (batch, 3, height, width), row by row; or vectors (batch, dim), each row of them one panel.
         columns: pictures per row.
-        captions: a short text under each picture; wrapped to its width. Vectors have no room for it.
-        rows: a title above each row.
+        captions: a short text under each picture; wrapped to its width and cut after a few lines. Vectors have no room for it.
+        rows: a title above each row, wrapped and cut likewise.
         headers: titles of equal blocks of columns, e.g. ("prior", "posterior"); blocks are set apart.
 
     Raises:
@@ -155,11 +161,11 @@ class _Layout:
     blocks: int
 
     @property
-    def small(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    def small(self) -> Font:
         return ImageFont.load_default(12)
 
     @property
-    def large(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    def large(self) -> Font:
         return ImageFont.load_default(16)
 
     @property
@@ -183,31 +189,48 @@ class _Layout:
         return tops, y - 2 * GAP + MARGIN
 
     @staticmethod
-    def line(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    def line(font: Font) -> int:
         return int(font.getbbox("Ŭg|")[3]) + 3
 
     @staticmethod
-    def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-        """The text in lines no wider than `width`, broken between words, inside a word only where it must."""
+    def wrapped(text: str, font: Font, width: int) -> list[str]:
+        """The text in at most `LINES` lines no wider than `width`, broken between words, inside a word only where it must."""
         lines: list[str] = []
-        for word in text.split():
-            joined = f"{lines[-1]} {word}" if lines else word
-            if lines and font.getlength(joined) <= width:
+        for word in map(plain, text.split()):
+            if lines and _fitting(joined := f"{lines[-1]} {word}", font, width) == len(joined):
                 lines[-1] = joined
                 continue
-            while font.getlength(word) > width and len(word) > 1:
-                fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            while word and len(lines) <= LINES:
+                fits = max(1, _fitting(word, font, width))
                 lines.append(word[:fits])
                 word = word[fits:]
-            lines.append(word)
-        return lines
+            if len(lines) > LINES:
+                break
+        if len(lines) <= LINES:
+            return lines
+        last = lines[LINES - 1]
+        while last and font.getlength(f"{last}…") > width:
+            last = last[:-1]
+        return [*lines[: LINES - 1], f"{last}…"]
+
+
+def _fitting(text: str, font: Font, width: int) -> int:
+    """How many of its first letters are no wider than `width`; the work grows with that number, not with the text."""
+    fits, beyond = 0, 1
+    while beyond <= len(text) and font.getlength(text[:beyond]) <= width:
+        fits, beyond = beyond, 2 * beyond
+    beyond = min(beyond, len(text) + 1)
+    while beyond - fits > 1:
+        middle = (fits + beyond) // 2
+        fits, beyond = (middle, beyond) if font.getlength(text[:middle]) <= width else (fits, middle)
+    return fits
 
 
 def _text(
     draw: ImageDraw.ImageDraw,
     lines: Sequence[str],
     at: tuple[int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
     colour: tuple[int, int, int],
 ) -> None:
     for number, line in enumerate(lines):

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from diffusion_rtb.plain_text import markdown_code, markdown_fence, markdown_text
+from diffusion_rtb.yaml_text import write_yaml
 
 __all__ = ["model_card"]
 
 TEMPLATE = """---
 {{ front }}---
 
-# {{ name }}
+# {{ name|text }}
 
-{% if lora %}A LoRA that turns{% else %}Trained corrections that turn{% endif %} `{{ base_model }}` into a model of the posterior
+{% if lora %}A LoRA that turns{% else %}Trained corrections that turn{% endif %} {{ base_model|code }} into a model of the posterior
 
     p*(x) = p(x) · exp(beta · r(x)) / Z        beta = {{ beta }} nats per unit of reward
 
-where p is the {% if guidance %}{{ guidance.tilted_prior }} {% endif %}prior and r the reward `{{ reward }}`. \
-It was trained with the objective `{{ objective }}` by `diffusion_rtb`.
+where p is the {% if guidance %}{{ guidance.tilted_prior }} {% endif %}prior and r the reward {{ reward|code }}. \
+It was trained with the objective {{ objective|code }} by `diffusion_rtb`.
 
 ## Use it with plain diffusers
 
-```python
+{{ snippet|fence }}python
 {{ snippet }}
-```
+{{ snippet|fence }}
 
 {% if guidance %}It samples the posterior of the {{ guidance.tilted_prior }} chain: guidance scale {{ guidance.scale }}, \
 {{ sampler.scheduler }}, {{ sampler.steps }} steps{% if sampler.eta is not none %}, eta {{ sampler.eta }}{% endif %}.
@@ -46,8 +50,8 @@ approximates it.
 {% endif %}
 ## Full configuration
 
-```yaml
-{{ config }}```
+{{ config|fence }}yaml
+{{ config }}{{ config|fence }}
 """
 
 
@@ -72,17 +76,16 @@ def model_card(
         license_id: SPDX or hub id of the licence; a LoRA inherits the terms of its base model.
     """
     import jinja2
-    import yaml
 
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )  # Markdown: no escapes
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    # It is Markdown, not HTML: whatever others wrote goes through one of these.
+    environment.filters |= {"text": markdown_text, "code": markdown_code, "fence": markdown_fence}
     plain = json.loads(json.dumps(config, default=str))
     rows = evaluation or {}
     # The analytic priors of vectors have corrections of their own, and no text.
     lora = "rank" in (fingerprint.get("adapter") or {})
     return environment.from_string(TEMPLATE).render(
-        front=yaml.safe_dump(_front(base_model, license_id, lora), sort_keys=False),
+        front=write_yaml(_front(base_model, license_id, lora)),
         lora=lora,
         name=config["name"],
         base_model=base_model,
@@ -94,13 +97,13 @@ def model_card(
         snippet=snippet.rstrip(),
         recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint).items()],
         evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],
-        config=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True),
+        config=write_yaml(plain),
     )
 
 
 def _front(base_model: str, license_id: str, lora: bool) -> dict[str, Any]:
     # A hub refuses a card whose base_model is a local folder.
-    hub = {"base_model": base_model} if base_model.count("/") == 1 and not base_model.startswith((".", "/")) else {}
+    hub = {"base_model": base_model} if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model) else {}
     task: dict[str, Any] = {"pipeline_tag": "text-to-image"} if lora else {}
     tags = [*task.values(), "diffusers", *(["lora"] if lora else []), "relative-trajectory-balance", "diffusion-rtb"]
     return hub | {"library_name": "diffusers", "license": license_id} | task | {"tags": tags}
@@ -154,4 +157,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{_cell(value['mean'])} [{_cell(value['low'])}, {_cell(value['high'])}]"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return markdown_text(text)

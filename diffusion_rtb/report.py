@@ -8,7 +8,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
 from diffusion_rtb.actor import Actor
@@ -19,6 +18,7 @@ from diffusion_rtb.export import export_posterior
 from diffusion_rtb.grids import save_png, side_by_side
 from diffusion_rtb.locate import build
 from diffusion_rtb.tables import show
+from diffusion_rtb.terminal import console, say
 from diffusion_rtb.training_state import trained_beta
 from diffusion_rtb.whole_file import write_json
 
@@ -54,22 +54,20 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     save_png(picture, folder / "side_by_side.png")
     export_posterior(config, prior, run, evaluation=_card_table(numbers["overall"]))
     write_json(folder / "timing.json", {"seconds": perf_counter() - start} | actor.stopwatch.read())
-    show(numbers, Console())
-    Console(stderr=True, soft_wrap=True).print(
-        f"Pictures: {folder / 'side_by_side.png'}   numbers: {folder / 'metrics.json'}"
-    )
+    show(numbers, console())
+    say(f"Pictures: {folder / 'side_by_side.png'}   numbers: {folder / 'metrics.json'}")
     return numbers
 
 
 @contextmanager
 def _progress(prompts: Sequence[str], prior: int, posterior: int) -> Iterator[tuple[Advance, Advance]]:
     """Bars on a terminal, one plain line elsewhere; two functions that are told of samples drawn."""
-    console = Console(stderr=True, soft_wrap=True)
-    if not console.is_terminal:
-        console.print(f"Drawing {prior} prior and {posterior} posterior samples for each of {len(prompts)} prompts ...")
+    people = console(stderr=True)
+    if not people.is_terminal:
+        say(f"Drawing {prior} prior and {posterior} posterior samples for each of {len(prompts)} prompts ...")
         yield (lambda _: None), (lambda _: None)
         return
-    with Progress(console=console, transient=True) as bars:
+    with Progress(console=people, transient=True) as bars:
         tasks = [bars.add_task(n, total=len(prompts) * k) for n, k in (("prior", prior), ("posterior", posterior))]
         yield (lambda n: bars.advance(tasks[0], n)), (lambda n: bars.advance(tasks[1], n))
 

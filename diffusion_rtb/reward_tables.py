@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from diffusion_rtb.check_reward import NOT_REACHED, Report, Reports
+from diffusion_rtb.plain_text import plain_lines
 from diffusion_rtb.reward_subject import Status
+from diffusion_rtb.terminal import shown
 
 __all__ = ["show_reports"]
 
@@ -17,14 +20,14 @@ STYLES: Mapping[Status, str] = {"pass": "green", "warn": "yellow", "fail": "bold
 
 def show_reports(reports: Reports, console: Console) -> None:
     """Print a table per reward and a verdict on each."""
-    console.print(f"Samples: {reports.samples.source}\n", soft_wrap=True, markup=False, highlight=False)
+    console.print(shown(f"Samples: {reports.samples.source}"), "", soft_wrap=True, sep="\n")
     for report in reports.rewards:
         console.print(_table(report))
-        console.print(_verdict(report), soft_wrap=True, markup=False, highlight=False)
+        console.print(shown(_verdict(report)), "", soft_wrap=True, sep="\n")
 
 
 def _table(report: Report) -> Table:
-    table = Table(title=f"Reward {report.name}", title_justify="left")
+    table = Table(title=shown(f"Reward {report.name}"), title_justify="left")
     for column in ("check", "", "found"):
         table.add_column(column, no_wrap=column == "check")
     numbers = report.statistics()
@@ -34,19 +37,16 @@ def _table(report: Report) -> Table:
         table.add_row("values", "", found, end_section=True)
     reached = [check for check in report.checks if check.message != NOT_REACHED]
     for check in reached:
-        table.add_row(check.name, check.status.upper(), _plain(check.message), style=STYLES[check.status])
+        table.add_row(
+            shown(check.name), check.status.upper(), Text(plain_lines(check.message)), style=STYLES[check.status]
+        )
     if len(reached) < len(report.checks):
         table.add_row("", "SKIP", f"the other {len(report.checks) - len(reached)} checks, {NOT_REACHED}", style="dim")
     return table
-
-
-def _plain(message: str) -> str:
-    """Square brackets in a message are not the table's markup."""
-    return message.replace("[", r"\[")
 
 
 def _verdict(report: Report) -> str:
     bad = [check.name for check in report.checks if check.status == "fail"]
     odd = [check.name for check in report.checks if check.status == "warn"]
     look = f"; look at: {', '.join(odd)}" if odd else ""
-    return f"{'FAIL: ' if bad else 'PASS'}{', '.join(bad)}{look}\n"
+    return f"{'FAIL: ' if bad else 'PASS'}{', '.join(bad)}{look}"

@@ -8,18 +8,24 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_rtb.plain_text import plain
+from diffusion_rtb.terminal import shown
+
 __all__ = ["show"]
+
+LONGEST = 200
+"""Characters of a prompt or a label that are shown; metrics.json has all of them."""
 
 
 def show(numbers: Mapping[str, Any], console: Console) -> None:
     """Print the evaluation: one line per prompt and overall, then one table per checked factor."""
     console.print(_reward_table(numbers))
     console.print(_cost_table(numbers))
-    console.print(_exact(numbers["overall"]), soft_wrap=True)
-    console.print(_rise(numbers["overall"], numbers["samples"]["prior"]), soft_wrap=True)
+    console.print(shown(_exact(numbers["overall"])), soft_wrap=True)
+    console.print(shown(_rise(numbers["overall"], numbers["samples"]["prior"])), "", soft_wrap=True, sep="\n")
     for check in numbers["posterior_check"]:
         console.print(_check_table(check))
-        console.print(_verdict(check), soft_wrap=True)
+        console.print(shown(_verdict(check)), "", soft_wrap=True, sep="\n")
 
 
 def _exact(overall: Mapping[str, Any]) -> str:
@@ -36,21 +42,25 @@ def _rise(overall: Mapping[str, Any], prior_samples: int) -> str:
     reward, share = overall["reward"], overall["ess"]["prior"]
     known = f"re-weighting leaves an effective {share * prior_samples:.0f} of {prior_samples} prior samples per prompt"
     if reward["rise_in_prior_std"] is None or reward["rise_in_within_prompt_std"] is None:
-        return f"The prior's rewards do not vary; {known}.\n"
+        return f"The prior's rewards do not vary; {known}."
     exact = (reward["reweighted_prior"] - reward["prior"]["mean"]) / reward["prior_std"]
     return (
         f"Mean reward: {reward['rise_in_prior_std']:+.2f} prior standard deviations ({reward['rise_in_within_prompt_std']:+.2f} "
-        f"within prompts). The exact posterior's: {exact:+.2f}; {known}.\n"
+        f"within prompts). The exact posterior's: {exact:+.2f}; {known}."
     )
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """The first column names the row, the last row is over all prompts."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=shown(title), title_justify="left")
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        table.add_column(shown(name), justify="left" if i == 0 else "right", no_wrap=i > 0)
     for i, row in enumerate(rows):
-        table.add_row(*row, style="bold" if i == len(rows) - 1 else "", end_section=i == len(rows) - 2)
+        table.add_row(
+            *(shown(cell, LONGEST) for cell in row),
+            style="bold" if i == len(rows) - 1 else "",
+            end_section=i == len(rows) - 2,
+        )
     return table
 
 
@@ -90,20 +100,25 @@ def _with_interval(value: Mapping[str, float]) -> str:
 
 
 def _check_table(check: Mapping[str, Any]) -> Table:
-    table = Table(title=f"Is it the posterior? Shares of each {check['factor']}", title_justify="left")
-    for name in (check["factor"], "prior", "prior re-weighted by exp(beta·r)", "posterior"):
-        table.add_column(name, justify="left" if name == check["factor"] else "right")
+    factor = plain(check["factor"], LONGEST)
+    table = Table(title=shown(f"Is it the posterior? Shares of each {factor}"), title_justify="left")
+    for i, name in enumerate((factor, "prior", "prior re-weighted by exp(beta·r)", "posterior")):
+        table.add_column(shown(name), justify="left" if i == 0 else "right")
     for label, *shares in zip(*(check[key] for key in ("labels", "prior", "reweighted", "posterior")), strict=True):
-        table.add_row(label, *(f"{share:.3f}" for share in shares))
+        table.add_row(shown(label, LONGEST), *(f"{share:.3f}" for share in shares))
     return table
 
 
 def _verdict(check: Mapping[str, Any]) -> str:
     tv, noise = check["tv"], check["noise"]
-    missing = f"; never produced: {', '.join(check['missing'])}" if check["missing"] else ""
+    missing = (
+        f"; never produced: {', '.join(plain(label, LONGEST) for label in check['missing'])}"
+        if check["missing"]
+        else ""
+    )
     return (
         f"{'PASS' if check['passed'] else 'FAIL'}: total variation {tv['mean']:.3f} [{tv['low']:.3f}, {tv['high']:.3f}] is "
         f"{'within' if tv['mean'] <= check['tolerance'] else 'NOT within'} the tolerance of {check['tolerance']:g}{missing}. "
         f"Sampling noise alone makes {noise['mean']:.3f} (p = {check['p_value']:.2g}); "
-        f"the prior itself has {check['tv_prior']:.3f}.\n"
+        f"the prior itself has {check['tv_prior']:.3f}."
     )

@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from diffusion_rtb.terminal import console
 from diffusion_rtb.whole_file import write_text
 
 __all__ = ["Tracker", "check_trackers"]
@@ -70,7 +71,7 @@ class Tracker:
         self.path = folder / "metrics.jsonl"
         self.total = total
         self.main = main
-        self.console = Console(stderr=True, soft_wrap=True)
+        self.console = console(stderr=True)
         self.progress: Progress | None = None
         self.accelerator = _accelerated(folder, names, config or {}) if names and main else None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusion_rtb.comparison.grid import Comparison
 from diffusion_rtb.comparison.runner import Result
 from diffusion_rtb.comparison.table import REACHED, median_run
+from diffusion_rtb.plain_text import plain
 from diffusion_rtb.seeds import seed_of
 from diffusion_rtb.whole_file import whole
 
@@ -51,7 +52,8 @@ def draw_figure(found: Comparison) -> Path:
     axes = upper.subplots(lines, columns, squeeze=False).flatten()
     for place, (title, note, x, colour) in zip(axes, panels, strict=False):
         frame.draw(place, x, colour)
-        place.set_title(title, fontsize=9, color=INK, pad=3)
+        # A name is a name, also with dollars in it.
+        place.set_title(title, fontsize=9, color=INK, pad=3, parse_math=False)
         place.set_xlabel(note, fontsize=8, color=FAINT, labelpad=3)
     for place in axes[len(panels) :]:
         place.set_axis_off()
@@ -82,7 +84,7 @@ def _title(found: Comparison, pair: tuple[str, str]) -> str:
     pairs = {cell.pair for cell in found.plan.cells}
     several = [len({p[i] for p in pairs}) > 1 for i in (0, 1)]
     parts = [part for part, tells in zip(pair, several, strict=True) if tells]
-    return "\n".join(parts or pair[:1])
+    return "\n".join(map(plain, parts or pair[:1]))
 
 
 def _note(result: Result) -> str:
@@ -193,7 +195,9 @@ def _curves(figure: Any, found: Comparison) -> None:
         place.grid(True, which="major", color="#ececec", linewidth=0.6)
         for side in ("top", "right"):
             place.spines[side].set_visible(False)
-    figure.legend(*places[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
+    legend = figure.legend(*places[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _plain(value: float, _: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from diffusion_rtb.comparison.grid import Comparison
 from diffusion_rtb.comparison.runner import Result
 from diffusion_rtb.comparison.wasserstein import BLOCK
+from diffusion_rtb.plain_text import markdown_text
 from diffusion_rtb.whole_file import write_text
 
 __all__ = ["REACHED", "Row", "markdown", "median_run", "rows", "seconds_to", "write_tables"]
@@ -108,9 +109,9 @@ def markdown(found: Comparison) -> str:
     lines.append(["---", "---", *("---:" for _ in lines[0][2:])])
     for row in table:
         cells = [_cell(row.values(c.name), c.digits, len(row.runs)) for c in columns]
-        lines.append([row.objective, row.behaviour, str(len(row.runs)), *cells])
+        lines.append([markdown_text(row.objective), markdown_text(row.behaviour), str(len(row.runs)), *cells])
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join([f"# {found.plan.config.name}", text, _legend(found), *_not_run(found)]) + "\n"
+    return "\n\n".join([f"# {markdown_text(found.plan.config.name)}", text, _legend(found), *_not_run(found)]) + "\n"
 
 
 def _cell(values: Sequence[float], digits: int, seeds: int) -> str:
@@ -148,7 +149,7 @@ def _every(found: Comparison) -> int:
 
 
 def _not_run(found: Comparison) -> list[str]:
-    lines = [f"* {a} with {b} was not run: {reason}" for (a, b), reason in found.plan.refused.items()]
+    lines = [f"* {a} with {b} was not run: {markdown_text(reason)}" for (a, b), reason in found.plan.refused.items()]
     done = sum(map(len, found.results.values()))
     if not found.complete:
         lines.append(f"* Unfinished: {done} of {len(found.plan.cells)} runs; the same command goes on.")
