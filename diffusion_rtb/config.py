@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from diffusion_rtb.locate import nearest
+from diffusion_rtb.plain_text import plain
 from diffusion_rtb.settings import (
     Component,
     EvalConfig,
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 FILE = "config.yaml"
+
+LISTED, SHOWN = 20, 400
+"""Problems that one message lists; characters of a value that it shows."""
 
 
 class ConfigError(ValueError):
@@ -137,27 +141,27 @@ def _override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"Override {override!r} is not of the form key.sub=value, e.g. train.lr=1e-4.")
+        raise ConfigError(f"Override {_cut(override)} is not of the form key.sub=value, e.g. train.lr=1e-4.")
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"Override {override!r}: the value is not YAML ({error}). Quote it?") from None
+        raise ConfigError(f"Override {_cut(override)}: the value is not YAML ({error}). Quote it?") from None
     place: Any = data
     for i, part in enumerate(parts[:-1]):
-        place = _enter(place, part, f"Override {override!r}: {'.'.join(parts[: i + 1])}")
+        place = _enter(place, part, f"Override {_cut(override)}: {'.'.join(parts[: i + 1])}")
     if isinstance(place, list):
-        place[_index(place, parts[-1], f"Override {override!r}")] = value
+        place[_index(place, parts[-1], f"Override {_cut(override)}")] = value
     elif isinstance(place, dict):
         place[parts[-1]] = value
     else:
-        raise ConfigError(f"Override {override!r}: {'.'.join(parts[:-1])} is {place!r} and has no keys.")
+        raise ConfigError(f"Override {_cut(override)}: {'.'.join(parts[:-1])} is {_cut(place)} and has no keys.")
 
 
 def _enter(place: Any, part: str, what: str) -> Any:
     if isinstance(place, list):
         return place[_index(place, part, what)]
     if not isinstance(place, dict):
-        raise ConfigError(f"{what} does not exist: what it would be in is {place!r} and has no keys.")
+        raise ConfigError(f"{what} does not exist: what it would be in is {_cut(place)} and has no keys.")
     if place.get(part) is None:
         place[part] = {}
     return place[part]
@@ -173,9 +177,12 @@ def _validate(data: Mapping[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors()]
-        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError("\n  ".join([f"{source}: {count}", *problems])) from None
+        found = error.errors(include_url=False)
+        problems = [_problem(detail) for detail in found[:LISTED]]
+        if len(found) > LISTED:
+            problems.append(f"... and {len(found) - LISTED} more.")
+        count = "one problem" if len(found) == 1 else f"{len(found)} problems"
+        raise ConfigError("\n  ".join([f"{plain(source, SHOWN)}: {count}", *problems])) from None
 
 
 def _problem(detail: ErrorDetails) -> str:
@@ -193,7 +200,7 @@ def _problem(detail: ErrorDetails) -> str:
     if detail["type"] == "model_type":
         message = "Input should be a section: keys and values below it"
     expected = message.replace("valid tuple", "list")
-    return f"{key}: got {received!r} ({type(received).__name__}). {expected}."
+    return f"{key}: got {_cut(received)} ({type(received).__name__}). {expected}."
 
 
 def _nearest_key(key: str) -> str:
@@ -209,6 +216,10 @@ def _nearest_key(key: str) -> str:
         if close:
             return f" Did you mean {names[close[0]]!r}?"
     return f" Known here: {', '.join(beside.values())}."
+
+
+def _cut(value: Any) -> str:
+    return plain(repr(value), SHOWN)
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
