@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands, so that `--help` and a mistyped 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ def train(
         if print_config:
             typer.echo(config_text(run), nl=False)
             return
+        _say_merged(run)
         _train(run)
 
 
@@ -141,6 +143,7 @@ def show_config(
         from diffusion_rtb.assemble import check_components
 
         check_components(run)
+        _say_merged(run)
         typer.echo(config_text(run), nl=False)
 
 
@@ -198,6 +201,14 @@ def _run(commands: typer.Typer, name: str, argv: Sequence[str] | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding gets escapes instead of an error
         sys.stdout.reconfigure(errors="backslashreplace")
     commands(args=None if argv is None else list(argv), prog_name=name)
+
+
+def _say_merged(run: RunConfig) -> None:
+    merged = run.prompts.table().merged
+    if merged and os.environ.get("RANK", "0") == "0":  # one of several processes
+        say(
+            f"{run.prompts.file}: {len(run.prompts.texts())} different prompts; {merged} lines that repeat one count once."
+        )
 
 
 def _train(run: RunConfig) -> None:

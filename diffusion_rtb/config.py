@@ -16,10 +16,12 @@ from pydantic_core import ErrorDetails
 
 from diffusion_rtb.locate import nearest
 from diffusion_rtb.plain_text import plain
+from diffusion_rtb.prompt_files import find_file, read_prompts
 from diffusion_rtb.settings import (
     Component,
     EvalConfig,
     Factor,
+    PromptsConfig,
     RunConfig,
     Section,
     TrainConfig,
@@ -42,7 +44,7 @@ __all__ = [
     "save_config",
 ]
 
-FILE = "config.yaml"
+FILE, PROMPTS = "config.yaml", "prompts.jsonl"
 
 LISTED, SHOWN = 20, 400
 """Problems that one message lists; characters of a value that it shows."""
@@ -55,8 +57,8 @@ class ConfigError(ValueError):
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a config file, or the one in a run's folder.
 
-    Prompts from a file are read now and become a list, so that the saved config is complete. A config without a name
-    is named after its file.
+    Prompts from a file are read now; `save_config` keeps them beside the config. A config without a name is named after its
+    file.
 
     Args:
         path: A YAML file, or a folder with a `config.yaml`.
@@ -77,10 +79,11 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     if config.prompts.file is None:
         return config
     try:
-        texts = config.prompts.texts(file.parent)
+        prompts = config.prompts.holding(read_prompts(find_file(config.prompts.file, file.parent)))
+        config.check_count(len(prompts.texts()))
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
-    return _validate(data | {"prompts": {"list": list(texts)}}, source)
+    return config.model_copy(update={"prompts": prompts})
 
 
 def config_text(config: RunConfig) -> str:
@@ -89,17 +92,34 @@ def config_text(config: RunConfig) -> str:
 
 
 def save_config(config: RunConfig, folder: Path | str) -> Path:
-    """Write `config.yaml` into `folder`, whole or not at all, and return its path."""
+    """Write `config.yaml` into `folder`, whole or not at all, and return its path; prompts of a file go to `prompts.jsonl`."""
     path = Path(folder, FILE)
+    if config.prompts.file is not None:
+        write_text(Path(folder, PROMPTS), config.prompts.table().lines)
+        own = config.prompts.model_copy(update={"file": PROMPTS})
+        config = config.model_copy(update={"prompts": own})
     write_text(path, config_text(config))
     return path
 
 
 def config_diff(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (value in a, value in b), where they differ; a missing argument of a component counts as None."""
-    left, right = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
+    """Dotted key -> (value in a, value in b), where they differ; a missing argument of a component counts as None.
+
+    Prompts are compared by what they are, wherever they are kept.
+    """
+    left, right = (dict(_leaves(config.model_dump(mode="json", exclude={"prompts"}))) for config in (a, b))
+    left["prompts"], right["prompts"] = _prompts_apart(a.prompts, b.prompts)
     keys = [*left, *(key for key in right if key not in left)]
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def _prompts_apart(a: PromptsConfig, b: PromptsConfig) -> tuple[str, str]:
+    """Words for the prompts of two configs, the same only if they are."""
+    if a.digest == b.digest:
+        return a.digest, a.digest
+    if a.held and b.held:
+        return a.table().difference(b.table()), b.table().difference(a.table())
+    return f"sha256 {a.digest}", f"sha256 {b.digest}"
 
 
 def config_schema() -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 runs/NAME/
     config.yaml     the resolved config
+    prompts.jsonl   its prompts and their metadata, where they were given as a file
     manifest.json   one entry per start: versions, git state, hardware, hash of the prompts
     metrics.jsonl, checkpoints/, samples/, lora/, eval/
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -31,6 +31,9 @@ __all__ = ["GROWS", "RunFolderError", "manifest_entry", "name_free_again", "open
 
 GROWS = frozenset({"train.iterations"})
 """Keys that may change when a run goes on: more iterations continue it, nothing before them is affected."""
+
+FIRST = {"config.yaml", "prompts.jsonl", "manifest.json"}
+"""What is in the folder before anything was trained."""
 
 LIBRARIES = (
     "diffusion-rtb",
@@ -79,7 +82,7 @@ def name_free_again(config: RunConfig) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if new and folder.is_dir() and {path.name for path in folder.iterdir()} <= {"config.yaml", "manifest.json"}:
+        if new and folder.is_dir() and {path.name for path in folder.iterdir()} <= FIRST:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -111,11 +114,11 @@ def _note_start(config: RunConfig, folder: Path) -> None:
 
 def manifest_entry(config: RunConfig) -> dict[str, Any]:
     """What a later reader needs to repeat the run: time, versions, git state, hardware, hash of the prompts."""
-    prompts = "\n".join(config.prompts.texts())
+    prompts = config.prompts.table()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "prompts": {"count": len(config.prompts.texts()), "sha256": hashlib.sha256(prompts.encode()).hexdigest()},
+        "prompts": {"count": len(prompts), "sha256": prompts.sha256, "merged": prompts.merged},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
         "git": _git_state(),
         "hardware": {

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
 from diffusion_rtb.behaviour_settings import BehaviourConfig
+from diffusion_rtb.prompts import PromptTable, check_prompts
 from diffusion_rtb.section import Section
 
 __all__ = [
@@ -62,43 +62,68 @@ class AnnealConfig(Section):
 
 
 class PromptsConfig(Section):
-    """What is drawn during training and evaluation; exactly one of the two."""
+    """What is drawn during training and evaluation; exactly one of `list` and `file`."""
 
     list: Annotated[Strings, Field(min_length=1)] | None = None
     """The prompts themselves."""
     file: str | None = None
-    """A text file with one prompt per line, relative to the config; empty lines and lines starting with # do not count."""
+    """A file of prompts, relative to the config: .txt, one per line ("# " starts a comment); .csv or .tsv, with a column `prompt`;
+    .jsonl, with a key `prompt`. Other columns and keys are metadata, for rewards that take it."""
+    sha256: str | None = None
+    """Of the prompts of `file` and their metadata, filled in when they are read: a run does not go on with others."""
+
+    _table: PromptTable | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> PromptsConfig:
         if (self.list is None) == (self.file is None):
             raise ValueError("give exactly one of `list` and `file` (set the other to null)")
-        for prompt in self.list or ():
-            if (self.list or ()).count(prompt) > 1:
-                raise ValueError(f"the prompt {prompt!r} is given more than once: trajectories are grouped by prompt")
+        if self.list is not None:
+            if self.sha256 is not None:
+                raise ValueError("sha256 belongs to a `file`; take it out")
+            check_prompts(self.list)
         return self
 
-    def texts(self, folder: Path | str = ".") -> tuple[str, ...]:
-        """The prompts, read from `file` (relative to `folder`, else to the working directory) where that is given.
+    def holding(self, table: PromptTable) -> PromptsConfig:
+        """The same with what the file holds.
 
         Raises:
-            ValueError: the file is missing or has no prompt.
+            ValueError: it is not what it was when `sha256` was written down.
         """
-        if self.file is None:
-            return self.list or ()
-        tried = [Path(folder, self.file), Path(self.file)]
-        path = next((path for path in tried if path.is_file()), None)
-        if path is None:
+        if self.sha256 is not None and self.sha256 != table.sha256:
             raise ValueError(
-                f"prompts.file: no file {self.file!r}, neither beside the config nor in the working directory."
+                f"{self.file} no longer holds the prompts it did (sha256 {table.sha256[:12]}…, "
+                f"was {self.sha256[:12]}…). Bring them back; or set prompts.sha256 to null, for another run."
             )
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        found = tuple(line for line in lines if line and not line.startswith("#"))
-        if not found:
-            raise ValueError(
-                f"prompts.file: {path} has no prompts. Write one per line; lines starting with # do not count."
-            )
-        return found
+        held = self.model_copy(update={"sha256": table.sha256})
+        held._table = table
+        return held
+
+    def table(self) -> PromptTable:
+        """The prompts with their metadata.
+
+        Raises:
+            ValueError: they are in a file that was not read; `load_config` reads it.
+        """
+        if self.list is not None:
+            return PromptTable.of(self.list)
+        if self._table is None:
+            raise ValueError(f"prompts.file {self.file} was not read: get the config by `load_config`.")
+        return self._table
+
+    @property
+    def held(self) -> bool:
+        """The prompts are here, not only their hash."""
+        return self.list is not None or self._table is not None
+
+    def texts(self) -> tuple[str, ...]:
+        """The prompts alone; see `table`."""
+        return self.list if self.list is not None else self.table().texts
+
+    @property
+    def digest(self) -> str:
+        """The hash of the prompts and their metadata, wherever they are kept."""
+        return self.table().sha256 if self.sha256 is None else self.sha256
 
 
 class TrainConfig(Section):
@@ -245,10 +270,18 @@ class RunConfig(Section):
                     f"behaviour.{key} {share:g} of train.group {self.train.group} is {count:g} trajectories, not a whole "
                     f"number; shares that fit: {fitting}"
                 )
-        prompts = self.prompts.list
-        if prompts is not None and len(prompts) < self.train.prompts_per_iteration:
+        return self
+
+    @model_validator(mode="after")
+    def _enough_prompts(self) -> RunConfig:
+        if self.prompts.list is not None:
+            self.check_count(len(self.prompts.list))
+        return self
+
+    def check_count(self, prompts: int) -> None:
+        """Refuse an iteration of more prompts than there are; ValueError."""
+        if prompts < self.train.prompts_per_iteration:
             raise ValueError(
-                f"train.prompts_per_iteration {self.train.prompts_per_iteration} is more than the {len(prompts)} prompts; "
+                f"train.prompts_per_iteration {self.train.prompts_per_iteration} is more than the {prompts} prompts; "
                 "lower it or add prompts"
             )
-        return self

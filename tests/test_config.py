@@ -80,11 +80,18 @@ def test_overrides_are_yaml_and_reach_every_level(basic: Path) -> None:
     )
 
 
-def test_prompts_of_a_file_are_inlined(basic: Path) -> None:
+def test_prompts_of_a_file_are_kept_beside_the_config(basic: Path, tmp_path: Path) -> None:
     (basic.parent / "prompts.txt").write_text("# four prompts\n\na cat\n  a dog \nno\n1e-3\n", encoding="utf-8")
     config = load_config(basic, ["prompts={file: prompts.txt}"])
     assert config.prompts.texts() == ("a cat", "a dog", "no", "1e-3")
-    assert config.prompts.file is None
+    run = tmp_path / "run"
+    run.mkdir()
+    save_config(config, run)
+    (basic.parent / "prompts.txt").unlink()  # the run does not need it any more
+    again = load_config(run)
+    assert again.prompts.texts() == config.prompts.texts()
+    assert config_diff(config, again) == {}
+    assert (run / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[3] == '{"prompt": "1e-3"}'
 
 
 def test_a_config_is_frozen(basic: Path) -> None:
@@ -209,7 +216,7 @@ def test_the_schema_describes_every_key_and_allows_no_other() -> None:
         ("prompts.list=[a, b, c, a]", "'a' is given more than once"),
         ("prompts.list=[a, b]", "prompts_per_iteration 4 is more than the 2 prompts"),
         ("prompts.file=x.txt", "exactly one of `list` and `file`"),
-        ("prompts={file: nowhere.txt}", "no file 'nowhere.txt'"),
+        ("prompts={file: nowhere.txt}", "there is no file 'nowhere.txt'"),
         ("prompts={file: empty.txt}", "has no prompts. Write one per line"),
         ("eval.factors=[{name: style, classes: [a, b]}]", "1 factors need a judge"),
         (

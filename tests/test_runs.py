@@ -34,7 +34,8 @@ def test_a_new_run_gets_its_config_and_manifest(tmp_path: Path) -> None:
     assert load_config(folder) == run
     (start,) = json.loads((folder / "manifest.json").read_text())["starts"]
     assert start["versions"]["torch"] == version("torch")
-    assert start["prompts"] == {"count": 4, "sha256": hashlib.sha256(b"a\nb\nc\nd").hexdigest()}
+    lines = b"".join(b'{"prompt": "%c"}\n' % letter for letter in b"abcd")
+    assert start["prompts"] == {"count": 4, "sha256": hashlib.sha256(lines).hexdigest(), "merged": 0}
     assert start["hardware"]["cpus"] >= 1
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "manifest.json"]
 
