@@ -27,12 +27,13 @@ def export_posterior(
     target = Path(folder, "lora")
     target.mkdir(parents=True, exist_ok=True)
     # A pipeline family may know where its base model comes from and how plain diffusers samples it.
-    snippet = getattr(prior, "snippet", None)
+    snippet, elsewhere = getattr(prior, "snippet", None), getattr(prior, "elsewhere", None)
     card = model_card(
         config.model_dump(mode="json"),
         base_model=getattr(prior, "base_model", config.prior.component),
         snippet=snippet(prompt=config.prompts.texts()[0]) if snippet else f'pipe.load_lora_weights("{target.name}")',
         fingerprint=prior.fingerprint(),
+        elsewhere=elsewhere() if elsewhere else "",
         evaluation=evaluation,
     )
     prior.export(target, card)

@@ -34,6 +34,8 @@ It was trained with the objective {{ objective|code }} by `diffusion_rtb`.
 {{ sampler.scheduler }}, {{ sampler.steps }} steps{% if sampler.eta is not none %}, eta {{ sampler.eta }}{% endif %}.
 Another guidance scale samples neither this posterior nor that of another prior; another sampler or number of steps
 approximates it.
+{% endif %}{% if elsewhere %}
+{{ elsewhere }}
 {% endif %}
 ## Recipe
 
@@ -61,6 +63,7 @@ def model_card(
     base_model: str,
     snippet: str,
     fingerprint: Mapping[str, Any],
+    elsewhere: str = "",
     evaluation: Mapping[str, Mapping[str, Any]] | None = None,
     license_id: str = "other",
 ) -> str:
@@ -71,6 +74,7 @@ def model_card(
         base_model: Hub id or folder of the prior.
         snippet: Python that samples the posterior with plain diffusers.
         fingerprint: The prior's; its sampler, guidance and adapter are listed.
+        elsewhere: Markdown on further files and the programs that they are for.
         evaluation: metric -> {"prior": value, "posterior": value}. A value is a number, None where it does not apply,
             or {"mean", "low", "high"}. None: not evaluated.
         license_id: SPDX or hub id of the licence; a LoRA inherits the terms of its base model.
@@ -95,6 +99,7 @@ def model_card(
         guidance=fingerprint.get("guidance"),
         sampler=fingerprint.get("sampler"),
         snippet=snippet.rstrip(),
+        elsewhere=elsewhere.rstrip(),
         recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint).items()],
         evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],
         config=write_yaml(plain),

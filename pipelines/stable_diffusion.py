@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipelines._export import plain_lora, snippet
+from pipelines._export import elsewhere, snippet, write_lora
 from pipelines._folder import BUNDLED, check_folder, is_hub_id, load_pipeline, local_folder
 from pipelines._lora import ATTENTION, adapters_off, add_lora, load_lora, lora_parameters
 from pipelines._scheduler import build_scheduler, check_eta, check_sampler, own_settings, scheduler_class, takes_eta
@@ -286,17 +286,14 @@ class StableDiffusion:
         check_same_prior(self.fingerprint(), trained)
 
     def export(self, folder: Path, card: str) -> None:
-        """Write `pytorch_lora_weights.safetensors`, the scheduler's config and `card` as README.md, for plain diffusers.
+        """Write the adapters for diffusers and, under kohya's names, for others; the scheduler's config; `card` as README.md.
 
         Raises:
             ValueError: there is no posterior yet.
         """
         if self._adapter is None:
             raise ValueError("There is no posterior to export: call attach(...) and load or train its adapters first.")
-        scale = self._adapter["alpha"] / self._adapter["rank"]
-        type(self._pipe).save_lora_weights(
-            folder, unet_lora_layers=plain_lora(self._pipe.unet, scale), safe_serialization=True
-        )
+        write_lora(self._pipe, Path(folder), self._adapter["rank"], self._adapter["alpha"])
         self._pipe.scheduler.save_pretrained(Path(folder) / "scheduler")
         (Path(folder) / "README.md").write_text(card, encoding="utf-8")
 
@@ -308,6 +305,10 @@ class StableDiffusion:
     def snippet(self, folder: str = "path/to/this/folder", prompt: str = "a cat") -> str:
         """Python that samples an exported posterior with plain diffusers, the way this prior samples it."""
         return snippet(self.base_model, self.pipe.scheduler, self.dtype, folder, prompt, self._settings())
+
+    def elsewhere(self) -> str:
+        """For the model card: which exported file is for which program, and the settings to use there."""
+        return elsewhere(self.base_model, type(self.pipe.scheduler).__name__, self._settings())
 
 
 def _prepare(
