@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.interfaces import Prior, Reward
+from diffusion_rtb.prompts import Metadata
 from diffusion_rtb.rewarding import evaluate_reward
 from diffusion_rtb.rollout import rollout, score, score_with_means
 from diffusion_rtb.trajectory import Trajectory
@@ -110,12 +111,21 @@ class Actor:
         prompts: The run's prompt table; a *row* is an index into it.
         micro_batch: Trajectories per pipeline call, in rollouts and replays alike: networks round differently at other
             batch shapes, and recorded and replayed densities have to agree.
+        metadata: What is known of each prompt, for rewards that take it; None: nothing.
     """
 
-    def __init__(self, prior: Prior, reward: Reward, prompts: Sequence[str], micro_batch: int) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        reward: Reward,
+        prompts: Sequence[str],
+        micro_batch: int,
+        metadata: Sequence[Metadata] | None = None,
+    ) -> None:
         self.prior = prior
         self.reward = reward
         self.prompts = list(prompts)
+        self.metadata: list[Metadata] = [{} for _ in self.prompts] if metadata is None else list(metadata)
         self.micro_batch = micro_batch
         self.stopwatch = Stopwatch()
 
@@ -196,8 +206,8 @@ class Actor:
     def rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Experience:
         with self.stopwatch("reward"):
             images = torch.cat([self.prior.decode(trajectory.x_0[chunk]) for chunk in self.chunks(trajectory.batch)])
-            reward = evaluate_reward(
-                self.reward, images, self.texts(rows), getattr(self.reward, "__name__", type(self.reward).__name__)
-            )
+            name = getattr(self.reward, "__name__", type(self.reward).__name__)
+            metadata = [self.metadata[int(row)] for row in rows]
+            reward = evaluate_reward(self.reward, images, self.texts(rows), name, metadata=metadata)
         prompt = torch.tensor(rows, device=trajectory.x.device)
         return Experience(trajectory=trajectory, prompt=prompt, reward=reward.to(prompt.device))

@@ -16,6 +16,7 @@ from diffusion_rtb.config import RunConfig, load_config
 from diffusion_rtb.fitness import check_settings
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build, check_component
+from diffusion_rtb.reward_prompts import check_component_prompts, check_reward_prompts
 from diffusion_rtb.reward_state import load_reward
 from diffusion_rtb.runs import open_run
 from diffusion_rtb.tracker import Tracker, check_trackers
@@ -29,11 +30,14 @@ def check_components(config: RunConfig) -> None:
     """Check the names and arguments of everything the config names; nothing is loaded.
 
     Raises:
-        ValueError: a component does not exist, or an argument is unknown, missing, of the wrong type or out of range.
+        ValueError: a component does not exist, or an argument is unknown, missing, of the wrong type or out of range; or the
+            reward does not take one of the prompts.
     """
     check_component(config.prior, "prior")
     check_component(config.reward, "reward")
     check_component(config.objective, "objective")
+    table = config.prompts.table()
+    check_component_prompts(config.reward, table.texts, table.metadata)
     for judge in (config.eval.embedder, config.eval.judge):
         if judge is not None:
             check_component(judge, "reward")
@@ -72,8 +76,10 @@ def parts(config: RunConfig) -> Parts:
         config=config.model_dump(mode="json"),
         main=accelerator.is_main_process,
     )
-    prior: Prior = build(config.prior, "prior")
     reward: Any = build(config.reward, "reward")
+    table = config.prompts.table()
+    check_reward_prompts(reward, table.texts, table.metadata)
+    prior: Prior = build(config.prior, "prior")
     return config, folder, prior, reward, objective, accelerator, tracker
 
 

@@ -31,6 +31,10 @@ class Reward(Protocol):
     """r(x): anything callable on samples and their prompts, one finite float per sample, higher is better.
 
     Samples are images in [0, 1], (batch, 3, height, width), or the vectors (batch, n) of an analytic prior.
+
+    A third parameter, if there is one called `metadata`, gets a mapping per sample: what the run's prompt file says of its prompt
+    besides the prompt, empty where it says nothing. A method `check_prompts(prompts, metadata)` sees all of a run's prompts
+    before training and refuses by a ValueError those that the reward cannot judge; see `reward_prompts.py`.
     """
 
     def __call__(self, images: Float[Tensor, "batch *shape"], prompts: Sequence[str]) -> Float[Tensor, " batch"]: ...

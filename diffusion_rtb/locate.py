@@ -155,10 +155,12 @@ def _name(component: Mapping[str, Any] | BaseModel, kind: Kind) -> str:
 
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter]:
-    """The named arguments a config may give: a constructor's, or those of a reward function after images and prompts."""
+    """The named arguments a config may give: a constructor's, or those of a reward function after images, prompts, metadata."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = {key: p for key, p in inspect.signature(target).parameters.items() if p.kind in named}
-    return dict(list(found.items())[2:]) if inspect.isfunction(target) else found
+    if not inspect.isfunction(target):
+        return found
+    return {key: p for key, p in list(found.items())[2:] if key != "metadata"}
 
 
 def _hints(target: Any) -> dict[str, Any]:

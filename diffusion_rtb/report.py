@@ -40,7 +40,8 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     reward = load_run_reward(Path(run), config)
     embedder: Any = None if config.eval.embedder is None else build(config.eval.embedder, "reward")
     judge: Any = embedder if config.eval.judge is None else build(config.eval.judge, "reward")
-    actor = Actor(prior, reward, config.prompts.texts(), config.eval.batch)
+    table = config.prompts.table()
+    actor = Actor(prior, reward, table.texts, config.eval.batch, table.metadata)
     tools = {"embedder": embedder, "judge": judge}
     counts = (config.eval.prior_samples, config.eval.samples)
     with _progress(actor.prompts, *counts) as (one, other):

@@ -68,8 +68,9 @@ class Trainer:
         self.objective = objective
         self.accelerator = accelerator
         self.tracker = tracker
-        prompts = config.prompts.texts()
-        self.actor = Actor(prior, reward, prompts, config.train.micro_batch)
+        table = config.prompts.table()
+        prompts = table.texts
+        self.actor = Actor(prior, reward, prompts, config.train.micro_batch, table.metadata)
         self.sources = sources(config)
         self.budget = budget(config)
         check_fitness(config, objective, prior)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.locate import build, check_component
+from diffusion_rtb.prompts import Metadata
+from diffusion_rtb.reward_prompts import call_reward, takes_metadata
 from diffusion_rtb.rewarding import RewardError, evaluate_reward
 
-__all__ = ["build_inner", "check_inner", "entry_name", "inner_values"]
+__all__ = ["Nested", "build_inner", "check_inner", "entry_name", "inner_values"]
 
 
 def check_inner(rewards: Sequence[Mapping[str, Any]], *settings: str) -> None:
@@ -46,8 +48,24 @@ def entry_name(entry: Mapping[str, Any]) -> str:
     return str(entry.get("name") or entry["component"])
 
 
+class Nested:
+    """A reward made of others."""
+
+    rewards: dict[str, Reward]
+    """The inner rewards by name."""
+
+    @property
+    def takes_metadata(self) -> bool:
+        """Whether an inner reward is to be given the metadata of the prompts."""
+        return any(takes_metadata(reward) for reward in self.rewards.values())
+
+
 def inner_values(
-    reward: Reward, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], name: str
+    reward: Reward,
+    images: Float[Tensor, "batch *dims"],
+    prompts: Sequence[str],
+    name: str,
+    metadata: Sequence[Metadata] | None = None,
 ) -> Float[Tensor, " batch"]:
     """The values of an inner reward, checked as everywhere; differentiable where images ask for it and the reward allows it.
 
@@ -55,8 +73,8 @@ def inner_values(
         RewardError: see `evaluate_reward`.
     """
     if not (torch.is_grad_enabled() and images.requires_grad):
-        return evaluate_reward(reward, images, prompts, name)
-    values = reward(images, prompts)
+        return evaluate_reward(reward, images, prompts, name, metadata=metadata)
+    values = call_reward(reward, images, prompts, metadata)
     if values.shape != (len(images),):
         raise RewardError(f"Reward {name!r} returned shape {tuple(values.shape)}; return shape ({len(images)},).")
     if not values.isfinite().all():

@@ -16,14 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.prompts import Metadata
 from diffusion_rtb.reward_state import stateful_rewards
-from rewards._nested import build_inner, check_inner, entry_name, inner_values
+from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["Cached"]
 
 
-class Cached:
-    r"""r(x) = r_inner(x), remembered under a hash of the image's numbers, its shape, its dtype and its prompt.
+class Cached(Nested):
+    r"""r(x) = r_inner(x), remembered under a hash of the image's numbers, its shape, its dtype, its prompt
+    and, if r_inner takes it, the prompt's metadata.
 
     It pays where the same images come again: an evaluation repeated at the same seeds, a prior that is sampled anew by each
     run of a sweep. The inner reward sees only images that are new, each once; it must not depend on the rest of the batch.
@@ -62,14 +64,17 @@ class Cached:
         check_inner([reward])
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        keys = [self._key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    def __call__(
+        self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
+    ) -> Float[Tensor, " batch"]:
+        rows = list(metadata) if self.takes_metadata and metadata is not None else [{}] * len(prompts)
+        keys = [self._key(*one) for one in zip(images, prompts, rows, strict=True)]
         found = self._known(set(keys))
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}  # the first place of each
         places = sorted(new.values())
         if places:
-            texts = [prompts[i] for i in places]
-            values = inner_values(self.rewards[self.name], images[places], texts, self.name)
+            texts, known = [prompts[i] for i in places], [rows[i] for i in places]
+            values = inner_values(self.rewards[self.name], images[places], texts, self.name, known)
             fresh = dict(zip((keys[i] for i in places), values.tolist(), strict=True))
             if self._file is not None:
                 self._file.write(fresh)
@@ -79,10 +84,11 @@ class Cached:
         self._remember(keys, found)
         return torch.tensor([found[key] for key in keys], dtype=torch.float32, device=images.device)
 
-    def _key(self, image: Tensor, prompt: str) -> bytes:
+    def _key(self, image: Tensor, prompt: str, metadata: Metadata) -> bytes:
         pixels = image.detach().cpu().contiguous()
         digest = hashlib.blake2b(self._salt, digest_size=16)
-        digest.update(json.dumps([str(pixels.dtype), list(pixels.shape), prompt]).encode())
+        told = [prompt, dict(metadata)] if metadata else [prompt]
+        digest.update(json.dumps([str(pixels.dtype), list(pixels.shape), *told], sort_keys=True).encode())
         digest.update(pixels.flatten().view(torch.uint8).numpy().tobytes())
         return digest.digest()
 

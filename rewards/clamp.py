@@ -9,12 +9,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._nested import build_inner, check_inner, entry_name, inner_values
+from diffusion_rtb.prompts import Metadata
+from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["Clamp"]
 
 
-class Clamp:
+class Clamp(Nested):
     r"""r(x) = min(max(r_inner(x), low), high).
 
     A lower bound keeps single failures from dominating the residual; an upper bound says what is good enough. A bound
@@ -46,5 +47,7 @@ class Clamp:
             raise ValueError(f"low is {low} and high is {high}: low must be below high, or every image has one reward.")
         check_inner([reward])
 
-    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        return inner_values(self.rewards[self.name], images, prompts, self.name).clamp(self.low, self.high)
+    def __call__(
+        self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
+    ) -> Float[Tensor, " batch"]:
+        return inner_values(self.rewards[self.name], images, prompts, self.name, metadata).clamp(self.low, self.high)

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.prompts import Metadata
 from diffusion_rtb.rewarding import RewardError
-from rewards._nested import build_inner, check_inner, entry_name, inner_values
+from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["Constraint"]
 
@@ -19,7 +20,7 @@ ABOVE = 1e-4
 """By how much rounding may put a log-probability above 0, nats."""
 
 
-class Constraint:
+class Constraint(Nested):
     r"""r(x) = 0 where p(unwanted | x) <= limit, and below 0, down to −penalty, above.
 
         "step":   r = −penalty                                          "hinge":  r = −penalty·(p − limit) / (1 − limit)
@@ -62,19 +63,23 @@ class Constraint:
             raise ValueError(f"kind is {kind!r}: use 'step' or 'hinge'.")
         check_inner([classifier])
 
-    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        p = self.probability(images, prompts)
+    def __call__(
+        self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
+    ) -> Float[Tensor, " batch"]:
+        p = self.probability(images, prompts, metadata)
         if self.kind == "step":
             return -self.penalty * (p > self.limit).to(p.dtype)
         return -self.penalty * (p - self.limit).clamp(min=0) / (1 - self.limit)
 
-    def probability(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+    def probability(
+        self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
+    ) -> Float[Tensor, " batch"]:
         """p(unwanted | x), in [0, 1].
 
         Raises:
             RewardError: the classifier gave something above 0, which is no log-probability.
         """
-        log_p = inner_values(self.rewards[self.name], images, prompts, self.name)
+        log_p = inner_values(self.rewards[self.name], images, prompts, self.name, metadata)
         highest = float(log_p.detach().max()) if len(log_p) else 0.0
         if highest > ABOVE:
             raise RewardError(

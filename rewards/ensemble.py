@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._nested import build_inner, check_inner, entry_name, inner_values
+from diffusion_rtb.prompts import Metadata
+from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["Ensemble"]
 
 
-class Ensemble:
+class Ensemble(Nested):
     r"""r(x) = mean_i r_i(x) − k·std_i r_i(x), with std the population's over the n members.
 
     Against reward hacking: an image that exploits one judge's weakness makes the judges disagree. 0 is the plain mean;
@@ -48,8 +49,10 @@ class Ensemble:
         if not 0 <= k < math.inf:
             raise ValueError(f"k is {k}: it must be finite and at least 0 (0 is the plain mean).")
 
-    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        found = {name: inner_values(reward, images, prompts, name) for name, reward in self.rewards.items()}
+    def __call__(
+        self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
+    ) -> Float[Tensor, " batch"]:
+        found = {name: inner_values(reward, images, prompts, name, metadata) for name, reward in self.rewards.items()}
         self.parts = {name: values.detach() for name, values in found.items()}
         values = torch.stack(list(found.values()))
         mean = values.mean(0)

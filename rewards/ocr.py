@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.prompts import Metadata
 from rewards._levels import broken_is_nan, levels
 
 __all__ = ["Ocr", "edit_distance", "quoted"]
@@ -72,6 +73,16 @@ class Ocr:
                 "(Python below 3.13; elsewhere serve it from another environment with `diffusion-rtb serve-reward`)."
             )
 
+    @staticmethod
+    def check_prompts(prompts: Sequence[str], metadata: Sequence[Metadata], *, text: str | None = None) -> None:
+        """Refuse prompts that quote nothing, where no `text` is given; ValueError."""
+        without = [] if text is not None else [prompt for prompt in prompts if not _wanted(prompt)]
+        if without:
+            raise ValueError(
+                f"{len(without)} quote no text, the first is {without[0]!r}: write them like 'a sign that says \"open\"', take "
+                "them out, or give the reward `text: open`."
+            )
+
     @torch.no_grad()
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
@@ -100,13 +111,16 @@ def quoted(prompt: str) -> str:
     Raises:
         ValueError: it quotes nothing.
     """
-    parts = ["".join(found) for found in QUOTES.findall(prompt)]
-    text = plain("".join(parts))
+    text = _wanted(prompt)
     if not text:
         raise ValueError(
             f"Prompt {prompt!r} quotes no text: write it like 'a sign that says \"open\"', or give the reward `text: open`."
         )
     return text
+
+
+def _wanted(prompt: str) -> str:
+    return plain("".join("".join(found) for found in QUOTES.findall(prompt)))
 
 
 def plain(text: str) -> str:

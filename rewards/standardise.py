@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.prompts import Metadata
 from diffusion_rtb.reward_state import Gather
 from diffusion_rtb.rewarding import RewardError
-from rewards._nested import build_inner, check_inner, entry_name, inner_values
+from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["Standardise"]
 
@@ -20,7 +21,7 @@ ROUNDING, SMALLEST = 1e-7, 1e-30
 """A spread below this share of the mean is that of float32 numbers which are all the same; below the other it has no inverse."""
 
 
-class Standardise:
+class Standardise(Nested):
     r"""r(x) = (r_inner(x) − mean) / std, with beta then in nats per standard deviation of the inner reward.
 
     mean and std are given, or learned while training: every iteration's rewards are merged into running ones (Chan et al.,
@@ -72,8 +73,10 @@ class Standardise:
             raise ValueError(f"samples is {samples}: a standard deviation needs at least 2 images; None never stops.")
         check_inner([reward])
 
-    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        values = inner_values(self.rewards[self.name], images, prompts, self.name)
+    def __call__(
+        self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
+    ) -> Float[Tensor, " batch"]:
+        values = inner_values(self.rewards[self.name], images, prompts, self.name, metadata)
         if self._pending is not None:
             self._pending = merged(self._pending, moments(values))
         mean, std = self.statistics()

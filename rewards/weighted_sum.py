@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._nested import build_inner, check_inner, entry_name, inner_values
+from diffusion_rtb.prompts import Metadata
+from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["WeightedSum"]
 
 
-class WeightedSum:
+class WeightedSum(Nested):
     r"""r(x) = sum_i weight_i · r_i(x).
 
     `parts` holds the values r_i (batch,) of the last call by name, without their weights, so that they can be logged.
@@ -44,7 +45,9 @@ class WeightedSum:
                     f"The weight of reward {entry_name(entry)!r} is {weight!r}: it must be a finite number."
                 )
 
-    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        found = {name: inner_values(reward, images, prompts, name) for name, reward in self.rewards.items()}
+    def __call__(
+        self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
+    ) -> Float[Tensor, " batch"]:
+        found = {name: inner_values(reward, images, prompts, name, metadata) for name, reward in self.rewards.items()}
         self.parts = {name: values.detach() for name, values in found.items()}
         return torch.stack([self.weights[name] * values for name, values in found.items()]).sum(0)

@@ -14,6 +14,7 @@ from diffusion_rtb.comparison.mode_weights import mode_distance, mode_shares
 from diffusion_rtb.comparison.wasserstein import block_distances
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.metrics import elbo, ess, kl, log_weights, log_z_importance, standard_error
+from diffusion_rtb.prompts import Metadata
 from diffusion_rtb.seeds import seed_of
 
 __all__ = ["BATCH", "draw_posterior", "look", "measured"]
@@ -31,6 +32,7 @@ def draw_posterior(
     *,
     truth: ExactTarget | None = None,
     scored: int | None = None,
+    metadata: Sequence[Metadata] | None = None,
 ) -> tuple[torch.Tensor, Experience]:
     """Decoded samples of the posterior as it is now, or of the truth through the same chain, at the same noise.
 
@@ -42,11 +44,12 @@ def draw_posterior(
         seed: Of the noise.
         truth: Draw with its exact denoiser instead of the posterior's; scored by that, too.
         scored: How many of them get log_p as well; None: all.
+        metadata: What is known of each prompt, for a reward that takes it.
 
     Returns:
         Vectors (count, dim) in data units, float64, and the first `scored` trajectories with log_q and log_p, without their states.
     """
-    actor = Actor(prior, reward, prompts, BATCH)
+    actor = Actor(prior, reward, prompts, BATCH, metadata)
     rows = [k % len(prompts) for k in range(count)]
     seeds = [seed_of(seed, "compare", k) for k in range(count)]
     wanted = count if scored is None else min(scored, count)

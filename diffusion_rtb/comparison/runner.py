@@ -87,7 +87,9 @@ def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
     if trainer.interrupted:
         return None
     actor = trainer.actor
-    x, drawn = draw_posterior(trainer.prior, actor.reward, actor.prompts, looks.samples, config.seed)
+    x, drawn = draw_posterior(
+        trainer.prior, actor.reward, actor.prompts, looks.samples, config.seed, metadata=actor.metadata
+    )
     numbers = measured(x, drawn, trainer.target, config.beta) | {
         "iterations": trainer.iteration,
         "seconds": trainer.seconds,
@@ -103,7 +105,10 @@ def measure_truth(
     """The truth as a sampler: its exact denoiser through the same chain and number of steps, at the noise of this seed."""
     found = _read(folder)
     if found is None:
-        x, drawn = draw_posterior(prior, reward, config.prompts.texts(), looks.samples, config.seed, truth=target)
+        table = config.prompts.table()
+        x, drawn = draw_posterior(
+            prior, reward, table.texts, looks.samples, config.seed, truth=target, metadata=table.metadata
+        )
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder, measured(x, drawn, target, config.beta), x)
         found = _read(folder)

@@ -70,8 +70,9 @@ class MeasuredTrainer(Trainer):
 
     def _look(self) -> None:
         actor, seed = self.actor, self.config.seed
+        scored, known = self._samples // 4, actor.metadata
         x, drawn = draw_posterior(
-            self.prior, actor.reward, actor.prompts, self._samples, seed, scored=self._samples // 4
+            self.prior, actor.reward, actor.prompts, self._samples, seed, scored=scored, metadata=known
         )
         point = {"iteration": self.iteration, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
         point |= look(x, drawn, self.target, self.config.beta)
