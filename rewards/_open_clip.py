@@ -16,6 +16,7 @@ from diffusion_rtb.locate import nearest
 from rewards import emoji_clip
 from rewards._preprocess import Preprocess
 from rewards._settings import Dtype, check_settings
+from rewards._torchscript import is_torchscript
 from rewards._two_towers import TwoTowers
 from rewards._weights import HUB, check_weights, fetch, fill, read_weights
 
@@ -30,12 +31,17 @@ NOT_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")
 """What published files of CLIP hold besides."""
 
 
+SMALL = 256
+"""Widths below are those of no published network: of trials, with the architecture's number of heads."""
+
+
 class OpenClip(TwoTowers):
     """A model of the open_clip library.
 
     Args:
         model: "emoji-clip", an architecture name of open_clip, a folder with `open_clip_config.json`, or `hf-hub:ID`.
-        weights: For an architecture name: a local file, or one of open_clip's tags, which downloads.
+        weights: For an architecture name: a local file, OpenAI's TorchScript archives included, or one of open_clip's tags,
+            which downloads.
         batch: Images per network call.
         dtype: Of the network.
     """
@@ -47,7 +53,10 @@ class OpenClip(TwoTowers):
         folder = _folder(model)
         name = f"{FOLDER}{folder}" if folder else model
         try:
-            network = open_clip.create_model(name, weights, require_pretrained=True)
+            if weights is not None and is_torchscript(weights):
+                network = _of_openai(model, weights)
+            else:
+                network = open_clip.create_model(name, weights, require_pretrained=True)
         except (RuntimeError, KeyError, pickle.UnpicklingError, EOFError) as error:
             source = "" if folder else f" from {weights or 'the hub'}"
             reason = " ".join(str(error).split())[:400]
@@ -72,10 +81,10 @@ class OpenClip(TwoTowers):
         import open_clip
 
         path = fetch(weights)
-        state = read_weights(path)
+        state = _weights_alone(read_weights(path))
         config = _sized(open_clip.get_model_config(architecture), state, path)
         network = open_clip.model.CLIP(**config)
-        fill(network, state, path, f"a CLIP model like {architecture}", NOT_WEIGHTS)
+        fill(network, state, path, f"a CLIP model like {architecture}")
         side, context = config["vision_cfg"]["image_size"], config["text_cfg"]["context_length"]
         settings = {**vars(open_clip.transform.PreprocessCfg(side)), "resize_mode": preprocess}
         model = cls.__new__(cls)
@@ -115,6 +124,27 @@ class OpenClip(TwoTowers):
         return self.model.encode_text(self.tokenizer([text]).to(self._device))
 
 
+def _of_openai(model: str, path: str) -> Any:
+    """A network with the tensors of a TorchScript archive: OpenAI's layout, activation and preprocessing."""
+    import open_clip
+
+    architecture = model.replace("/", "-")
+    config, activated = open_clip.get_model_config(architecture), f"{architecture}-quickgelu"
+    if not config.get("quick_gelu") and activated in open_clip.list_models():
+        raise ValueError(
+            f"{path} is a TorchScript archive, OpenAI's format, and OpenAI's networks have QuickGELU: with the GELU of "
+            f"{model!r} they would embed otherwise. Give {activated!r}."
+        )
+    network = open_clip.model.CLIP(**config)
+    fill(network, _weights_alone(read_weights(path)), path, f"the CLIP model {model}")
+    network.visual.preprocess_cfg = vars(open_clip.transform.PreprocessCfg(config["vision_cfg"]["image_size"]))
+    return network
+
+
+def _weights_alone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.rpartition(".")[2] not in NOT_WEIGHTS}
+
+
 def _sized(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """An architecture's config with the sizes of the tensors that were read from `path`."""
     try:
@@ -125,6 +155,12 @@ def _sized(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -
     except KeyError as error:
         raise ValueError(f"{path} does not hold a CLIP model in open_clip's layout: it has no {error}.") from None
     vision, text = config["vision_cfg"], config["text_cfg"]
+    for of, found, known in (("images", width, vision["width"]), ("texts", context.shape[1], text["width"])):
+        if found != known and found >= SMALL:
+            raise ValueError(
+                f"{path} holds a network of width {found} for {of}, this architecture has {known}: it is another one, and its "
+                "number of heads cannot be read off its tensors."
+            )
     heads = vision["width"] // vision.get("head_width", 64)
     if width % heads or context.shape[1] % text["heads"]:
         raise ValueError(

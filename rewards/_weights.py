@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from rewards._torchscript import is_torchscript, read_torchscript
 
 __all__ = ["HUB", "check_weights", "fetch", "fill", "load_weights", "read_weights"]
 
@@ -91,7 +94,13 @@ def load_weights(module: nn.Module, path: Path | str, what: str) -> None:
 
 
 def fill(
-    module: nn.Module, state: Mapping[str, Tensor], path: Path | str, what: str, unused: Collection[str] = ()
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path | str,
+    what: str,
+    unused: Collection[str] = (),
+    *,
+    others: Literal["refused", "told"] = "refused",
 ) -> None:
     """Fill `module`, which errors call `what`, with the tensors that were read from `path`, converted to its precision.
 
@@ -101,12 +110,19 @@ def fill(
         path: Where they were read.
         what: What errors call the network.
         unused: Names that the published file has and the network has no need of.
+        others: What is done about further names: they are "refused" where the published code refuses them, else "told".
 
     Raises:
         ValueError: the weights belong to another architecture.
     """
     own = module.state_dict()
     state = {name: value for name, value in state.items() if name in own or name not in unused}
+    if others == "told" and (extra := [name for name in state if name not in own]):
+        warnings.warn(
+            f"{path} has {len(extra)} tensors that {what} does not use, as in the published code: {_listed(extra)}.",
+            stacklevel=2,
+        )
+        state = {name: value for name, value in state.items() if name in own}
     wrong = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own.keys() & state.keys()
@@ -123,6 +139,8 @@ def fill(
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """The tensors of a weights file by name, without `module.` or a `state_dict` around them.
 
+    Of a TorchScript archive, as OpenAI publishes CLIP, only the tensors are read; the code in it is not run.
+
     Raises:
         FileNotFoundError, ValueError: see `check_weights`; or the file is damaged, or holds more than tensors.
     """
@@ -131,6 +149,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
+    if is_torchscript(path):
+        return read_torchscript(path)
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
@@ -142,3 +162,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
         raise ValueError(f"{path} holds a {type(found).__name__} that is not a state dict; save model.state_dict().")
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def _listed(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

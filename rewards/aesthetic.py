@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._linear_head import LinearHead
+from rewards._linear_head import aesthetic_head
 from rewards._open_clip import OpenClip
 from rewards._settings import Dtype, check_settings, gradients_if_asked
 from rewards._weights import check_weights, fetch, fill, read_weights
@@ -16,22 +17,25 @@ __all__ = ["Aesthetic"]
 
 HEAD = "hf-hub:camenduru/improved-aesthetic-predictor/sac+logos+ava1-l14-linearMSE.pth"
 
-ARCHITECTURE = "ViT-L-14-quickgelu"
-"""OpenAI's: with the plain GELU of "ViT-L-14" its weights give other embeddings."""
+ARCHITECTURES = {name: f"{name}-quickgelu" for name in ("ViT-L-14", "ViT-B-16", "ViT-B-32")}
+"""OpenAI's, for each of which LAION trained a head: with the plain GELU of "ViT-L-14" its weights give other embeddings."""
 
 
 class Aesthetic:
     r"""r(x) = head(e_image(x)), a rating: 1 to 10 in its data, most images 4 to 7; the prompt plays no part.
 
     e_image is the unit embedding of OpenAI's CLIP ViT-L/14, head five linear layers trained on ratings of the SAC, LAION logos
-    and AVA data sets. The aesthetic reward of Black et al., 2023, https://arxiv.org/abs/2305.13301.
+    and AVA data sets. The aesthetic reward of Black et al., 2023, https://arxiv.org/abs/2305.13301. LAION's first predictor, one
+    linear layer on the same embedding (`sa_0_4_vit_l_14_linear.pth`), is read as well; its variant with ReLU is not.
 
     Schuhmann, "improved-aesthetic-predictor", 2022, https://github.com/christophschuhmann/improved-aesthetic-predictor;
     weights Apache-2.0.
 
     Args:
         weights: The head, `sac+logos+ava1-l14-linearMSE.pth`: a local path or `hf-hub:OWNER/NAME/FILE` (default, 4 MB).
-        clip: "openai" downloads CLIP's weights through open_clip; or a file in OpenAI's or open_clip's layout, given alike.
+        clip: "openai" downloads CLIP's weights through open_clip; or a file in OpenAI's or open_clip's layout, given alike:
+            OpenAI's own `ViT-L-14.pt`, of which only the tensors are read, or a state dict.
+        architecture: CLIP's, for heads of other sizes: "ViT-L-14", "ViT-B-16" or "ViT-B-32".
         grad: Whether r is differentiable in the images.
         dtype: Of CLIP; the head is float32.
         batch: Images per network call. Memory, not results.
@@ -42,28 +46,38 @@ class Aesthetic:
         weights: str = HEAD,
         clip: str = "openai",
         *,
+        architecture: Literal["ViT-L-14", "ViT-B-16", "ViT-B-32"] = "ViT-L-14",
         grad: bool = False,
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        self.check(weights, clip, grad=grad, dtype=dtype, batch=batch)
+        self.check(weights, clip, architecture=architecture, grad=grad, dtype=dtype, batch=batch)
         self.grad = grad
         path = fetch(weights)
         state = read_weights(path)
-        self.head = LinearHead.sized(state, path).requires_grad_(False)
+        self.head = aesthetic_head(state, path).requires_grad_(False)
         fill(self.head, state, path, "an aesthetic head")
+        name = ARCHITECTURES[architecture]
         self.clip = (
-            OpenClip(ARCHITECTURE, clip, batch=batch, dtype=dtype)
+            OpenClip(name, clip, batch=batch, dtype=dtype)
             if clip == "openai"
-            else OpenClip.of_file(ARCHITECTURE, clip, "shortest", batch=batch, dtype=dtype)
+            else OpenClip.of_file(name, clip, "shortest", batch=batch, dtype=dtype)
         )
         self._check_fit(clip, weights)
 
     @staticmethod
     def check(
-        weights: str = HEAD, clip: str = "openai", *, grad: bool = False, dtype: str = "float32", batch: int = 64
+        weights: str = HEAD,
+        clip: str = "openai",
+        *,
+        architecture: str = "ViT-L-14",
+        grad: bool = False,
+        dtype: str = "float32",
+        batch: int = 64,
     ) -> None:
         """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is {architecture!r}: use one of {tuple(ARCHITECTURES)}.")
         check_settings(batch, dtype)
         check_weights(weights)
         if clip != "openai":
@@ -77,9 +91,9 @@ class Aesthetic:
         return self.head(self.clip.images(images))
 
     def _check_fit(self, clip: str, weights: str) -> None:
-        found, wanted = self.clip.model.visual.output_dim, self.head.layers[0].in_features
+        found, wanted = self.clip.model.visual.output_dim, self.head.width
         if found != wanted:
             raise ValueError(
                 f"CLIP ({clip}) embeds images in {found} dimensions, the head in {weights} expects {wanted}: it was "
-                "trained on ViT-L/14."
+                "trained on another CLIP. Heads of 768 are for architecture ViT-L-14, heads of 512 for ViT-B-16 or ViT-B-32."
             )

@@ -65,7 +65,7 @@ class ImageReward:
         with torch.device("meta"):  # no time is spent on values that are overwritten
             network = BlipReward(sizes, LinearHead.sized(state, path, "mlp."))
         self.network = network.to_empty(device="cpu")
-        fill(self.network, state, path, "ImageReward", UNUSED)
+        fill(self.network, state, path, "ImageReward", UNUSED, others="told")
         self.network.requires_grad_(False).eval().blip.to(self.dtype)
         self.device = torch.device("cpu")
         self.preprocess = Preprocess((sizes.image,) * 2, (sizes.image,) * 2, *PIXELS)

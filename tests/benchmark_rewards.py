@@ -70,10 +70,10 @@ def hps_v2(folder: Path, layers: int) -> tuple[Any, Callable[[Tensor], Tensor]]:
 
 def aesthetic(folder: Path, layers: int) -> tuple[Any, Callable[[Tensor], Tensor]]:
     """The aesthetic predictor and its image tower."""
-    from rewards.aesthetic import ARCHITECTURE, Aesthetic
+    from rewards.aesthetic import ARCHITECTURES, Aesthetic
 
     torch.save(LinearHead(HEAD).state_dict(), folder / "head.pth")
-    reward = Aesthetic(str(folder / "head.pth"), open_clip_weights(folder, ARCHITECTURE, layers))
+    reward = Aesthetic(str(folder / "head.pth"), open_clip_weights(folder, ARCHITECTURES["ViT-L-14"], layers))
     return reward, reward.clip.model.encode_image
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -206,6 +208,22 @@ def openai_clip() -> Path:
     file = folder("openai") / "ViT-L-14.pt"
     torch.save({**model.state_dict(), **numbers}, file)
     return file
+
+
+@lru_cache
+def openai_archive() -> Path:
+    """OpenAI's ViT-L/14 as it is downloaded: a TorchScript archive of float16 tensors, which `torch.load` refuses."""
+    file = folder("openai-archive") / "ViT-L-14.pt"
+    traced(deepcopy(clip_model("ViT-L-14-quickgelu")), 32, 16).half().save(str(file))
+    return file
+
+
+def traced(model: Any, side: int, context: int) -> Any:
+    """A CLIP as OpenAI made its archives: its two methods recorded."""
+    inputs = {"encode_image": torch.rand(1, 3, side, side), "encode_text": torch.randint(0, 99, (1, context))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        return torch.jit.trace_module(model, inputs, check_trace=False)
 
 
 @lru_cache

@@ -14,10 +14,20 @@ from torch import Tensor
 from diffusion_rtb.locate import build, check_component
 from rewards._linear_head import LinearHead
 from rewards._open_clip import OpenClip
-from rewards.aesthetic import ARCHITECTURE, Aesthetic
+from rewards.aesthetic import ARCHITECTURES, Aesthetic
 from tests.published_pixels import PROMPTS, check_gradient, cropped
-from tests.published_weights import aesthetic_head, clip_config, clip_model, head_state, openai_clip, published
+from tests.published_weights import (
+    aesthetic_head,
+    clip_config,
+    clip_model,
+    head_state,
+    openai_archive,
+    openai_clip,
+    published,
+)
 from tests.tiny_rewards import some_images
+
+ARCHITECTURE = ARCHITECTURES["ViT-L-14"]
 
 
 def a_reward(**settings: Any) -> Aesthetic:
@@ -74,6 +84,50 @@ def test_openai_s_activation_is_used() -> None:
     assert preprocess["resize_mode"] == a_reward().clip.preprocess.mode == "shortest"
 
 
+def test_openai_s_own_archive_is_the_state_dict_in_it() -> None:
+    images = some_images(5)
+    found = Aesthetic(str(aesthetic_head()), str(openai_archive()))(images, PROMPTS)
+    half = clip_model(ARCHITECTURE).state_dict()
+    given = Aesthetic(str(aesthetic_head()), str(openai_archive())).clip.model.state_dict()
+    assert {k: torch.equal(v, half[k].half().float()) for k, v in given.items()} == dict.fromkeys(half, True)
+    torch.testing.assert_close(found, a_reward()(images, PROMPTS), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("width", [12, 7])
+def test_the_first_head_is_one_linear_layer(width: int, tmp_path: Path) -> None:
+    """`sa_0_4_vit_l_14_linear.pth`: Linear(768, 1) on the unit vector; heads for other CLIPs have 512."""
+    layer = torch.nn.Linear(width, 1)
+    torch.save(layer.state_dict(), tmp_path / "sa_0_4_vit_l_14_linear.pth")
+    if width != 12:
+        with pytest.raises(ValueError, match=r"in 12 dimensions, the head in .* expects 7: .*of 512 for ViT-B-16 or"):
+            Aesthetic(str(tmp_path / "sa_0_4_vit_l_14_linear.pth"), str(openai_clip()))
+        return
+    images = some_images(5, 48, 40)
+    reward = Aesthetic(str(tmp_path / "sa_0_4_vit_l_14_linear.pth"), str(openai_clip()), grad=True)
+    with torch.no_grad():
+        vectors = clip_model(ARCHITECTURE).encode_image(cropped(images, 32), normalize=True)
+        torch.testing.assert_close(reward(images, PROMPTS), layer(vectors)[:, 0], rtol=0, atol=1e-5)
+    assert reward(images.requires_grad_(), PROMPTS).requires_grad
+
+
+def test_another_architecture_has_its_own_number_of_heads(tmp_path: Path) -> None:
+    """12 of 64 channels for ViT-B, not ViT-L's 16 of 48: no tensor shows it, so a wrong one must not pass."""
+    config = open_clip.get_model_config("ViT-B-32-quickgelu")
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 1
+    model = open_clip.model.CLIP(**config).eval()
+    torch.save(model.state_dict(), tmp_path / "ViT-B-32.pt")
+    head = torch.nn.Linear(512, 1)
+    torch.save(head.state_dict(), tmp_path / "sa_0_4_vit_b_32_linear.pth")
+    files = str(tmp_path / "sa_0_4_vit_b_32_linear.pth"), str(tmp_path / "ViT-B-32.pt")
+    images = some_images(2, 224, 224)
+    with torch.no_grad():
+        expected = head(model.encode_image(cropped(images, 224), normalize=True))[:, 0]
+    found = Aesthetic(*files, architecture="ViT-B-32")(images, PROMPTS[:2])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"width 768 for images, this architecture has 1024: it is another one"):
+        Aesthetic(*files)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_close(dtype: Any) -> None:
     images = some_images(5)
@@ -87,6 +141,7 @@ def test_half_precision_is_close(dtype: Any) -> None:
         ({"clip": "laion"}, FileNotFoundError, "No weights file at laion"),
         ({"weights": "hf-hub:one"}, ValueError, "write hf-hub:OWNER/NAME/FILE"),
         ({"batch": 0}, ValueError, "batch is 0"),
+        ({"architecture": "ViT-H-14"}, ValueError, "ViT-L-14.*ViT-B-16.*ViT-B-32"),
         ({"dtype": "double"}, ValueError, "double"),
     ],
     ids=str,
@@ -110,6 +165,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Aesthetic(str(file), str(openai_clip()))
     torch.save({**state, "layers.1.weight": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match=r"an aesthetic head: 1 unknown \(first: layers\.1\.weight\)"):
+        Aesthetic(str(file), str(openai_clip()))
+    torch.save({f"layers.{i}.weight": torch.zeros(1, 1) for i in (0, 3, 6, 9, 11)}, file)
+    with pytest.raises(ValueError, match=r"LAION's head with ReLU .* read are those without, e\.g\. sac\+logos\+ava1"):
         Aesthetic(str(file), str(openai_clip()))
     with pytest.raises(ValueError, match="no head of 5 linear layers"):
         Aesthetic(str(openai_clip()), str(aesthetic_head()))
