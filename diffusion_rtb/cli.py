@@ -49,6 +49,8 @@ def train(
     A run that was interrupted goes on from its latest checkpoint, with the same numbers, when the command is given again.
     Ctrl-C finishes the iteration and writes a checkpoint; a second Ctrl-C stops at once.
 
+    A config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
+
     In the run's folder: config.yaml (resolved), metrics.jsonl (one line per iteration), samples/ (pictures),
     checkpoints/, lora/ (load it with plain diffusers: `pipe.load_lora_weights("runs/NAME/lora")`).
 
@@ -81,6 +83,8 @@ def evaluate(
     Measures reward, diversity, KL, ELBO, ESS and the proportions the config asks for, each with its uncertainty, and
     writes eval/metrics.json and eval/side_by_side.png into the run's folder.
 
+    A run's config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
+
     **Examples**
 
         diffusion-rtb eval runs/quickstart
@@ -105,6 +109,8 @@ def sample(
 ) -> None:
     """Draw images from the posterior of RUN, or from its prior, one PNG each.
 
+    A run's config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
+
     **Examples**
 
         diffusion-rtb sample runs/quickstart --prompt "a cat emoji" -n 8 --out cats
@@ -124,6 +130,8 @@ def show_config(
     traceback: Traceback = False,
 ) -> None:
     """Check CONFIG and print it with every default filled in.
+
+    A config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
 
     **Examples**
 

@@ -18,13 +18,14 @@ from difflib import get_close_matches
 from functools import lru_cache, partial, update_wrapper
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-__all__ = ["Kind", "build", "check_component", "locate", "nearest", "short_names"]
+from diffusion_rtb.component_errors import naming
+from diffusion_rtb.component_shape import Kind, check_origin, check_shape
 
-Kind = Literal["prior", "reward", "objective"]
+__all__ = ["Kind", "build", "check_component", "locate", "nearest", "short_names"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def build(component: Mapping[str, Any] | BaseModel, kind: Kind, **offered: Any) 
         **offered: Arguments that the constructor gets where it has a parameter of that name and the config is silent.
 
     Returns:
-        The object; a plain function with a reward's signature is itself the reward, with its arguments bound.
+        The object; a plain function with a reward's signature is itself the reward, with its arguments bound, and so is a reward
+        that a module made already.
 
     Raises:
         ValueError: see `check_component`.
@@ -87,7 +89,10 @@ def build(component: Mapping[str, Any] | BaseModel, kind: Kind, **offered: Any) 
     taken = _taken(target, arguments, offered)
     if inspect.isfunction(target):
         return update_wrapper(partial(target, **arguments), target)
-    return target(**taken, **arguments)
+    if not inspect.isclass(target):
+        return target
+    with naming(f"{kind} {_name(component, kind)!r}", target):
+        return target(**taken, **arguments)
 
 
 def check_component(
@@ -110,8 +115,7 @@ def check_component(
     """
     name = _name(component, kind)
     target = locate(name, kind)
-    if not callable(target):
-        raise ValueError(f"{kind} {name!r} is of type {type(target).__name__}: name a class or a function.")
+    check_shape(name, kind, target)
     given = {key: value for key, value in _mapping(component).items() if key != "component"}
     taken = _taken(target, given, offered or {})
     _check_names(f"{kind} {name!r}", target, given, taken)
@@ -121,7 +125,8 @@ def check_component(
     }
     own_check = getattr(target, "check", None)
     if inspect.isclass(target) and callable(own_check):
-        own_check(**taken, **arguments)
+        with naming(f"{kind} {name!r}", target):
+            own_check(**taken, **arguments)
     return arguments
 
 
@@ -134,6 +139,10 @@ def _check_names(what: str, target: Any, given: Mapping[str, Any], offered: Iter
     parameters = _parameters(target)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
     for key in given:
+        if not inspect.isclass(target) and not inspect.isfunction(target):
+            raise ValueError(
+                f"{what} is made already and takes no arguments, got {key!r}: name its class to give some."
+            )
         if key not in parameters and not open_ended:
             known = ", ".join(parameters) or "none"
             raise ValueError(f"{what} has no argument {key!r}.{nearest(key, parameters)} It has: {known}.")
@@ -156,6 +165,8 @@ def _name(component: Mapping[str, Any] | BaseModel, kind: Kind) -> str:
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter]:
     """The named arguments a config may give: a constructor's, or those of a reward function after images, prompts, metadata."""
+    if not inspect.isclass(target) and not inspect.isfunction(target):
+        return {}
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = {key: p for key, p in inspect.signature(target).parameters.items() if p.kind in named}
     if not inspect.isfunction(target):
@@ -234,8 +245,10 @@ def _marks(item: ast.stmt, shelf: _Shelf) -> bool:
 
 def _attribute(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
+    check_origin(path, module_name)
     try:
-        found: Any = importlib.import_module(module_name)
+        with naming(f"component {path!r}", module_name):
+            found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # A missing third-party import inside the module is the module's own story: let it be told.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
