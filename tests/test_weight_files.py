@@ -35,8 +35,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 class Tree(nn.Module):
     """Everything that an archive's tree may hold beside tensors: nested modules, lists, words, nothing."""
 
-    places: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.LayerNorm(2))
@@ -45,7 +43,7 @@ class Tree(nn.Module):
         self.sizes, self.word, self.nothing = [1, 2], "word", None
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layers(x) * self.alone + self.places.sum()
+        found: Tensor = self.layers(x) * self.alone + self.places.sum()  # type: ignore[operator]
         return found + len(self.sizes)
 
 
