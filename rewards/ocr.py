@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,55 +14,81 @@ from torch import Tensor
 from diffusion_rtb.prompts import Metadata
 from rewards._levels import broken_is_nan, levels
 
-__all__ = ["Ocr", "edit_distance", "quoted"]
+__all__ = ["Ocr", "edit_distance", "plain", "quoted", "score"]
 
+Quotations = Literal["first", "all"]
+Letters = Literal["lower", "folded"]
+
+STRAIGHT = re.compile(r'"([^"]+)"')
 QUOTES = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»')
 
 
 class Ocr:
     r"""r(x) = 1 − min(D, n) / n in [0, 1], with D the edit distance between the recognised and the wanted text of n characters.
 
-    The wanted text is what the prompt has in double quotes ("…", “…”, «…»), several quotations in their order. Compared are
-    letters in lower case without white space, compatible forms made equal (NFKC). With `extra="ignored"` D is 0 as soon as the
-    wanted text is part of the recognised one: then this is the reward of Liu et al., "Flow-GRPO", 2025,
-    https://arxiv.org/abs/2505.05470. With "counted" every surplus character costs 1/n as well.
+    By default the formula of Liu et al., "Flow-GRPO", 2025, https://arxiv.org/abs/2505.05470, with a recogniser of our own: the
+    wanted text is what the prompt has in its first double quotes, compared are letters in lower case without spaces, D is 0 as
+    soon as the wanted text is part of the recognised one, and every line counts that was recognised with any confidence. It
+    reads prompts that the published code does not: typographic quotes (“…”, „…“, «…»), where there are no straight ones. A
+    recogniser that fails is an error here, not a reward of 0.
 
     Recognition is PP-OCRv4 by `rapidocr-onnxruntime`, on the CPU, image by image, from top to bottom, not differentiable. A square
     image of up to 256 pixels takes 0.06 s at the default `side` and 0.2 s at 736, RapidOCR's own (one core of an AMD EPYC).
 
     Args:
         text: Wanted in every image, instead of what prompts quote.
-        extra: What recognised text beside the wanted one counts: "ignored" or "counted".
+        quotations: Of a prompt with several: the "first", or "all" of them, joined in their order.
+        letters: Compared as "lower" makes them, lower case without spaces, or "folded": every white space left out, case folded
+            (ß is ss) and compatible forms made equal (NFKC: ﬁ is fi).
+        extra: What recognised text beside the wanted one counts: "ignored", or "counted", every surplus character 1/n.
         side: Pixels to which the shorter side of an image is enlarged to find text; smaller is faster and misses small text.
-        confidence: Lines recognised with less are left out, in [0, 1).
+        confidence: Lines recognised with no more than that are left out, in [0, 1).
     """
 
     def __init__(
-        self, text: str | None = None, *, extra: str = "ignored", side: int = 384, confidence: float = 0.5
+        self,
+        text: str | None = None,
+        *,
+        quotations: Quotations = "first",
+        letters: Letters = "lower",
+        extra: Literal["ignored", "counted"] = "ignored",
+        side: int = 384,
+        confidence: float = 0.0,
     ) -> None:
-        self.check(text, extra=extra, side=side, confidence=confidence)
+        self.check(text, quotations=quotations, letters=letters, extra=extra, side=side, confidence=confidence)
         from rapidocr_onnxruntime import RapidOCR
 
-        self.text = None if text is None else plain(text)
+        self.text = None if text is None else plain(text, letters)
+        self.quotations, self.letters, self.confidence = quotations, letters, confidence
         self.ignored = extra == "ignored"
         threads = torch.get_num_threads()  # by default each of its three networks would take every core
         self._reader: Any = RapidOCR(
             intra_op_num_threads=threads,
             inter_op_num_threads=1,
             det_limit_side_len=side,
-            text_score=confidence,
+            text_score=0.0,  # `read` leaves out lines itself
             use_cls=False,  # it turns what is upside down
         )
 
     @staticmethod
-    def check(text: str | None = None, *, extra: str = "ignored", side: int = 384, confidence: float = 0.5) -> None:
+    def check(
+        text: str | None = None,
+        *,
+        quotations: Quotations = "first",
+        letters: Letters = "lower",
+        extra: str = "ignored",
+        side: int = 384,
+        confidence: float = 0.0,
+    ) -> None:
         """Refuse bad arguments, and a missing package, before anything is loaded; ValueError."""
         import importlib.util
 
-        if text is not None and not plain(text):
+        options = (("quotations", quotations, ("first", "all")), ("letters", letters, ("lower", "folded")))
+        for name, value, allowed in (*options, ("extra", extra, ("ignored", "counted"))):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}: use {allowed[0]!r} or {allowed[1]!r}.")
+        if text is not None and not plain(text, letters).strip():
             raise ValueError(f"text is {text!r}: it has no letters; leave it out to take what the prompts quote.")
-        if extra not in ("ignored", "counted"):
-            raise ValueError(f"extra is {extra!r}: use 'ignored' or 'counted'.")
         if not 32 <= side <= 4096:
             raise ValueError(f"side is {side}: use 32 to 4096 pixels.")
         if not 0 <= confidence < 1:
@@ -74,9 +100,16 @@ class Ocr:
             )
 
     @staticmethod
-    def check_prompts(prompts: Sequence[str], metadata: Sequence[Metadata], *, text: str | None = None) -> None:
+    def check_prompts(
+        prompts: Sequence[str],
+        metadata: Sequence[Metadata],
+        *,
+        text: str | None = None,
+        quotations: Quotations = "first",
+        letters: Letters = "lower",
+    ) -> None:
         """Refuse prompts that quote nothing, where no `text` is given; ValueError."""
-        without = [] if text is not None else [prompt for prompt in prompts if not _wanted(prompt)]
+        without = [] if text is not None else [prompt for prompt in prompts if not _wanted(prompt, quotations, letters)]
         if without:
             raise ValueError(
                 f"{len(without)} quote no text, the first is {without[0]!r}: write them like 'a sign that says \"open\"', take "
@@ -87,8 +120,11 @@ class Ocr:
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> Float[Tensor, " batch"]:
-        wanted = [self.text or quoted(prompt) for prompt in prompts]  # before the slow part
-        values = [self._score(found, text) for found, text in zip(self.read(images), wanted, strict=True)]
+        wanted = [
+            self.text or quoted(prompt, self.quotations, self.letters) for prompt in prompts
+        ]  # before the slow part
+        pairs = zip(self.read(images), wanted, strict=True)
+        values = [score(found, text, ignored=self.ignored) for found, text in pairs]
         return broken_is_nan(torch.tensor(values, dtype=torch.float32), images)
 
     def read(self, images: Float[Tensor, "batch 3 height width"]) -> list[str]:
@@ -96,22 +132,25 @@ class Ocr:
         found = []
         for image in levels(images).flip(3):  # blue, green, red
             lines, _ = self._reader(image.contiguous().numpy())
-            found.append(plain("".join(line[1] for line in lines or [])))
+            taken = [text for _, text, confidence in lines or [] if float(confidence) > self.confidence]
+            found.append(plain("".join(taken), self.letters))
         return found
 
-    def _score(self, found: str, wanted: str) -> float:
-        if self.ignored and wanted in found:
-            return 1.0
-        return 1 - min(edit_distance(found, wanted), len(wanted)) / len(wanted)
+
+def score(found: str, wanted: str, *, ignored: bool = True) -> float:
+    """The reward of a recognised text, both as compared; `ignored`: whether more than the wanted text costs nothing."""
+    if ignored and wanted in found:
+        return 1.0
+    return 1 - min(edit_distance(found, wanted), len(wanted)) / len(wanted)
 
 
-def quoted(prompt: str) -> str:
+def quoted(prompt: str, quotations: Quotations = "first", letters: Letters = "lower") -> str:
     """What a prompt has in double quotes, as compared.
 
     Raises:
         ValueError: it quotes nothing.
     """
-    text = _wanted(prompt)
+    text = _wanted(prompt, quotations, letters)
     if not text:
         raise ValueError(
             f"Prompt {prompt!r} quotes no text: write it like 'a sign that says \"open\"', or give the reward `text: open`."
@@ -119,12 +158,20 @@ def quoted(prompt: str) -> str:
     return text
 
 
-def _wanted(prompt: str) -> str:
-    return plain("".join("".join(found) for found in QUOTES.findall(prompt)))
+def _wanted(prompt: str, quotations: Quotations, letters: Letters) -> str:
+    if quotations == "all":
+        found = ["".join(one) for one in QUOTES.findall(prompt)]
+    else:
+        first = STRAIGHT.search(prompt) or QUOTES.search(prompt)
+        found = [next(filter(None, first.groups()))] if first else []
+    text = plain("".join(found), letters)
+    return text if text.strip() else ""
 
 
-def plain(text: str) -> str:
-    """Lower case, NFKC, no white space."""
+def plain(text: str, letters: Letters = "lower") -> str:
+    """A text as it is compared."""
+    if letters == "lower":
+        return text.replace(" ", "").lower()
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

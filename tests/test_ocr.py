@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion_rtb.locate import build, check_component
 from diffusion_rtb.rewarding import RewardError, evaluate_reward
-from rewards.ocr import Ocr, edit_distance, plain, quoted
+from rewards.ocr import Ocr, edit_distance, plain, quoted, score
 from tests.reward_contract import keeps_contract
 
 reads = pytest.mark.skipif(
@@ -76,7 +76,10 @@ def test_every_wrong_letter_costs_its_share() -> None:
 def test_lines_are_read_from_top_to_bottom_and_colour_is_no_matter() -> None:
     image = sign("OPEN", "LATE", side=160, ink="gold", paper="navy")
     assert reader().read(image[None]) == ["openlate"]
-    assert reader()(image[None], ["a neon sign “open” and „late“"]).item() == 1.0
+    both = ["a neon sign “open” and „late“"]
+    assert reader(quotations="all")(image[None], both).item() == reader()(image[None], both).item() == 1.0
+    assert reader(quotations="all", extra="counted")(image[None], both).item() == 1.0
+    assert reader(extra="counted")(image[None], both).item() == 0.0, "four letters of eight"
 
 
 @reads
@@ -134,19 +137,61 @@ def test_known_distances() -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt, wanted",
+    "prompt, first, every",
     [
-        ('a sign that says "Open Late"', "openlate"),
-        ('"one" above "two"', "onetwo"),
-        ("a cake with “Happy Birthday”", "happybirthday"),
-        ("ein Schild: „Bäckerei“", "bäckerei"),
-        ("une affiche «Café»", "café"),
-        ("the cat's shop, \"Tom's\"", "tom's"),
-        ('full width "ＡＢＣ１"', "abc1"),
+        ('a sign that says "Open Late"', "openlate", "openlate"),
+        ('"one" above "two"', "one", "onetwo"),
+        ('“one” beside "two"', "two", "onetwo"),
+        ("a cake with “Happy Birthday”", "happybirthday", "happybirthday"),
+        ("ein Schild: „Bäckerei“ und „Straße“", "bäckerei", "bäckereistrasse"),
+        ("une affiche «Café»", "café", "café"),
+        ("the cat's shop, \"Tom's\"", "tom's", "tom's"),
+        ('full width "ＡＢＣ１"', "ａｂｃ１", "abc1"),
+        ('a ligature "ﬁne 13⅓"', "ﬁne13⅓", "fine131⁄3"),
+        ('tabs "a\tb c"', "a\tbc", "abc"),
     ],
 )
-def test_what_a_prompt_quotes(prompt: str, wanted: str) -> None:
-    assert quoted(prompt) == wanted
+def test_what_a_prompt_quotes(prompt: str, first: str, every: str) -> None:
+    assert quoted(prompt) == first
+    assert quoted(prompt, "all", "folded") == every
+
+
+def published(prompt: str, recognised: str) -> float:
+    """Flow-GRPO's reward of a recognised text, with the definition of the edit distance."""
+    wanted = prompt.split('"')[1].replace(" ", "").lower()
+    found = recognised.replace(" ", "").lower()
+    distance = 0 if wanted in found else by_definition(found, wanted)
+    return 1 - min(distance, len(wanted)) / len(wanted)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.text("aAß ﬁ", min_size=1, max_size=4).filter(str.strip),
+    st.text("b“ ", max_size=3),
+    st.text("aAß ﬁb", max_size=5),
+)
+def test_the_defaults_are_the_published_formula(wanted: str, more: str, recognised: str) -> None:
+    prompt = f'“b” {more} with "{wanted}" and "{more} b"'
+    assert score(plain(recognised), quoted(prompt)) == published(prompt, recognised)
+
+
+def test_known_differences_are_options() -> None:
+    sharp = plain("fine strasse", "folded"), quoted('"ﬁne Straße"', "first", "folded")
+    assert score(*sharp) == 1.0
+    assert score(plain("fine strasse"), quoted('"ﬁne Straße"')) == pytest.approx(1 - 4 / 9)
+    assert score("a", quoted('"A" then "B"')) == 1.0
+    assert score("a", quoted('"A" then "B"', "all")) == 0.5
+
+
+@reads
+def test_a_line_counts_from_its_confidence_on() -> None:
+    """The recogniser's own confidences, read without a threshold, are where the option cuts."""
+    image = sign("HELLO")
+    lines, _ = reader()._reader((255 * image).byte().permute(1, 2, 0).flip(2).contiguous().numpy())
+    (sure,) = [confidence for _, _, confidence in lines]
+    assert 0.5 < sure < 1
+    assert reader(confidence=float(sure) - 1e-6).read(image[None]) == ["hello"]
+    assert reader(confidence=float(sure)).read(image[None]) == [""]
 
 
 @pytest.mark.parametrize("prompt", ["a cat", "the cat's whiskers", 'an empty "" sign', 'a " alone', '" "'])
@@ -165,7 +210,9 @@ def test_such_a_prompt_is_refused() -> None:
     "arguments, message",
     [
         ({"text": "  "}, "text is '  ': it has no letters"),
-        ({"extra": "punished"}, "extra is 'punished': use 'ignored' or 'counted'"),
+        ({"quotations": "last"}, "Input should be 'first' or 'all'|quotations is 'last': use 'first' or 'all'"),
+        ({"letters": "upper"}, "Input should be 'lower' or 'folded'|letters is 'upper': use 'lower' or 'folded'"),
+        ({"extra": "punished"}, "Input should be 'ignored' or 'counted'"),
         ({"side": 8}, "side is 8: use 32 to 4096"),
         ({"confidence": 1.0}, r"confidence is 1.0: it must be in \[0, 1\)"),
     ],
