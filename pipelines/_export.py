@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_rtb.plain_text import markdown_code
+
 __all__ = ["KOHYA", "elsewhere", "kohya_lora", "plain_lora", "snippet", "write_lora"]
 
 KOHYA = "kohya_lora.safetensors"
@@ -83,7 +85,7 @@ def elsewhere(base_model: str, scheduler: str, settings: Mapping[str, Any]) -> s
     unknown = (f"the stochastic sampler nearest to {scheduler}",) * 2
     comfy, webui = (text.format(eta=f"{settings.get('eta', 1):g}") for text in SAMPLERS.get(scheduler, unknown))
     own, negative = settings.get("timesteps"), settings.get("negative_prompt")
-    avoided = "`" + negative.replace("|", "\\|").replace("`", "'") + "`" if negative else "none"
+    avoided = markdown_code(negative).replace("|", "\\|") if negative else "none"
     steps = (
         settings.get("num_inference_steps") if own is None else f"{len(own)}; the timesteps themselves cannot be set"
     )
@@ -96,7 +98,8 @@ def elsewhere(base_model: str, scheduler: str, settings: Mapping[str, Any]) -> s
 | AUTOMATIC1111's WebUI, Forge | `{KOHYA}` | `models/Lora`, `<lora:NAME:1>` in the prompt |
 | kohya's scripts, other programs that read their names | `{KOHYA}` | |
 
-Both files hold the same adapters; rename the second as you like. Load it on `{base_model}` itself, with these settings:
+Both files hold the same adapters; rename the second as you like. Load it on {markdown_code(base_model)} itself, with
+these settings:
 
 | setting | ComfyUI | AUTOMATIC1111's WebUI, Forge |
 |---|---|---|

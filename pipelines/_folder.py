@@ -1,19 +1,20 @@
-"""Find a diffusers folder, prove that it is complete before any of its weights is loaded, and load it."""
+"""Find a diffusers folder, have it proved complete before any of its weights is loaded, and load it."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-__all__ = ["BUNDLED", "check_folder", "is_hub_id", "load_pipeline", "local_folder"]
+from diffusion_rtb.completeness import check_finite, read_json
+from pipelines._proof import check_folder, quiet
+from pipelines._scheduler import build_scheduler, check_sampler
+
+__all__ = ["BUNDLED", "is_hub_id", "load_pipeline", "local_folder", "prepare"]
 
 BUNDLED = {"emoji": "pipelines/emoji/weights"}
 """Priors that come with this package: short name -> folder in the repository."""
@@ -26,12 +27,14 @@ def is_hub_id(path: str) -> bool:
     return not Path(path).exists() and _HUB_ID.fullmatch(path) is not None
 
 
-def local_folder(path: str, pipeline: type) -> Path:
+def local_folder(path: str, pipeline: type, variant: str | None = None, revision: str | None = None) -> Path:
     """The folder behind a bundled name, a path or a hub id; a hub id is downloaded first.
 
     Args:
         path: "emoji", a folder, or "organisation/name" on the model hub.
         pipeline: diffusers class that knows which files of a hub repository it needs.
+        variant: Of the weight files of a hub repository; None takes the plain ones, or else "fp16".
+        revision: Branch, tag or commit of a hub repository.
 
     Raises:
         ValueError: there is no such folder and `path` does not look like a hub id.
@@ -46,59 +49,50 @@ def local_folder(path: str, pipeline: type) -> Path:
             f"No model at path={path!r}: it is not a folder, not a bundled prior ({', '.join(BUNDLED)}) and not a hub id such as "
             "'stable-diffusion-v1-5/stable-diffusion-v1-5'. Give the folder that holds model_index.json."
         )
-    try:
-        return Path(pipeline.download(path, safety_checker=None, use_safetensors=True))  # type: ignore[attr-defined]
-    except OSError as error:
-        raise OSError(
-            f"path={path!r} could not be fetched from the model hub ({error}). Give a local folder instead."
-        ) from error
+    return _download(path, pipeline, variant, revision)
 
 
-def check_folder(folder: Path, pipeline: str, components: Sequence[str]) -> str | None:
-    """Check that a diffusers folder holds this kind of pipeline and that its weight files are whole; cheap.
-
-    Args:
-        folder: Holds model_index.json and one sub-folder per component.
-        pipeline: Class name that model_index.json must name.
-        components: Sub-folders that must hold weights.
-
-    Returns:
-        The variant to ask diffusers for: "fp16" when only such files are there, else None.
-
-    Raises:
-        ValueError: something is missing, truncated, or of another kind.
-    """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(
-            f"{folder} holds no model_index.json: it is not a diffusers pipeline folder (pipe.save_pretrained writes one)."
-        )
-    found = json.loads(index.read_text()).get("_class_name")
-    if found != pipeline:
-        raise ValueError(
-            f"{folder} holds a {found}; this prior needs a {pipeline}. Choose another `component` for it, or another `path`."
-        )
-    if not (folder / "scheduler" / "scheduler_config.json").is_file():
-        raise ValueError(f"{folder} holds no scheduler/scheduler_config.json, which has the model's noise schedule.")
-    variants = {_check_component(folder / name) for name in components}
-    return "fp16" if "fp16" in variants else None
-
-
-def _check_component(folder: Path) -> str | None:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ValueError(
-            f"No weights in {folder}: a *.safetensors file is needed there (*.bin files are pickles and never read; "
-            "pipe.save_pretrained writes safetensors)."
-        )
-    for file in weights:
+def _download(path: str, pipeline: Any, variant: str | None, revision: str | None) -> Path:
+    options = {"safety_checker": None, "feature_extractor": None, "use_safetensors": True, "revision": revision}
+    for candidate in dict.fromkeys((variant, variant or "fp16")):
         try:
-            # Reads the header and compares the file's length with it, but loads no tensor.
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or damaged ({error}): copy or download it again.") from error
-    return "fp16" if all(".fp16" in file.name for file in weights) else None
+            return Path(pipeline.download(path, variant=candidate, **options))
+        except (OSError, ValueError) as error:
+            # diffusers says so of a repository with no plain safetensors files, and of one without this variant
+            lacking = "safetensors" in str(error) or "variant" in str(error)
+            reason = " ".join(str(error).split())[:300]
+            if not lacking:
+                message = (
+                    f"path={path!r} could not be fetched from the model hub ({reason}). Give a local folder instead."
+                )
+                raise OSError(message) from error
+    asked = f"no {variant!r} variant" if variant else "neither plain nor fp16 weights"
+    raise OSError(
+        f"path={path!r} on the model hub has {asked} in safetensors (*.bin files are pickles and never read). Load it where you "
+        "trust it, pipe.save_pretrained(FOLDER) writes safetensors, and give that folder."
+    )
+
+
+def prepare(
+    pipeline: Any,
+    path: str,
+    components: Sequence[str],
+    *,
+    steps: int,
+    timesteps: Sequence[int] | None,
+    eta: float,
+    scheduler: str | None,
+    scheduler_arguments: Mapping[str, Any] | None,
+    variant: str | None,
+    revision: str | None,
+) -> tuple[Path, str | None, Any]:
+    """The model's folder, the variant of its weights and the sampler, all of them checked; no weights are loaded."""
+    folder = local_folder(path, pipeline, variant, revision)
+    variant = check_folder(folder, pipeline.__name__, components, variant)
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    sampler = build_scheduler(config, scheduler, scheduler_arguments or {})
+    check_sampler(sampler, steps, eta, timesteps)
+    return folder, variant, sampler
 
 
 def load_pipeline(
@@ -109,8 +103,10 @@ def load_pipeline(
     Returns:
         The pipeline, and a digest that tells its weights from another model's.
     """
-    with _quiet():
+    with quiet():
         pipe = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    for name in components:
+        check_finite(getattr(pipe, name), Path(folder) / name)
     digest = _digest(pipe, components)
     pipe.to(device)
     for network in (getattr(pipe, name) for name in components):
@@ -129,19 +125,3 @@ def _digest(pipe: Any, components: Sequence[str]) -> str:
             found.update(f"{component}.{name}{tuple(value.shape)}".encode())
             found.update(value.flatten()[:32].float().numpy().tobytes())
     return found.hexdigest()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars for loading: they would run into those of the run."""
-    from diffusers.utils import logging as ours
-    from transformers.utils import logging as theirs
-
-    shown = [library for library in (ours, theirs) if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()

@@ -19,7 +19,6 @@ DDIM and eta: Song et al., 2020, https://arxiv.org/abs/2010.02502
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,9 +29,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipelines._export import elsewhere, snippet, write_lora
-from pipelines._folder import BUNDLED, check_folder, is_hub_id, load_pipeline, local_folder
+from pipelines._folder import BUNDLED, is_hub_id, load_pipeline, prepare
 from pipelines._lora import ATTENTION, adapters_off, add_lora, load_lora, lora_parameters
-from pipelines._scheduler import build_scheduler, check_eta, check_sampler, own_settings, scheduler_class, takes_eta
+from pipelines._scheduler import check_eta, own_settings, scheduler_class, takes_eta
 from pipelines._settings import (
     DTYPES,
     check_device,
@@ -73,6 +72,8 @@ class StableDiffusion:
         height: Image height in pixels, a multiple of 8, together with `width`; the model's own size by default.
         width: Image width in pixels.
         decode_batch: Images the autoencoder decodes at once.
+        variant: Of the weight files, as in `from_pretrained`; by default the plain ones or, where there are none, "fp16".
+        revision: Branch, tag or commit of a hub id.
 
     Raises:
         ValueError: a setting is out of range, the sampler is deterministic, or the folder is incomplete, damaged or of
@@ -97,13 +98,18 @@ class StableDiffusion:
         height: int | None = None,
         width: int | None = None,
         decode_batch: int = 8,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> None:
         self.check(**{name: value for name, value in locals().items() if name != "self"})
         self.path, self.guidance, self.eta, self.dtype = path, guidance, eta, dtype
         self.timesteps = None if timesteps is None else [int(t) for t in timesteps]
         self.steps = number_of_steps(steps, timesteps)
         self.negative_prompt, self.decode_batch = negative_prompt or "", decode_batch
-        self._pipe = self._load(scheduler, scheduler_arguments, torch.device(device or default_device()))
+        files = {"variant": variant, "revision": revision}
+        sampler = {"scheduler": scheduler, "scheduler_arguments": scheduler_arguments, "eta": eta}
+        prepared = _prepare(path=path, steps=self.steps, timesteps=self.timesteps, **sampler, **files)
+        self._pipe, self._weights = _load(*prepared, dtype, device)
         self._size = (height, width) if height and width else own_size(self._pipe)
         self._embedded: dict[str, Tensor] = {}
         self._adapter: dict[str, Any] | None = None
@@ -126,26 +132,8 @@ class StableDiffusion:
         check_eta(given["eta"])
         scheduler_class(given["scheduler"] or "DDIMScheduler")
         if not is_hub_id(given["path"]):
-            chosen = ("path", "timesteps", "eta", "scheduler", "scheduler_arguments")
+            chosen = ("path", "timesteps", "eta", "scheduler", "scheduler_arguments", "variant", "revision")
             _prepare(steps=steps, **{name: given[name] for name in chosen})
-
-    def _load(self, scheduler: str | None, arguments: Mapping[str, Any] | None, device: torch.device) -> Any:
-        from diffusers import StableDiffusionPipeline
-
-        folder, variant, sampler = _prepare(self.path, self.steps, self.timesteps, self.eta, scheduler, arguments)
-        pipe, self._weights = load_pipeline(
-            StableDiffusionPipeline,
-            folder,
-            COMPONENTS,
-            dtype=DTYPES[self.dtype],
-            device=device,
-            scheduler=sampler,
-            variant=variant,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        return pipe
 
     @property
     def pipe(self) -> Any:
@@ -311,20 +299,24 @@ class StableDiffusion:
         return elsewhere(self.base_model, type(self.pipe.scheduler).__name__, self._settings())
 
 
-def _prepare(
-    path: str,
-    steps: int,
-    timesteps: Sequence[int] | None,
-    eta: float,
-    scheduler: str | None,
-    scheduler_arguments: Mapping[str, Any] | None,
-) -> tuple[Path, str | None, Any]:
-    """The model's folder, the variant of its weights and the sampler, all of them checked; no weights are loaded."""
+def _prepare(**given: Any) -> tuple[Path, str | None, Any]:
     from diffusers import StableDiffusionPipeline
 
-    folder = local_folder(path, StableDiffusionPipeline)
-    variant = check_folder(folder, "StableDiffusionPipeline", COMPONENTS)
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    sampler = build_scheduler(config, scheduler, scheduler_arguments or {})
-    check_sampler(sampler, steps, eta, timesteps)
-    return folder, variant, sampler
+    return prepare(StableDiffusionPipeline, given.pop("path"), COMPONENTS, **given)
+
+
+def _load(folder: Path, variant: str | None, sampler: Any, dtype: str, device: str | None) -> tuple[Any, str]:
+    from diffusers import StableDiffusionPipeline
+
+    return load_pipeline(
+        StableDiffusionPipeline,
+        folder,
+        COMPONENTS,
+        dtype=DTYPES[dtype],
+        device=torch.device(device or default_device()),
+        scheduler=sampler,
+        variant=variant,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
