@@ -13,13 +13,13 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion_rtb.prompts import PromptTable, Row, merged_table
 
-__all__ = ["decoded", "find_file", "prompt_column", "read_prompts"]
+__all__ = ["decoded", "find_file", "json_object", "prompt_column", "read_prompts"]
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -217,14 +217,19 @@ def _json_rows(text: str, path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        entry = _entry(line.strip().lstrip("\ufeff"), where)
+        entry = json_object(line.strip().lstrip("\ufeff"), where)
         key = prompt_column(list(entry), where)
         if not isinstance(entry[key], str):
             raise ValueError(f"{where}: the prompt is {entry[key]!r}; it must be a text in quotes.")
         yield number, entry[key], {name: value for name, value in entry.items() if name != key}
 
 
-def _entry(line: str, where: str) -> Mapping[str, Any]:
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The object that a line of strict JSON holds: no key twice, only finite numbers.
+
+    Raises:
+        ValueError: it is something else; `where` is what errors call the line.
+    """
     remedy = 'write one object per line, e.g. {"prompt": "a cat", "tag": "single"}'
     try:
         found = json.loads(line, object_pairs_hook=_no_key_twice, parse_constant=_no_number, parse_float=_finite)

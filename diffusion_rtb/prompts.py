@@ -11,7 +11,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
-__all__ = ["Metadata", "PromptTable", "Row", "check_prompt", "check_prompts", "merged_table"]
+__all__ = ["HALVES", "Metadata", "PromptTable", "Row", "check_prompt", "check_prompts", "merged_table"]
 
 Metadata = Mapping[str, Any]
 """What a prompt's row says besides the prompt; JSON values, empty where there is nothing."""

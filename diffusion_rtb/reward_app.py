@@ -10,10 +10,11 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -21,33 +22,41 @@ import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
 from diffusion_rtb import __version__
-from diffusion_rtb.reward_codec import Batch, as_float, decode, encode
+from diffusion_rtb.reward_codec import Batch, as_float, decode, decode_prompts, encode
 from diffusion_rtb.reward_wire import (
     ENCODINGS,
     JSON_TYPE,
     NPZ_TYPE,
     Answer,
+    Checked,
     Failure,
     Health,
     Info,
     Limits,
+    Model,
     PixelsRequest,
     PngRequest,
+    PromptsRequest,
     WireError,
 )
 
-__all__ = ["Score", "Served", "create_app"]
+__all__ = ["CheckPrompts", "Score", "Served", "create_app"]
 
 LOG = logging.getLogger(__name__)
 
-Score = Callable[[Float32[np.ndarray, "batch 3 height width"], Sequence[str]], Float[np.ndarray, " batch"]]
-"""Images in [0, 1] and prompts in, one number per image out; it raises where there is none."""
+Score = Callable[..., Float[np.ndarray, " batch"]]
+"""Images (batch, 3, height, width) in [0, 1], prompts and, where `Served.metadata`, a mapping each in; one number per image out.
+
+It raises where there is none."""
+
+CheckPrompts = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], None]
+"""Prompts and their metadata; raises a ValueError where the reward does not take them."""
 
 REFUSALS = {
     400: "The body is damaged",
@@ -76,17 +85,20 @@ class Served:
     read_timeout: float = 30.0
     """Seconds for a body to arrive."""
     token: str | None = field(default=None, repr=False)
+    metadata: bool = False
+    """The reward takes the metadata of prompts."""
 
 
-def create_app(score: Score, served: Served) -> FastAPI:
+def create_app(score: Score, served: Served, check: CheckPrompts | None = None) -> FastAPI:
     """The application, for any ASGI server.
 
     Args:
         score: The reward. Its exceptions and numbers that are not finite are answered with status 500, never with a number.
         served: Names, limits and token.
+        check: What the reward says to the prompts of a run; None: it takes all.
     """
     app = FastAPI(title="diffusion-rtb reward server", version=__version__, docs_url=None, redoc_url=None)
-    desk = _Desk(score, served)
+    desk = _Desk(score, served, check)
     guarded = [Depends(_Guard(served.token))] if served.token is not None else []
     refused = {status: {"model": Failure, "description": text} for status, text in REFUSALS.items()}
     without_token: dict[int | str, Any] = {401: refused[401]} if guarded else {}
@@ -98,7 +110,7 @@ def create_app(score: Score, served: Served) -> FastAPI:
     @app.get("/info", dependencies=guarded, responses=without_token)
     async def info() -> Info:
         names = {"reward": served.reward, "reward_id": served.reward_id, "version": __version__}
-        return Info(**names, **asdict(served.limits), encodings=list(ENCODINGS))
+        return Info(**names, **asdict(served.limits), encodings=list(ENCODINGS), metadata=served.metadata)
 
     @app.post(
         "/score",
@@ -108,8 +120,19 @@ def create_app(score: Score, served: Served) -> FastAPI:
         openapi_extra=_described(served.limits),
     )
     async def score_images(request: Request) -> Response:
-        answer = await desk.serve(request)
+        answer = await desk.serve(request, desk.scored)
         return Response(answer.model_dump_json(), media_type=JSON_TYPE)
+
+    @app.post(
+        "/prompts",
+        dependencies=guarded,
+        response_model=Checked,
+        responses={**{k: v for k, v in refused.items() if k not in (401, 415)}, **without_token},
+        openapi_extra=_json_body(PromptsRequest),
+    )
+    async def check_prompts(request: Request) -> Response:
+        checked = await desk.serve(request, desk.checked)
+        return Response(checked.model_dump_json(), media_type=JSON_TYPE)
 
     app.add_exception_handler(WireError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
@@ -136,22 +159,33 @@ class _Guard(HTTPBearer):
 class _Desk:
     """Where requests wait for the one reward."""
 
-    def __init__(self, score: Score, served: Served) -> None:
-        self.score, self.served = score, served
+    def __init__(self, score: Score, served: Served, check: CheckPrompts | None) -> None:
+        self.score, self.served, self.check = score, served, check
         self._waiting = 0
         self._turn = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="reward")
 
-    async def serve(self, request: Request) -> Answer:
+    async def serve(self, request: Request, work: Callable[[bytes, str], Callable[[], Model]]) -> Model:
+        """Read the body, let `work` decode it, and do what that returns in the reward's own thread."""
         async with self._place():
             body = await self._body(request)
-            media_type = request.headers.get("content-type", "")
-            batch = await asyncio.to_thread(decode, body, media_type, self.served.limits)
+            ready = await asyncio.to_thread(work, body, request.headers.get("content-type", ""))
             async with self._turn:
                 # Whoever gave up and asks again elsewhere should not be computed twice.
                 if await request.is_disconnected():
                     raise WireError("The client has gone.", status=408, code="gone")
-                return await asyncio.get_running_loop().run_in_executor(self._worker, self._answer, batch)
+                return await asyncio.get_running_loop().run_in_executor(self._worker, ready)
+
+    def scored(self, body: bytes, media_type: str) -> Callable[[], Answer]:
+        batch = decode(body, media_type, self.served.limits)
+        if self.served.metadata and batch.metadata is None:
+            message = f"The reward {self.served.reward!r} takes metadata: send, as `metadata`, the JSON of one object per image."
+            raise WireError(message, status=422, code="schema")
+        return partial(self._answer, batch)
+
+    def checked(self, body: bytes, _: str) -> Callable[[], Checked]:
+        prompts, metadata = decode_prompts(body)
+        return partial(self._told, prompts, metadata)
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -181,10 +215,19 @@ class _Desk:
             raise WireError("The client left before its body was complete.", status=408, code="gone") from None
         return bytes(body)
 
+    def _told(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Checked:
+        try:
+            if self.check is not None:
+                self.check(prompts, metadata)
+        except ValueError as error:
+            return Checked(refusal=str(error))
+        return Checked()
+
     def _answer(self, batch: Batch) -> Answer:
         """One finite number per image, or status 500 with the reason."""
+        known = (batch.metadata,) if self.served.metadata else ()
         try:
-            values = np.asarray(self.score(as_float(batch.images), batch.prompts), dtype=np.float64)
+            values = np.asarray(self.score(as_float(batch.images), batch.prompts, *known), dtype=np.float64)
         except Exception as error:
             LOG.exception("Reward %s failed", self.served.reward)
             raise _failed(f"Reward {self.served.reward!r} raised {type(error).__name__}: {error}") from error
@@ -218,6 +261,10 @@ async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     failure = Failure(code=f"http_{error.status_code}", message=f"{request.method} {request.url.path}: {error.detail}")
     return JSONResponse(failure.model_dump(), error.status_code, headers=error.headers)
+
+
+def _json_body(model: type[BaseModel]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {JSON_TYPE: {"schema": model.model_json_schema()}}}}
 
 
 def _described(limits: Limits) -> dict[str, Any]:

@@ -22,9 +22,11 @@ from time import monotonic
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from diffusion_rtb.reward_codec import encode
+from diffusion_rtb.prompts import Metadata
+from diffusion_rtb.reward_codec import encode_prompts
 from diffusion_rtb.reward_http import Endpoint, Reply
-from diffusion_rtb.reward_wire import Answer, Encoding, Failure, Info, Model, WireError, parsed
+from diffusion_rtb.reward_posts import Post, posts
+from diffusion_rtb.reward_wire import JSON_TYPE, Answer, Checked, Encoding, Failure, Info, Model, WireError, parsed
 
 __all__ = ["TOKEN_VARIABLE", "Patience", "RemoteRewardError", "RewardClient", "check_token", "read_token"]
 
@@ -34,6 +36,10 @@ TOKEN_VARIABLE = "DIFFUSION_RTB_TOKEN"
 
 TRY_AGAIN = {408, 429, 502, 503, 504}
 """Answers that mean "not now"; all others mean "not like this" and are final."""
+
+
+PROMPTS = 1000
+"""In one request to check them; with metadata of the largest size allowed it is as large as a request may be."""
 
 
 class RemoteRewardError(RuntimeError):
@@ -120,19 +126,46 @@ class RewardClient:
         self._pixels = min(info.max_pixels for info in self.infos)
         self._bytes = min(info.max_body_bytes for info in self.infos)
 
+    @property
+    def takes_metadata(self) -> bool:
+        """The servers' reward takes the metadata of prompts, or a server is too old to say."""
+        return any(info.metadata is not False for info in self.infos)
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """Show all prompts of a run to the servers' reward; of servers that are too old, nothing is asked.
+
+        Raises:
+            ValueError: the reward does not take them.
+            RemoteRewardError: see `score`; prompts have metadata and a server is too old for them.
+        """
+        asked = [
+            endpoint for endpoint, info in zip(self._endpoints, self.infos, strict=True) if info.metadata is not None
+        ]
+        self._sent(prompts, metadata)
+        for start in range(0, len(prompts) if asked else 0, PROMPTS):
+            cut = slice(start, start + PROMPTS)
+            body = encode_prompts(prompts[cut], metadata[cut])
+            url, content = self._ask(asked, "POST", "/prompts", body, JSON_TYPE, threading.Event())
+            refusal = self._understood(Checked.model_validate_json, content, url).refusal
+            if refusal is not None:
+                raise ValueError(f"{url}: {refusal}")
+
     def score(
-        self, images: Float32[np.ndarray, "batch 3 height width"], prompts: Sequence[str]
+        self,
+        images: Float32[np.ndarray, "batch 3 height width"],
+        prompts: Sequence[str],
+        metadata: Sequence[Metadata] | None = None,
     ) -> Float64[np.ndarray, " batch"]:
-        """The rewards, in the order of the images.
+        """The rewards, in the order of the images; metadata are sent where the reward takes them.
 
         Raises:
             ValueError: images or prompts cannot be sent; see `encode`.
-            RemoteRewardError: a server refused, answered with something else than one finite number per image, or none
-                answered after all retries.
+            RemoteRewardError: a server is too old for metadata, refused, or answered with something else than one finite number per
+                image; or none answered after all retries.
         """
-        requests = self._requests(images, prompts)
+        requests = self._requests(images, prompts, self._sent(prompts, metadata))
         if len(requests) <= 1:
-            parts = [self._score(*request, threading.Event()) for request in requests]
+            parts = [self._score(request, threading.Event()) for request in requests]
         else:
             parts = self._together(requests)
         return np.concatenate(parts) if parts else np.zeros(0)
@@ -144,33 +177,37 @@ class RewardClient:
 
     # One call as several requests
 
+    def _sent(self, prompts: Sequence[str], metadata: Sequence[Metadata] | None) -> list[Metadata] | None:
+        """What a request says of metadata; None: nothing."""
+        for endpoint, info in zip(self._endpoints, self.infos, strict=True):
+            if info.metadata is None and any(metadata or ()):
+                raise RemoteRewardError(
+                    f"{endpoint.url} runs diffusion-rtb {info.version}, which knows no metadata of prompts; these prompts have "
+                    "some. Install this version there, or take the other columns out of the prompt file."
+                )
+        if not any(info.metadata for info in self.infos):
+            return None
+        return [{} for _ in prompts] if metadata is None else list(metadata)
+
     def _requests(
-        self, images: Float32[np.ndarray, "batch 3 height width"], prompts: Sequence[str]
-    ) -> list[tuple[bytes, str, int]]:
-        """Body, media type and number of images of each: as many as keep every server busy, none beyond the limits."""
+        self,
+        images: Float32[np.ndarray, "batch 3 height width"],
+        prompts: Sequence[str],
+        metadata: Sequence[Metadata] | None,
+    ) -> list[Post]:
+        """As many as keep every server busy, none beyond the limits."""
         if len(images) == 0:
             return []
         area = images.shape[2] * images.shape[3]
         share = math.ceil(len(images) / len(self._endpoints))
         size = max(1, min(share, self._batch, self._pixels // area))
-        cuts = range(0, len(images), size)
-        return [piece for i in cuts for piece in self._fitting(images[i : i + size], list(prompts[i : i + size]))]
+        return posts(images, prompts, metadata, self.encoding, size=size, most_bytes=self._bytes)
 
-    def _fitting(
-        self, images: Float32[np.ndarray, "batch 3 height width"], prompts: list[str]
-    ) -> list[tuple[bytes, str, int]]:
-        """Halved until the body is small enough; how well images compress is known only afterwards."""
-        body, media_type = encode(images, prompts, self.encoding)
-        if len(body) <= self._bytes or len(images) == 1:
-            return [(body, media_type, len(images))]
-        half = len(images) // 2
-        return self._fitting(images[:half], prompts[:half]) + self._fitting(images[half:], prompts[half:])
-
-    def _together(self, requests: list[tuple[bytes, str, int]]) -> list[Float64[np.ndarray, " _"]]:
+    def _together(self, requests: list[Post]) -> list[Float64[np.ndarray, " _"]]:
         """One request in flight per server; the first failure for good ends all."""
         stop = threading.Event()
         with ThreadPoolExecutor(len(self._endpoints), thread_name_prefix="remote-reward") as pool:
-            futures = [pool.submit(self._score, *request, stop) for request in requests]
+            futures = [pool.submit(self._score, request, stop) for request in requests]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
                 for future in futures:
@@ -183,17 +220,17 @@ class RewardClient:
                     future.cancel()
                 raise
 
-    def _score(self, body: bytes, media_type: str, images: int, stop: threading.Event) -> Float64[np.ndarray, " _"]:
+    def _score(self, post: Post, stop: threading.Event) -> Float64[np.ndarray, " _"]:
         turn = next(self._turn) % len(self._endpoints)
         order = self._endpoints[turn:] + self._endpoints[:turn]
-        url, content = self._ask(order, "POST", "/score", body, media_type, stop)
+        url, content = self._ask(order, "POST", "/score", post.body, post.media_type, stop)
         answer = self._understood(Answer.model_validate_json, content, url)
         if answer.reward_id != self.reward_id:
             raise RemoteRewardError(
                 f"{url} now serves {answer.reward_id!r}; this run began with {self.reward_id!r}. Its rewards would not compare."
             )
-        if len(answer.rewards) != images:
-            raise RemoteRewardError(f"{url} answered with {len(answer.rewards)} rewards for {images} images.")
+        if len(answer.rewards) != post.images:
+            raise RemoteRewardError(f"{url} answered with {len(answer.rewards)} rewards for {post.images} images.")
         return np.array(answer.rewards, dtype=np.float64)
 
     # One request

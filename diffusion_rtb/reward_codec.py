@@ -13,14 +13,17 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, Num, UInt8
 from pydantic import Field, TypeAdapter
 
+from diffusion_rtb.prompt_files import json_object
+from diffusion_rtb.prompts import HALVES, Metadata
 from diffusion_rtb.reward_wire import (
     JSON_TYPE,
+    MOST_METADATA,
     NPZ_TYPE,
     SCHEMA_VERSION,
     Encoding,
@@ -28,11 +31,12 @@ from diffusion_rtb.reward_wire import (
     NpzHeader,
     PixelsRequest,
     PngRequest,
+    PromptsRequest,
     WireError,
     parsed,
 )
 
-__all__ = ["Batch", "as_float", "decode", "encode", "quantised"]
+__all__ = ["Batch", "as_float", "decode", "decode_prompts", "encode", "encode_prompts", "quantised"]
 
 Pixels = UInt8[np.ndarray, "batch 3 height width"]
 Floats = Float32[np.ndarray, "batch 3 height width"]
@@ -51,6 +55,8 @@ class Batch:
     images: Num[np.ndarray, "batch 3 height width"]
     """uint8, or float32 in [0, 1]."""
     prompts: tuple[str, ...]
+    metadata: tuple[dict[str, Any], ...] | None = None
+    """One per image; None: the request has none."""
 
 
 def quantised(images: Floats) -> Pixels:
@@ -63,24 +69,24 @@ def as_float(images: Num[np.ndarray, "batch 3 height width"]) -> Floats:
     return images / np.float32(255) if images.dtype == np.uint8 else images
 
 
-def encode(images: Floats, prompts: Sequence[str], encoding: Encoding) -> tuple[bytes, str]:
+def encode(
+    images: Floats, prompts: Sequence[str], encoding: Encoding, metadata: Sequence[Metadata] | None = None
+) -> tuple[bytes, str]:
     """The body of a request and its media type.
 
     Args:
         images: In [0, 1].
         prompts: One per image.
         encoding: "npz_float32" is exact; the others round to 8 bits.
+        metadata: One per image; None: the reward takes none.
 
     Raises:
-        ValueError: images and prompts do not pair up, images not finite or outside [0, 1], a prompt that is no Unicode text.
+        ValueError: images, prompts and metadata do not pair up, images not finite or outside [0, 1], a prompt that is no text.
     """
     _check_floats(images)
     if len(prompts) != len(images):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: a request needs one prompt per image.")
-    for prompt in prompts:
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise ValueError(f"The prompt {prompt!r} holds half a surrogate pair and cannot be sent as UTF-8.")
-    header = {"schema_version": SCHEMA_VERSION, "prompts": list(prompts)}
+    header = _header(prompts, metadata)
     match encoding:
         case "npz_float32":
             return _npz(header, images), NPZ_TYPE
@@ -92,6 +98,18 @@ def encode(images: Floats, prompts: Sequence[str], encoding: Encoding) -> tuple[
         case "json_uint8":
             values = base64.b64encode(quantised(images).tobytes()).decode()
             return _json(header | {"encoding": "uint8", "shape": list(images.shape), "images": values}), JSON_TYPE
+
+
+def encode_prompts(prompts: Sequence[str], metadata: Sequence[Metadata]) -> bytes:
+    """The body of a request to check prompts; ValueError as in `encode`."""
+    return _json(_header(prompts, metadata))
+
+
+def decode_prompts(body: bytes) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
+    """The prompts of such a body and their metadata; WireError as in `decode`."""
+    request = parsed(PromptsRequest.model_validate_json, body, "The request")
+    found = _metadata(request)
+    return tuple(request.prompts), found or ({},) * len(request.prompts)
 
 
 def decode(body: bytes, media_type: str, limits: Limits) -> Batch:
@@ -116,6 +134,37 @@ def decode(body: bytes, media_type: str, limits: Limits) -> Batch:
 
 def _too_large(what: str, limit: str, value: int) -> WireError:
     return WireError(f"{what}, above {limit}={value}: send fewer images at once.", status=413, code="too_large")
+
+
+def _header(prompts: Sequence[str], metadata: Sequence[Metadata] | None) -> dict[str, Any]:
+    for prompt in prompts:
+        if HALVES.search(prompt):
+            raise ValueError(f"The prompt {prompt!r} holds half a surrogate pair and cannot be sent as UTF-8.")
+    header: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "prompts": list(prompts)}
+    if metadata is None:
+        return header
+    if len(metadata) != len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(metadata)} rows of metadata: a request needs one per prompt."
+        )
+    return header | {"metadata": [json.dumps(dict(row), allow_nan=False) for row in metadata]}
+
+
+def _metadata(request: NpzHeader | PixelsRequest | PngRequest | PromptsRequest) -> Any:
+    """Each row is measured before it is parsed."""
+    if request.metadata is None:
+        return None
+    if len(request.metadata) != len(request.prompts):
+        message = f"{len(request.prompts)} prompts and {len(request.metadata)} rows of metadata: one per prompt."
+        raise WireError(message, status=422, code="schema")
+    largest = max(len(text.encode()) for text in request.metadata)
+    if largest > MOST_METADATA:
+        message = f"the metadata of a prompt has {largest} bytes, above {MOST_METADATA}"
+        raise WireError(f"{message}: leave out what the reward does not need.", status=413, code="too_large")
+    try:
+        return tuple(json_object(text, f"metadata.{i}") for i, text in enumerate(request.metadata))
+    except ValueError as error:
+        raise WireError(str(error), status=422, code="schema") from None
 
 
 def _check_shape(shape: Sequence[int], prompts: Sequence[str], limits: Limits) -> None:
@@ -155,13 +204,13 @@ def _from_json(body: bytes, limits: Limits) -> Batch:
         if len(values) != math.prod(request.shape):
             message = f"images has {len(values)} bytes, its shape {request.shape} needs {math.prod(request.shape)}."
             raise WireError(message, status=422, code="schema")
-        return Batch(np.frombuffer(values, np.uint8).reshape(request.shape), tuple(request.prompts))
+        return Batch(np.frombuffer(values, np.uint8).reshape(request.shape), tuple(request.prompts), _metadata(request))
     files = [_base64(file) for file in request.images]
     sizes = [_png_size(file) for file in files]
     if len(set(sizes)) > 1:
         raise WireError("The images of one request must be of one size.", status=422, code="schema")
     _check_shape((len(files), 3, *sizes[0]), request.prompts, limits)
-    return Batch(np.stack([_pixels(file) for file in files]), tuple(request.prompts))
+    return Batch(np.stack([_pixels(file) for file in files]), tuple(request.prompts), _metadata(request))
 
 
 def _base64(text: str) -> bytes:
@@ -232,7 +281,7 @@ def _from_npz(body: bytes, limits: Limits) -> Batch:
             _check_floats(images)
         except ValueError as error:
             raise WireError(str(error), status=422, code="schema") from None
-    return Batch(images, tuple(head.prompts))
+    return Batch(images, tuple(head.prompts), _metadata(head))
 
 
 def _check_members(archive: zipfile.ZipFile, limits: Limits) -> None:

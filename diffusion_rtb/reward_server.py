@@ -19,7 +19,14 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from diffusion_rtb.locate import build, check_component
+from diffusion_rtb.prompts import Metadata
 from diffusion_rtb.reward_client import check_token
+from diffusion_rtb.reward_prompts import (
+    call_reward,
+    check_component_prompts,
+    check_reward_prompts,
+    takes_metadata,
+)
 from diffusion_rtb.reward_wire import Limits
 from diffusion_rtb.yaml_text import read_yaml
 
@@ -119,12 +126,19 @@ def serve(component: Mapping[str, Any], address: Address, work: Work | None = No
     from diffusion_rtb.reward_app import Served, create_app
 
     name = str(component["component"])
-    score = _score(build(component, "reward"), name, work)
-    served = Served(name, reward_id(component), work.limits, work.max_waiting, token=address.token)
+    reward = build(component, "reward")
+    score = _score(reward, name, work)
+    metadata = takes_metadata(reward)
+    served = Served(name, reward_id(component), work.limits, work.max_waiting, token=address.token, metadata=metadata)
+
+    def check(prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        check_component_prompts(component, prompts, metadata)
+        check_reward_prompts(reward, prompts, metadata, name)
+
     if address.token is None:
         LOG.warning("No token: every process of this machine may use the reward.")
     uvicorn.run(
-        create_app(score, served),
+        create_app(score, served, check),
         host=address.host,
         port=address.port,
         # Longer than the pause between two iterations of most runs; clients also survive being cut off.
@@ -147,10 +161,12 @@ def torch_score(reward: Any, name: str, device: str | None = None) -> Score:
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def score(
-        images: Float32[np.ndarray, "batch 3 height width"], prompts: Sequence[str]
+        images: Float32[np.ndarray, "batch 3 height width"],
+        prompts: Sequence[str],
+        metadata: Sequence[Metadata] | None = None,
     ) -> Float[np.ndarray, " batch"]:
         tensor = torch.from_numpy(images).to(place)
-        return evaluate_reward(reward, tensor, prompts, name).cpu().numpy()
+        return evaluate_reward(reward, tensor, prompts, name, metadata=metadata).cpu().numpy()
 
     return score
 
@@ -158,15 +174,17 @@ def torch_score(reward: Any, name: str, device: str | None = None) -> Score:
 def numpy_score(reward: Any, name: str) -> Score:
     """A reward on numpy arrays, for environments without torch or with an old one.
 
-    It is called with a read-only float32 array (batch, 3, height, width) in [0, 1] and a list of prompts, and returns one
-    float per image.
+    It is called with a read-only float32 array (batch, 3, height, width) in [0, 1], a list of prompts and, if it has a parameter
+    `metadata`, a list of mappings, and returns one float per image.
     """
 
     def score(
-        images: Float32[np.ndarray, "batch 3 height width"], prompts: Sequence[str]
+        images: Float32[np.ndarray, "batch 3 height width"],
+        prompts: Sequence[str],
+        metadata: Sequence[Metadata] | None = None,
     ) -> Float[np.ndarray, " batch"]:
         images.flags.writeable = False
-        values = np.asarray(reward(images, list(prompts)))
+        values = np.asarray(call_reward(reward, images, list(prompts), metadata))
         if values.shape != (len(images),) or values.dtype.kind != "f":
             shown = f"shape {values.shape} of {values.dtype}"
             raise TypeError(f"reward {name!r} returned {shown}; return one float per image, shape ({len(images)},).")

@@ -3,6 +3,7 @@
     GET  /health   -> Health    the process is up; no token
     GET  /info     -> Info      which reward, and what a request may hold
     POST /score    -> Answer    images and prompts in, one finite number per image out
+    POST /prompts  -> Checked   all prompts of a run, before it trains: does the reward take them?
     anything else that goes wrong -> Failure, with a status that says whose fault it is
 
 A request is one of
@@ -11,6 +12,9 @@ A request is one of
     application/json   `PixelsRequest`: base64 of uint8 pixels (batch, 3, height, width) in C order
     application/x-npz  numpy's archive with `images.npy`, (batch, 3, height, width) float32 in [0, 1] or uint8, and `header.npy`,
                        the UTF-8 bytes of `NpzHeader` as JSON
+
+A reward that takes metadata (`Info.metadata`) gets them as `metadata`: for each image the JSON of one object, as text, so that
+each is measured before it is parsed.
 
 Nothing is ever unpickled. uint8 images are rounded to the nearest multiple of 1/255: they differ from the float ones by up to
 1/510 per value. float32 images arrive exactly as they were.
@@ -27,9 +31,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 __all__ = [
     "ENCODINGS",
     "JSON_TYPE",
+    "MOST_METADATA",
     "NPZ_TYPE",
     "SCHEMA_VERSION",
     "Answer",
+    "Checked",
     "Encoding",
     "Failure",
     "Health",
@@ -38,11 +44,15 @@ __all__ = [
     "NpzHeader",
     "PixelsRequest",
     "PngRequest",
+    "PromptsRequest",
     "WireError",
     "parsed",
 ]
 
 SCHEMA_VERSION = 1
+MOST_METADATA = 2**16
+"""Bytes of the JSON of the metadata of one prompt."""
+
 JSON_TYPE, NPZ_TYPE = "application/json", "application/x-npz"
 
 Encoding = Literal["npz_float32", "npz_uint8", "json_png", "json_uint8"]
@@ -92,6 +102,12 @@ class _Request(BaseModel):
     schema_version: Version
     prompts: Prompts
     """One per image."""
+    metadata: list[str] | None = None
+    """The JSON of one object per image: what is known of its prompt; for rewards that take metadata."""
+
+
+class PromptsRequest(_Request):
+    """Prompts without images, with their metadata: part of the prompts of a run."""
 
 
 class NpzHeader(_Request):
@@ -150,6 +166,8 @@ class Info(_Reply):
     """Bytes per request."""
     max_pixels: Size
     """Height times width, summed over the images of a request."""
+    metadata: bool | None = None
+    """Whether the reward takes metadata; a server that does not say is older than metadata and /prompts."""
 
 
 class Answer(_Reply):
@@ -159,6 +177,13 @@ class Answer(_Reply):
     """As in `Info`."""
     rewards: list[FiniteFloat]
     """One per image, in the order of the request."""
+
+
+class Checked(_Reply):
+    """What the reward says to the prompts of a run."""
+
+    refusal: str | None = None
+    """Why it does not take them; null: it does."""
 
 
 class Failure(_Reply):

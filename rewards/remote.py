@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.prompts import Metadata
 from diffusion_rtb.reward_client import TOKEN_VARIABLE, Patience, RemoteRewardError, RewardClient, read_token
 from diffusion_rtb.reward_http import check_url
 from diffusion_rtb.reward_wire import ENCODINGS, Encoding
@@ -85,12 +86,23 @@ class Remote:
         Patience(timeout, retries, backoff, max_backoff)
         read_token(token_variable)
 
+    @property
+    def takes_metadata(self) -> bool:
+        """The servers' reward takes the metadata of prompts."""
+        return self.client.takes_metadata
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """Ask the servers' reward about all prompts; ValueError where it does not take them."""
+        self.client.check_prompts(prompts, metadata)
+
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+    def __call__(
+        self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
+    ) -> Float[Tensor, " batch"]:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"remote sends images of shape (batch, 3, height, width), got {tuple(images.shape)}.")
         pixels = images.detach().to("cpu", torch.float32).contiguous().numpy()
-        values = torch.from_numpy(self.client.score(pixels, prompts)).to(torch.float32)
+        values = torch.from_numpy(self.client.score(pixels, prompts, metadata)).to(torch.float32)
         if not torch.isfinite(values).all():
             raise RemoteRewardError(f"{self.client.reward_id} gave a reward beyond the range of float32.")
         return values.to(images.device)

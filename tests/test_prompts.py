@@ -125,6 +125,8 @@ JSON = st.recursive(
     | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=3),
     max_leaves=5,
 )  # fmt: skip
+"""Strict JSON values."""
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 KEYS = TEXT.filter(lambda key: key != "prompt")
 

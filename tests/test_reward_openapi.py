@@ -76,6 +76,7 @@ def test_refusals_are_described(url: str) -> None:
     assert described == {
         "/health": {"200"},
         "/info": {"200", "401"},
+        "/prompts": {"200", "400", "401", "408", "413", "422", "500", "503"},
         "/score": {"200", "400", "401", "408", "413", "415", "422", "500", "503"},
     }
     for path, method in (("/info", "get"), ("/score", "post")):
