@@ -10,10 +10,7 @@ It is written into a hidden folder beside its final place, flushed, and renamed.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -23,14 +20,31 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion_rtb.checkpoint_reading import (
+    FORMAT,
+    REPLACED,
+    CheckpointError,
+    candidates,
+    latest_checkpoint,
+    load_checkpoint,
+    sha256,
+)
+from diffusion_rtb.disk import reason_and_remedy
 from diffusion_rtb.packing import pack_optimizer, rng_state, set_rng_state, unpack_optimizer
+from diffusion_rtb.whole_file import flush, usual_modes
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "CheckpointError",
     "check_compatible",
+    "clear_leftovers",
     "latest_checkpoint",
     "load_checkpoint",
     "pack_optimizer",
@@ -40,16 +54,8 @@ __all__ = [
     "unpack_optimizer",
 ]
 
-FORMAT = "diffusion_rtb.checkpoint/1"
-
-WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
-"""Folders with these prefixes are not checkpoints yet, about to be replaced, and no longer checkpoints."""
-
-log = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, read, or does not belong to this run; the message says what to do."""
+WRITING, REMOVING = ".writing-", ".removing-"
+"""Folders with these prefixes are not checkpoints yet, and no longer checkpoints."""
 
 
 def save_checkpoint(
@@ -62,7 +68,7 @@ def save_checkpoint(
     """Write `folder/<iteration>` atomically, then remove checkpoints of earlier iterations beyond `keep`.
 
     Args:
-        folder: Where the run keeps its checkpoints; created if missing. One process at a time may write there.
+        folder: Where the run keeps its checkpoints; created if missing. Of several processes one writes at a time.
         iteration: Names the checkpoint; one of the same iteration is replaced.
         tensors: Tensors by group and name; every group becomes one safetensors file. They may live on any device.
         state: Anything JSON can hold; tuples come back as lists.
@@ -79,9 +85,7 @@ def save_checkpoint(
     folder = Path(folder)
     text = _checked(iteration, tensors, state, keep)
     final, temporary = folder / f"{iteration:08d}", folder / f"{WRITING}{iteration:08d}"
-    needed = len(text) + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
-    with _explained(folder, needed):
-        folder.mkdir(parents=True, exist_ok=True)
+    with _explained(folder, _room(folder, tensors, text)), _one_at_a_time(folder):
         _sweep(folder)
         try:
             temporary.mkdir()
@@ -90,38 +94,10 @@ def save_checkpoint(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    older = [path for path in _candidates(folder) if int(path.name) < iteration]
+    older = [path for path in candidates(folder) if int(path.name) < iteration]
     for path in older[keep - 1 :]:
         _remove(path)
     return final
-
-
-def latest_checkpoint(folder: Path | str) -> Path | None:
-    """The newest complete checkpoint in `folder`, or None; damaged ones are passed over with a warning."""
-    for path in _candidates(Path(folder), replaced=True):
-        try:
-            _verify(path)
-        except CheckpointError as error:
-            log.warning("%s It is passed over.", error)
-        else:
-            return path
-    return None
-
-
-def load_checkpoint(path: Path | str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read what `save_checkpoint` wrote: the tensors by group and name, on the CPU, and the state.
-
-    Raises:
-        CheckpointError: a file is missing, truncated or altered; the message names it.
-    """
-    path = Path(path)
-    files = _verify(path)
-    tensors = {}
-    for name in files:
-        if name.endswith(".safetensors"):
-            tensors[name.removesuffix(".safetensors")] = load_file(path / name)
-    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return tensors, state
 
 
 def check_compatible(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -177,11 +153,12 @@ def _write(folder: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tens
     for name, group in tensors.items():
         save_file(_own_memory(group), folder / f"{name}.safetensors")
     (folder / "state.json").write_bytes(state)
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir())}
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
     manifest = {"format": FORMAT, "iteration": iteration, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    usual_modes(folder)
     for path in (*folder.iterdir(), folder):
-        _flush(path)
+        flush(path)
 
 
 def _own_memory(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -203,9 +180,16 @@ def _publish(temporary: Path, final: Path) -> None:
     if final.exists():
         final.rename(aside)
     temporary.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     if aside.exists():
         _remove(aside)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Clear what killed saves left behind; whoever calls it is the only one to write there."""
+    if folder.is_dir():
+        with _one_at_a_time(folder):
+            _sweep(folder)
 
 
 def _sweep(folder: Path) -> None:
@@ -225,31 +209,15 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def _flush(path: Path) -> None:
-    """Force a file, or a folder's list of names, onto the disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # only POSIX opens folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def _explained(folder: Path, needed: int) -> Iterator[None]:
     """Turn a failed write into an error that says what is missing and what still stands."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors reports the operating system's error as text: "... (os error 28)".
-        found = re.search(r"os error (\d+)", str(error))
-        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
-        free = next((shutil.disk_usage(p).free for p in (folder, *folder.parents) if p.exists()), 0)
-        reason, remedy = f"{error}", "check that the folder is writable"
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = f"no room: about {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free there ({error})"
-            remedy = "free some space, lower train.keep_checkpoints, or move `out` to a larger disk"
+        reason, remedy = reason_and_remedy(error, folder, needed)
+        if "free some space" in remedy:
+            remedy += ", lower train.keep_checkpoints, or move the run's folder to a larger disk and go on there"
         previous = latest_checkpoint(folder)
         kept = f"{previous} is intact and can be resumed" if previous else "there is no earlier checkpoint"
         raise CheckpointError(
@@ -257,38 +225,30 @@ def _explained(folder: Path, needed: int) -> Iterator[None]:
         ) from error
 
 
-def _candidates(folder: Path, *, replaced: bool = False) -> list[Path]:
-    """Checkpoint folders, newest first; with `replaced` also one that a killed save had moved aside."""
-    pattern = rf"({re.escape(REPLACED)})?\d{{8}}" if replaced else r"\d{8}"
-    found = [p for p in folder.glob("*") if re.fullmatch(pattern, p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: (p.name[-8:], not p.name.startswith(".")), reverse=True)
+def _room(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: bytes) -> int:
+    """Bytes that a checkpoint takes on this disk, whole blocks and names included."""
+    block = (
+        next(os.statvfs(p).f_frsize for p in (folder, *folder.parents) if p.exists()) if os.name == "posix" else 4096
+    )
+    sizes = [
+        sum(t.numel() * t.element_size() + 100 + len(name) for name, t in group.items()) for group in tensors.values()
+    ]
+    return sum(-(-size // block) * block for size in (*sizes, len(state), 150 * (len(sizes) + 2), block))
 
 
-def _verify(path: Path) -> dict[str, Any]:
-    """The manifest's files, once size and hash of every one were found right."""
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process saves here; where folders cannot be locked, the run's own lock has to do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl is not None else None
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        files: dict[str, Any] = manifest["files"]
-        expected = {path / name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} is missing: {path} is not a complete checkpoint.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / 'manifest.json'} is damaged ({error!r}).") from error
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT!r}.")
-    for file, (size, digest) in expected.items():
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing from the checkpoint.")
-        if file.stat().st_size != size:
-            raise CheckpointError(f"{file} is damaged: {file.stat().st_size} bytes instead of {size}.")
-        if _sha256(file) != digest:
-            raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in manifest.json.")
-    return files
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if descriptor is not None:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

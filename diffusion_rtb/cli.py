@@ -65,12 +65,10 @@ def train(
         accelerate launch train.py configs/quickstart.yaml  # several devices
     """
     with errors_explained(traceback):
-        run = load_config(config, overrides or ())
         if print_config:
-            typer.echo(config_text(run), nl=False)
+            typer.echo(config_text(load_config(config, overrides or ())), nl=False)
             return
-        _say_merged(run)
-        _train(run)
+        _train(config, overrides or ())
 
 
 def evaluate(
@@ -219,31 +217,41 @@ def _say_merged(run: RunConfig) -> None:
         )
 
 
-def _train(run: RunConfig) -> None:
-    from diffusion_rtb.assemble import assemble
+def _train(source: Path, overrides: Sequence[str]) -> None:
+    from diffusion_rtb.assemble import training
     from diffusion_rtb.export import export_posterior
-    from diffusion_rtb.runs import name_free_again
+    from diffusion_rtb.runs import find_run
+    from diffusion_rtb.training_state import progress
 
-    with name_free_again(run):
-        trainer = assemble(run)
+    run, folder = find_run(source, overrides)
+    _say_merged(run)
+    with training(run, folder) as trainer:
         trainer.fit()
-    if trainer.interrupted:
-        say(
-            f"Stopped after {trainer.iteration} of {run.train.iterations} iterations; the same command goes on from there."
-        )
-        raise typer.Exit(INTERRUPTED)
-    if trainer.accelerator.is_main_process:
-        lora = export_posterior(run, trainer.prior, trainer.folder)
-        say(
-            f"The posterior is in {lora}, pictures in {trainer.folder / 'samples'}. Next: python eval.py {trainer.folder}"
-        )
+        if trainer.interrupted:
+            say(
+                f"Stopped after {trainer.iteration} of {run.train.iterations} iterations; the same command goes on from there."
+            )
+            raise typer.Exit(INTERRUPTED)
+        if trainer.accelerator.is_main_process:
+            lora = export_posterior(run, trainer.prior, folder, progress(trainer))
+            say(f"The posterior is in {lora}, pictures in {folder / 'samples'}. Next: python eval.py {folder}")
 
 
 def _sample(run: Path, prompts: Sequence[str] | None, count: int, seed: int, prior: bool, out: Path) -> None:
-    from diffusion_rtb.assemble import load_posterior, load_prior
+    from diffusion_rtb.assemble import load_prior
+    from diffusion_rtb.disk import check_writable
     from diffusion_rtb.sampling import draw_images, write_images
+    from diffusion_rtb.trained_run import open_trained_run
 
-    config, model = load_prior(run) if prior else load_posterior(run)
+    out = out.expanduser()
+    if prior:
+        check_writable(out)
+        config, model = load_prior(run)
+    else:
+        trained = open_trained_run(run)
+        check_writable(out)
+        say(trained.progress.sentence)
+        config, model = trained.config, trained.prior()
     texts = list(dict.fromkeys(prompts)) if prompts else list(config.prompts.texts())
     images = draw_images(model, texts, count, seed=seed, batch=config.eval.batch)
     paths = write_images(images, texts, count, out)

@@ -77,7 +77,7 @@ def compare(
     """
     with errors_explained(traceback):
         from diffusion_rtb.comparison.figure import draw_figure
-        from diffusion_rtb.comparison.grid import Comparison, plan, run
+        from diffusion_rtb.comparison.grid import Comparison, held, plan, run
         from diffusion_rtb.comparison.runner import Looks
         from diffusion_rtb.comparison.table import markdown, write_tables
 
@@ -98,12 +98,13 @@ def compare(
         def written(so_far: Comparison) -> None:
             write_tables(so_far)
 
-        found = run(work, say, written)
-        if found.results:
-            write_tables(found)
-            figure = draw_figure(found)
-            typer.echo(markdown(found), nl=False)
-            say(f"Tables and {figure.name} are in {work.folder}.")
-        if not found.complete:
-            say(f"Stopped in a run; of {len(work.cells)} runs the same command goes on with what is left.")
-            raise typer.Exit(INTERRUPTED)
+        with held(work):
+            found = run(work, say, written)
+            if found.results:
+                write_tables(found)
+                figure = draw_figure(found)
+                typer.echo(markdown(found), nl=False)
+                say(f"Tables and {figure.name} are in {work.folder}.")
+            if not found.complete:
+                say(f"Stopped in a run; of {len(work.cells)} runs the same command goes on with what is left.")
+                raise typer.Exit(INTERRUPTED)

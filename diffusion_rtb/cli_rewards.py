@@ -55,9 +55,13 @@ def check_reward(
     """
     with errors_explained(traceback):
         from diffusion_rtb.check_reward import check_rewards, reward_component, write_reports
+        from diffusion_rtb.disk import check_writable
         from diffusion_rtb.reward_samples import choose_samples
         from diffusion_rtb.reward_tables import show_reports
 
+        json = None if json is None else json.expanduser()
+        if json is not None:
+            check_writable(json.parent, files=(json.name,))
         components = [reward_component(text) for text in rewards]
         samples = choose_samples(images=images, prior=prior, dim=dim, prompts=prompt or (), count=count, side=side)
         found = check_rewards(components, samples, device=device)

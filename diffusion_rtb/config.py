@@ -44,7 +44,8 @@ __all__ = [
     "save_config",
 ]
 
-FILE, PROMPTS = "config.yaml", "prompts.jsonl"
+CONFIG, PROMPTS = "config.yaml", "prompts.jsonl"
+"""Names in a run's folder."""
 
 LISTED, SHOWN = 20, 400
 """Problems that one message lists; characters of a value that it shows."""
@@ -68,11 +69,11 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file is missing or not YAML; a key is unknown; a value is not allowed.
     """
     path = Path(path)
-    file = path / FILE if path.is_dir() else path
+    file = path / CONFIG if path.is_dir() else path
     data = _read(file)
     for override in overrides:
         _override(data, override)
-    if file.name != FILE:
+    if file.name != CONFIG:
         data.setdefault("name", file.stem)
     source = " ".join([str(file), *overrides])
     config = _validate(data, source)
@@ -93,7 +94,7 @@ def config_text(config: RunConfig) -> str:
 
 def save_config(config: RunConfig, folder: Path | str) -> Path:
     """Write `config.yaml` into `folder`, whole or not at all, and return its path; prompts of a file go to `prompts.jsonl`."""
-    path = Path(folder, FILE)
+    path = Path(folder, CONFIG)
     if config.prompts.file is not None:
         write_text(Path(folder, PROMPTS), config.prompts.table().lines)
         own = config.prompts.model_copy(update={"file": PROMPTS})

@@ -9,23 +9,29 @@ from typing import Any
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.model_card import model_card
+from diffusion_rtb.progress import Progress
+from diffusion_rtb.whole_file import whole_folder
 
 __all__ = ["export_posterior"]
 
 
 def export_posterior(
-    config: RunConfig, prior: Prior, folder: Path | str, evaluation: Mapping[str, Mapping[str, Any]] | None = None
+    config: RunConfig,
+    prior: Prior,
+    folder: Path | str,
+    trained: Progress,
+    evaluation: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Write FOLDER/lora: weights that plain diffusers loads, and their card; return that folder.
+    """Write FOLDER/lora, whole or not at all: weights that plain diffusers loads, and their card; return that folder.
 
     Args:
         config: Of the run that trained the posterior.
         prior: With the posterior attached.
         folder: The run's folder.
+        trained: How far, and for which beta.
         evaluation: The card's table, metric -> {"prior": value, "posterior": value}; None: not evaluated yet.
     """
     target = Path(folder, "lora")
-    target.mkdir(parents=True, exist_ok=True)
     # A pipeline family may know where its base model comes from and how plain diffusers samples it.
     snippet, elsewhere = getattr(prior, "snippet", None), getattr(prior, "elsewhere", None)
     card = model_card(
@@ -34,7 +40,9 @@ def export_posterior(
         snippet=snippet(prompt=config.prompts.texts()[0]) if snippet else f'pipe.load_lora_weights("{target.name}")',
         fingerprint=prior.fingerprint(),
         elsewhere=elsewhere() if elsewhere else "",
+        trained=trained,
         evaluation=evaluation,
     )
-    prior.export(target, card)
+    with whole_folder(target) as unfinished:
+        prior.export(unfinished, card)
     return target

@@ -6,8 +6,6 @@ Samples that are vectors become dots: one panel for each row of the grid, on eac
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffusion_rtb.plain_text import plain
+from diffusion_rtb.whole_file import whole
 
 __all__ = ["grid", "panels", "save_png", "side_by_side", "to_pil"]
 
@@ -139,15 +138,8 @@ def save_png(image: Image.Image, path: Path | str) -> Path:
     """Write a PNG; the file appears whole or not at all. Its folder is created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            image.save(file, format="PNG", optimize=True)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    temporary.chmod(0o644)  # a temporary file is private, a result is not
-    os.replace(temporary, path)
+    with whole(path) as unfinished:
+        image.save(unfinished, format="PNG", optimize=True)
     return path
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_rtb.plain_text import markdown_code, markdown_fence, markdown_text
+from diffusion_rtb.progress import Progress
 from diffusion_rtb.yaml_text import write_yaml
 
 __all__ = ["model_card"]
@@ -63,6 +64,7 @@ def model_card(
     base_model: str,
     snippet: str,
     fingerprint: Mapping[str, Any],
+    trained: Progress,
     elsewhere: str = "",
     evaluation: Mapping[str, Mapping[str, Any]] | None = None,
     license_id: str = "other",
@@ -74,6 +76,7 @@ def model_card(
         base_model: Hub id or folder of the prior.
         snippet: Python that samples the posterior with plain diffusers.
         fingerprint: The prior's; its sampler, guidance and adapter are listed.
+        trained: How far it was trained, and for which beta.
         elsewhere: Markdown on further files and the programs that they are for.
         evaluation: metric -> {"prior": value, "posterior": value}. A value is a number, None where it does not apply,
             or {"mean", "low", "high"}. None: not evaluated.
@@ -93,14 +96,15 @@ def model_card(
         lora=lora,
         name=config["name"],
         base_model=base_model,
-        beta=config["beta"],
+        beta=f"{trained.beta:.6g}",
+        trained=trained,
         reward=_component(config["reward"]),
         objective=_component(config["objective"]),
         guidance=fingerprint.get("guidance"),
         sampler=fingerprint.get("sampler"),
         snippet=snippet.rstrip(),
         elsewhere=elsewhere.rstrip(),
-        recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint).items()],
+        recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint, trained).items()],
         evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],
         config=write_yaml(plain),
     )
@@ -114,23 +118,38 @@ def _front(base_model: str, license_id: str, lora: bool) -> dict[str, Any]:
     return hub | {"library_name": "diffusers", "license": license_id} | task | {"tags": tags}
 
 
-def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any], trained: Progress) -> dict[str, Any]:
     train, adapter = config.get("train", {}), fingerprint.get("adapter") or {}
     return {
         "reward": _component(config["reward"]),
-        "beta (nats per unit of reward)": config["beta"],
+        "beta (nats per unit of reward)": f"{trained.beta:.6g}" + _origin(config, trained),
         "objective": _component(config["objective"]),
         **_chain(fingerprint),
         "precision of the frozen network": fingerprint.get("dtype"),
         "LoRA rank, alpha": f"{adapter['rank']}, {adapter['alpha']:g}" if "rank" in adapter else None,
         "LoRA modules": ", ".join(adapter.get("target_modules", ())) or None,
-        "iterations": train.get("iterations"),
+        "iterations": trained.iterations,
+        "checkpoint": _checkpoint(trained),
         "trajectories per iteration": f"{train['prompts_per_iteration']} prompts x {train['group']}"
         if "group" in train
         else None,
         "learning rate": train.get("lr"),
         "seed": config.get("seed"),
     }
+
+
+def _origin(config: Mapping[str, Any], trained: Progress) -> str:
+    """How the config came to a beta that is not its own."""
+    if (config.get("behaviour") or {}).get("kl_budget") is not None:
+        return f", found by kl_budget from {config['beta']:g}"
+    return "" if trained.beta == config["beta"] else f", annealed towards {config['beta']:g}"
+
+
+def _checkpoint(trained: Progress) -> str | None:
+    if trained.checkpoint is None:
+        return None
+    lost = f" (newer ones are damaged: {', '.join(trained.passed_over)})" if trained.passed_over else ""
+    return f"{trained.checkpoint}{lost}"
 
 
 def _chain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,18 +11,22 @@ from typing import Any
 from rich.progress import Progress
 
 from diffusion_rtb.actor import Actor
-from diffusion_rtb.assemble import load_posterior, load_run_reward
 from diffusion_rtb.config import RunConfig
+from diffusion_rtb.disk import check_writable
 from diffusion_rtb.evaluation import Drawn, draw, summarise
 from diffusion_rtb.export import export_posterior
+from diffusion_rtb.folder_lock import folder_lock
 from diffusion_rtb.grids import save_png, side_by_side
 from diffusion_rtb.locate import build
 from diffusion_rtb.tables import show
 from diffusion_rtb.terminal import console, say
-from diffusion_rtb.training_state import trained_beta
-from diffusion_rtb.whole_file import write_json
+from diffusion_rtb.trained_run import TrainedRun, open_trained_run
+from diffusion_rtb.whole_file import clear_unfinished, write_json
 
 __all__ = ["evaluate_run", "show"]
+
+PICTURE = 2_000_000
+"""Bytes that the sheet and the numbers may take, to know beforehand whether there is room."""
 
 Advance = Callable[[int], None]
 
@@ -33,11 +37,30 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     The same command twice writes the same metrics.json byte for byte: times go to timing.json.
 
     Raises:
-        ValueError: the folder is no run, or has no complete checkpoint.
+        ValueError: the folder is no run, has no complete checkpoint, or its config is not the one that was trained.
+        FolderInUseError: it is being trained or evaluated.
+        DiskError: results cannot be written.
     """
     start = perf_counter()
-    config, prior = load_posterior(run, overrides)
-    reward = load_run_reward(Path(run), config)
+    trained = open_trained_run(run, overrides)
+    with folder_lock(trained.folder):
+        _check_room(trained)
+        say(trained.progress.sentence)
+        return _evaluate(trained, start)
+
+
+def _check_room(run: TrainedRun) -> None:
+    """Find out that results cannot be written before hours are spent on them; clear what a killed evaluation left."""
+    weights = sum(t.numel() * t.element_size() for t in run.checkpoint.tensors["posterior"].values())
+    check_writable(run.folder, needed=weights + PICTURE)
+    check_writable(run.folder / "eval", files=("metrics.json", "side_by_side.png", "timing.json"))
+    check_writable(run.folder / "lora", files=("README.md",))
+    for folder in (run.folder, run.folder / "eval"):
+        clear_unfinished(folder)
+
+
+def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
+    config, prior, reward = run.config, run.prior(), run.reward()
     embedder: Any = None if config.eval.embedder is None else build(config.eval.embedder, "reward")
     judge: Any = embedder if config.eval.judge is None else build(config.eval.judge, "reward")
     table = config.prompts.table()
@@ -47,13 +70,14 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     with _progress(actor.prompts, *counts) as (one, other):
         before = draw(actor, config.eval, counts[0], config.seed, posterior=False, advance=one, **tools)
         after = draw(actor, config.eval, counts[1], config.seed, posterior=True, advance=other, **tools)
-    numbers = summarise(before, after, actor.prompts, trained_beta(config, Path(run)), config.eval)
-    folder = Path(run) / "eval"
+    numbers = summarise(before, after, actor.prompts, run.progress.beta, config.eval)
+    numbers |= {"run": run.progress.as_json()}
+    folder = run.folder / "eval"
     folder.mkdir(exist_ok=True)
     write_json(folder / "metrics.json", numbers)
     picture = _picture(before, after, config)
     save_png(picture, folder / "side_by_side.png")
-    export_posterior(config, prior, run, evaluation=_card_table(numbers["overall"]))
+    export_posterior(config, prior, run.folder, run.progress, evaluation=_card_table(numbers["overall"]))
     write_json(folder / "timing.json", {"seconds": perf_counter() - start} | actor.stopwatch.read())
     show(numbers, console())
     say(f"Pictures: {folder / 'side_by_side.png'}   numbers: {folder / 'metrics.json'}")

@@ -1,50 +1,52 @@
-"""The folder of a run: made once, continued by the same config, refused to another one.
+"""The folder of a run: made once, continued by the same config wherever it lies, refused to another one and to a second command.
 
 runs/NAME/
-    config.yaml     the resolved config
+    config.yaml     the resolved config; each checkpoint holds it as well
     prompts.jsonl   its prompts and their metadata, where they were given as a file
     manifest.json   one entry per start: versions, git state, hardware, hash of the prompts
+    .lock           held by the command that writes here, see `folder_lock.py`
     metrics.jsonl, checkpoints/, samples/, lora/, eval/
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import logging
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
+from pydantic import ValidationError
 
-from diffusion_rtb.config import ConfigError, RunConfig, config_diff, load_config, save_config
-from diffusion_rtb.whole_file import write_json
+from diffusion_rtb.checkpoint import clear_leftovers
+from diffusion_rtb.checkpoint_reading import candidates, latest_state
+from diffusion_rtb.config import CONFIG, PROMPTS, ConfigError, RunConfig, load_config, save_config
+from diffusion_rtb.config_changes import MAY_CHANGE, changes
+from diffusion_rtb.folder_lock import LOCK, folder_lock
+from diffusion_rtb.manifest import MANIFEST, note_start
+from diffusion_rtb.metrics_file import METRICS, read_rows
+from diffusion_rtb.whole_file import clear_unfinished, write_text
+from diffusion_rtb.yaml_text import write_yaml
 
-__all__ = ["GROWS", "RunFolderError", "manifest_entry", "name_free_again", "open_run", "run_folder"]
+__all__ = [
+    "RunFolderError",
+    "check_same",
+    "check_trained_config",
+    "find_run",
+    "hold_run",
+    "is_run",
+    "name_free_again",
+    "open_run",
+    "run_folder",
+]
 
-GROWS = frozenset({"train.iterations"})
-"""Keys that may change when a run goes on: more iterations continue it, nothing before them is affected."""
+CHECKPOINTS = "checkpoints"
 
-FIRST = {"config.yaml", "prompts.jsonl", "manifest.json"}
-"""What is in the folder before anything was trained."""
+UNTRAINED = {CONFIG, PROMPTS, MANIFEST, LOCK, METRICS, CHECKPOINTS, "trackers.json", "wandb", "diffusion_rtb"}
+"""What the folder of a run holds before its first iteration; the last two are trackers' folders."""
 
-LIBRARIES = (
-    "diffusion-rtb",
-    "torch",
-    "torchvision",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "peft",
-    "open_clip_torch",
-)
+log = logging.getLogger(__name__)
 
 
 class RunFolderError(ValueError):
@@ -52,105 +54,202 @@ class RunFolderError(ValueError):
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Where the run's files go: out/name."""
+    """Where a new run's files go: out/name."""
     return Path(config.out, config.name)
 
 
-def open_run(config: RunConfig) -> Path:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, by what only runs have: a config alone may be anybody's."""
+    return any((folder / name).exists() for name in (MANIFEST, METRICS, CHECKPOINTS)) and not folder.is_file()
+
+
+def find_run(path: Path | str, overrides: Sequence[str] = ()) -> tuple[RunConfig, Path]:
+    """The config that CONFIG means, and the folder of its run.
+
+    A run's folder, or the config.yaml in it, means that run, where it lies now, whatever it is called; with an override of `out`
+    or `name`, or a config file, the run is in out/name.
+
+    Raises:
+        ConfigError: see `load_config`; of a damaged config.yaml the message says what restores it.
+    """
+    path = Path(path).expanduser()
+    folder = path.parent if path.name == CONFIG and not path.is_dir() else path
+    if not is_run(folder):
+        config = load_config(path, overrides)
+        return config, run_folder(config)
+    config = _held_config(folder, overrides)
+    elsewhere = {override.partition("=")[0].strip() for override in overrides} & {"out", "name"}
+    return config, run_folder(config) if elsewhere else folder
+
+
+def open_run(config: RunConfig, folder: Path | None = None) -> Path:
     """Make the run's folder, or reopen it for the same config, and note in its manifest what it runs on.
 
     Raises:
-        RunFolderError: the folder holds another config, or files that are not a run.
+        RunFolderError: the folder holds another config, or files that are not a run; its checkpoints are gone.
     """
-    folder = run_folder(config)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        _check_same(config, folder)
+    folder = run_folder(config) if folder is None else folder
+    check_same(config, folder)
+    _check_progress(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder / CHECKPOINTS)
+    for place in (folder, folder / "samples", folder / "eval"):
+        clear_unfinished(place)
     save_config(config, folder)
-    _note_start(config, folder)
+    note_start(config, folder)
     return folder
 
 
 @contextmanager
-def name_free_again(config: RunConfig) -> Iterator[None]:
+def hold_run(config: RunConfig, folder: Path, use: bool = True) -> Iterator[None]:
+    """Be the only command that writes into the run's folder, which is made if it is not there.
+
+    Args:
+        config: Another config's folder is left as it is.
+        folder: The run's.
+        use: False: do nothing, as all processes of one run but the main one.
+
+    Raises:
+        RunFolderError: the folder holds another config, or files that are not a run.
+        FolderInUseError: another command holds it.
+    """
+    if use:
+        check_same(config, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder, use):
+        yield
+
+
+@contextmanager
+def name_free_again(config: RunConfig, folder: Path | None = None, use: bool = True) -> Iterator[None]:
     """Take the run's folder away again where an error ends the block before anything was trained in it.
 
-    A config with a mistake that shows only once the prior is there could else not be corrected under its name.
+    A config with a mistake that shows only once the prior is there, or in the first iteration, could else not be corrected under
+    its name.
     """
-    folder = run_folder(config)
-    new = not folder.exists()
+    folder = run_folder(config) if folder is None else folder
+    made = not folder.exists()
+    new = made or (folder.is_dir() and not any(folder.iterdir()))
     try:
         yield
     except BaseException:
-        if new and folder.is_dir() and {path.name for path in folder.iterdir()} <= FIRST:
-            shutil.rmtree(folder, ignore_errors=True)
+        if use and new and folder.is_dir() and _untrained(folder):
+            _empty(folder)
+            if made:
+                with suppress(OSError):
+                    folder.rmdir()
         raise
 
 
-def _check_same(config: RunConfig, folder: Path) -> None:
-    remedy = f"Choose another name (name=...), or delete {folder} to start afresh."
-    if not (folder / "config.yaml").is_file():
-        raise RunFolderError(f"{folder} exists and is not a run's folder: it has no config.yaml. {remedy}")
+def check_trained_config(
+    config: RunConfig, state: Mapping[str, Any], checkpoint: Path, remedy: str, *, what: str
+) -> None:
+    """Refuse a config that a checkpoint was not trained with.
+
+    Args:
+        config: The one in use.
+        state: The checkpoint's.
+        checkpoint: Its folder.
+        remedy: What to do instead.
+        what: Beginning of the message.
+
+    Raises:
+        RunFolderError: they differ in more than MAY_CHANGE; every differing key is listed with both values.
+    """
+    try:
+        trained = RunConfig.model_validate(state["config"])
+    except ValidationError as error:
+        raise RunFolderError(
+            f"{checkpoint} holds a config that this version cannot read ({error.error_count()} problems): it is of another version."
+        ) from None
+    # A prior that was moved is known by its weights, which its fingerprint names.
+    moved = ("prior.path",) if "weights" in state["prior"] else ()
+    lines = changes(trained, config, also=moved)
+    if lines:
+        allowed = f"Free to change: {', '.join(MAY_CHANGE)}."
+        raise RunFolderError("\n".join([what, *lines, remedy, allowed]))
+    done = int(state["iteration"])
+    if config.train.iterations < done:
+        raise RunFolderError(
+            f"train.iterations is {config.train.iterations}, and {checkpoint} has done {done}: iterations cannot be taken back. "
+            f"Ask for {done} or more, or choose another name (name=...)."
+        )
+
+
+def check_same(config: RunConfig, folder: Path, remedy: str = "Choose another name (name=...)") -> None:
+    """Refuse a folder that is no run's, or that of another config; `remedy` is the beginning of a sentence on what to do.
+
+    Raises:
+        RunFolderError: it says what differs.
+    """
+    remedy = f"{remedy}, or delete {folder} to start afresh."
+    if not (folder.is_file() or (folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()))):
+        return
+    if not is_run(folder) and not (folder / CONFIG).is_file():
+        raise RunFolderError(f"{folder} exists and is not a run's folder: it has no {CONFIG}. {remedy}")
+    found = latest_state(folder / CHECKPOINTS)
+    if found is not None:
+        path, state = found
+        check_trained_config(config, state, path, remedy, what=f"{folder} already holds a run with another config.")
+        return
     try:
         held = load_config(folder)
     except ConfigError as error:
         raise RunFolderError(f"{folder} holds a config this version cannot read: {error}\n{remedy}") from None
-    differing = {key: pair for key, pair in config_diff(held, config).items() if key not in GROWS}
-    if differing:
-        lines = [f"  {key}: {_short(old)} there, {_short(new)} now" for key, (old, new) in differing.items()]
+    lines = changes(held, config)
+    if lines:
         raise RunFolderError("\n".join([f"{folder} already holds a run with another config.", *lines, remedy]))
 
 
-def _short(value: Any, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _note_start(config: RunConfig, folder: Path) -> None:
-    path = folder / "manifest.json"
-    entries = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
-    write_json(path, {"starts": [*entries, manifest_entry(config)]}, indent=2)
-
-
-def manifest_entry(config: RunConfig) -> dict[str, Any]:
-    """What a later reader needs to repeat the run: time, versions, git state, hardware, hash of the prompts."""
-    prompts = config.prompts.table()
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "prompts": {"count": len(prompts), "sha256": prompts.sha256, "merged": prompts.merged},
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
-        "git": _git_state(),
-        "hardware": {
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
-    }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of the clone this package runs from, or None where it is not one."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    commit, changed = (_git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no"))
-    return None if commit is None else {"commit": commit, "changed": bool(changed)}
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+def _check_progress(config: RunConfig, folder: Path) -> None:
+    """Refuse to train again, in silence and over the old numbers, what checkpoints had held that are gone."""
+    rows, _ = read_rows(folder / METRICS)
+    done = max(rows, default=-1) + 1
+    if done > config.train.checkpoint_every and not candidates(folder / CHECKPOINTS, replaced=True):
+        raise RunFolderError(
+            f"{folder / METRICS} knows {done} iterations, and {folder / CHECKPOINTS} holds no checkpoint of them. Put it back to "
+            f"go on; to train them again from the start, delete {folder / METRICS}."
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+
+
+def _held_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
+    """The config in a run's folder; a lost or empty file is written anew from the latest checkpoint."""
+    file = folder / CONFIG
+    found = latest_state(folder / CHECKPOINTS)
+    blank = not file.exists() or (file.is_file() and not file.read_bytes().strip(b"\0 \t\r\n"))
+    if blank and found is not None:
+        _restore_config(file, *found)
+    try:
+        return load_config(folder, overrides)
+    except ConfigError as error:
+        if found is None or overrides:
+            raise
+        raise ConfigError(
+            f"{error}\n{found[0]} holds the config that the run was trained with: delete {file}, and the next command restores it."
+        ) from None
+
+
+def _restore_config(file: Path, checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Write a lost config.yaml anew from what a checkpoint says; its prompts, if they came from a file, lie beside it."""
+    log.warning("%s is %s; it is restored from %s.", file, "empty" if file.exists() else "not there", checkpoint)
+    held = dict(state["config"])
+    if held["prompts"].get("file") is not None and (file.parent / PROMPTS).is_file():
+        held["prompts"] = held["prompts"] | {"file": PROMPTS}
+    write_text(file, write_yaml(held))
+
+
+def _untrained(folder: Path) -> bool:
+    """Whether a run's folder holds nothing that an iteration has made."""
+    if not {path.name for path in folder.iterdir()} <= UNTRAINED or candidates(folder / CHECKPOINTS, replaced=True):
+        return False
+    metrics = folder / METRICS
+    return not metrics.exists() or not metrics.stat().st_size
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +14,9 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from diffusion_rtb.metrics_file import METRICS, append_row, cut_rows
 from diffusion_rtb.terminal import console
-from diffusion_rtb.whole_file import write_text
+from diffusion_rtb.tracker_identity import tracker_arguments
 
 __all__ = ["Tracker", "check_trackers"]
 
@@ -55,6 +54,7 @@ class Tracker:
         names: Trackers besides metrics.jsonl: "tensorboard", "wandb", "trackio".
         total: Iterations of the run.
         config: What the trackers store as the run's settings.
+        start: The iteration that comes next.
         main: Only the main process writes and shows anything.
     """
 
@@ -65,15 +65,16 @@ class Tracker:
         total: int,
         *,
         config: Mapping[str, Any] | None = None,
+        start: int = 0,
         main: bool = True,
     ) -> None:
         check_trackers(names)
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         self.total = total
         self.main = main
         self.console = console(stderr=True)
         self.progress: Progress | None = None
-        self.accelerator = _accelerated(folder, names, config or {}) if names and main else None
+        self.accelerator = _accelerated(folder, names, config or {}, start) if names and main else None
 
     def __enter__(self) -> Tracker:
         if self.main and self.console.is_terminal:
@@ -94,10 +95,9 @@ class Tracker:
 
     def resume(self, iteration: int) -> None:
         """Forget what was logged at or after `iteration`: those iterations are going to be repeated."""
-        if not self.main or not self.path.exists():
+        if not self.main:
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _before(line, iteration)]
-        write_text(self.path, "".join(line + "\n" for line in kept))
+        cut_rows(self.path, iteration)
         if self.progress is not None:
             self.progress.update(self.task, completed=iteration)
 
@@ -105,10 +105,7 @@ class Tracker:
         """Append one line of JSON, and show the most telling numbers."""
         if not self.main:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            # JSON has no NaN: what was not measured is null.
-            row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-            file.write(json.dumps({"iteration": iteration, **row}) + "\n")
+        append_row(self.path, iteration, metrics)
         if self.accelerator is not None:
             self.accelerator.log(dict(metrics), step=iteration)
         text = "  ".join(f"{label} {_short(metrics[name])}" for name, label in SHOWN.items() if name in metrics)
@@ -148,11 +145,10 @@ class _Bar(Progress):
             yield Text(task.fields["numbers"])
 
 
-def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any]) -> Accelerator:
+def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any], start: int) -> Accelerator:
     accelerator = Accelerator(log_with=list(names), project_dir=folder)
     flat = {key: value for key, value in _flatten(config) if isinstance(value, int | float | str | bool)}
-    named = {name: {"name": folder.name} for name in ("wandb", "trackio")}
-    accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=named)
+    accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=tracker_arguments(folder, names, start))
     return accelerator
 
 
@@ -161,14 +157,6 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
     for key, value in config.items():
         rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return rows
-
-
-def _before(line: str, iteration: int) -> bool:
-    """A line that a kill cut off half-way is of an iteration that is repeated."""
-    try:
-        return int(json.loads(line)["iteration"]) < iteration
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return False
 
 
 def _short(value: float) -> str:

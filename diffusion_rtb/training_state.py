@@ -14,12 +14,14 @@ from diffusion_rtb import checkpoint
 from diffusion_rtb.actor import Actor
 from diffusion_rtb.behaviours.kl_budget import KlBudget
 from diffusion_rtb.behaviours.mixture import Mixture
+from diffusion_rtb.checkpoint_reading import read_latest
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.interfaces import Objective, Prior
+from diffusion_rtb.progress import Progress, trained_beta
 from diffusion_rtb.reward_state import load_reward, reward_tensors
 from diffusion_rtb.settings import PosteriorConfig
 
-__all__ = ["TrainingState", "attach_posterior", "load_parameters", "restore_training", "save_training", "trained_beta"]
+__all__ = ["TrainingState", "attach_posterior", "load_parameters", "progress", "restore_training", "save_training"]
 
 
 @runtime_checkable
@@ -68,10 +70,10 @@ def restore_training(run: TrainingState) -> int:
     Raises:
         CheckpointError: it was written with another prior, sampler or adapter.
     """
-    latest = checkpoint.latest_checkpoint(run.folder / "checkpoints")
-    if latest is None:
+    found = read_latest(run.folder / "checkpoints")
+    if found is None:
         return 0
-    tensors, state = checkpoint.load_checkpoint(latest)
+    tensors, state = found.tensors, found.state
     checkpoint.check_compatible(state["prior"], run.prior.fingerprint())
     load_parameters(run.prior, tensors["posterior"])
     if isinstance(run.objective, torch.nn.Module):
@@ -86,10 +88,10 @@ def restore_training(run: TrainingState) -> int:
     return int(state["iteration"])
 
 
-def trained_beta(config: RunConfig, folder: Path) -> float:
-    """The beta that the posterior of a run's folder stands for: the config's, or where its `kl_budget` had moved it last."""
-    latest = None if config.behaviour.kl_budget is None else checkpoint.latest_checkpoint(folder / "checkpoints")
-    return config.beta if latest is None else float(checkpoint.load_checkpoint(latest)[1]["beta"])
+def progress(run: TrainingState) -> Progress:
+    """How far a trainer has come."""
+    beta = trained_beta(run.config, {"iteration": run.iteration, "beta": run.beta})
+    return Progress(run.iteration, run.config.train.iterations, beta)
 
 
 def attach_posterior(config: RunConfig, prior: Prior) -> None:

@@ -175,7 +175,7 @@ def test_evaluation_writes_its_numbers(project: Path) -> None:
         (["config"], 2, "Which config?"),
         (["eval", "runs/small", "beta=3"], 2, "only eval.* keys"),
         (["eval", "runs/nothing"], 2, "There is no config"),
-        (["sample", "small.yaml"], 1, "no complete checkpoint"),
+        (["sample", "small.yaml"], 1, "a run's folder is asked for: give runs/small"),
     ],
 )
 def test_errors_are_one_message_and_a_code(

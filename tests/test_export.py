@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_rtb.model_card import model_card
+from diffusion_rtb.progress import Progress
 from pipelines.stable_diffusion import StableDiffusion
 from tests.tiny import save_tiny, tiny_stable_diffusion
 
@@ -51,6 +52,7 @@ def card(prior: StableDiffusion, out: Path, **changes: Any) -> str:
         "base_model": prior.base_model,
         "snippet": prior.snippet(str(out), "a cat emoji"),
         "fingerprint": prior.fingerprint(),
+        "trained": Progress(100, 100, 12.5),
     }
     return model_card(CONFIG, **arguments | changes)
 

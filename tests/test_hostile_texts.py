@@ -140,6 +140,7 @@ def test_bars_and_tables_of_a_terminal_do_too(
 def test_the_card_says_every_text() -> None:
     """Front matter, table and blocks read back as what was put in, by an independent Markdown parser."""
     from diffusion_rtb.model_card import model_card
+    from diffusion_rtb.progress import Progress
 
     nasty = "a`b``|<img>$x$ _y_ ![z](javascript:1)"
     config = {**CONFIG, "name": "n", "reward": {"component": nasty}, "objective": {"component": "rtb"}, "seed": 1}
@@ -149,6 +150,7 @@ def test_the_card_says_every_text() -> None:
         base_model=nasty,
         snippet="x = 1\n```\n# no",
         fingerprint={},
+        trained=Progress(2, 2, 1.0),
         evaluation={nasty: {"prior": nasty, "posterior": 1}},
     )
     tokens = MarkdownIt().enable("table").parse(text.split("---\n", 2)[2])

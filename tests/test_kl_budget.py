@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_rtb.behaviours.kl_budget import KlBudget, realised
-from diffusion_rtb.training_state import trained_beta
+from diffusion_rtb.trained_run import open_trained_run
 from pipelines._linear_gaussian import kl
 from tests.behaving import BETA, LINEAR, QUADRATIC, begin_at_the_posterior, differing, known, rows, run, state
 
@@ -103,7 +103,7 @@ def test_the_budget_is_reached(reward: dict[str, Any], start: float, nats: float
     if reward is LINEAR:  # KL = beta²·v/2
         v = 2 * float(kl(tilt.best, tilt.p).sum()) / trainer.beta**2
         assert trainer.beta == pytest.approx(math.sqrt(2 * nats / v), rel=0.05)
-    assert trained_beta(trainer.config, trainer.folder) == trainer.beta
+    assert open_trained_run(trainer.folder).progress.beta == trainer.beta
 
 
 def test_a_resumed_run_goes_on_with_the_same_beta(tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_without_a_budget_beta_is_the_configs(tmp_path: Path) -> None:
     trainer = run(tmp_path, train={"iterations": 2})
     trainer.fit()
     assert [row["beta"] for row in rows(trainer)] == [BETA, BETA]
-    assert trained_beta(trainer.config, trainer.folder) == BETA
+    assert open_trained_run(trainer.folder).progress.beta == BETA

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from diffusion_rtb.assemble import assemble, load_run_reward
+from diffusion_rtb.assemble import assemble
 from diffusion_rtb.config import RunConfig
+from diffusion_rtb.locate import build
 from diffusion_rtb.reward_state import stateful_rewards
 from diffusion_rtb.rewarding import RewardError
+from diffusion_rtb.trained_run import open_trained_run
 from tests.tiny import save_tiny
 
 
@@ -66,7 +68,7 @@ def test_the_evaluation_gets_the_statistics_of_the_run(tmp_path: Path) -> None:
     run = config(save_tiny(tmp_path / "tiny"), tmp_path, 1)
     trainer = assemble(run)
     trainer.fit()
-    loaded = load_run_reward(tmp_path / "standardised", run)
+    loaded = open_trained_run(tmp_path / "standardised").reward()
     assert loaded.statistics() == trainer.actor.reward.statistics()  # type: ignore[attr-defined]
     with pytest.raises(RewardError, match="has seen no values"):
-        load_run_reward(tmp_path / "elsewhere", run).statistics()
+        build(run.reward, "reward").statistics()

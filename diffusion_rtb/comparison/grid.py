@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,22 +22,23 @@ from diffusion_rtb.comparison.exact import ExactTarget, exact_target
 from diffusion_rtb.comparison.runner import (
     Looks,
     Result,
-    check_same,
     finished,
     measure_truth,
     train_and_measure,
 )
 from diffusion_rtb.comparison.variants import Cell, cells, comparison_folder, load_variants
 from diffusion_rtb.comparison.wasserstein import BLOCK, Distance, check_transport, floor
-from diffusion_rtb.config import RunConfig, config_diff, load_config
+from diffusion_rtb.config import RunConfig, load_config
+from diffusion_rtb.config_changes import changes
 from diffusion_rtb.fitness import check_fitness
+from diffusion_rtb.folder_lock import LOCK, folder_lock
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build
-from diffusion_rtb.runs import GROWS, RunFolderError
+from diffusion_rtb.runs import RunFolderError, check_same, run_folder
 from diffusion_rtb.training_state import attach_posterior
-from diffusion_rtb.whole_file import write_json
+from diffusion_rtb.whole_file import clear_unfinished, write_json
 
-__all__ = ["Comparison", "Plan", "plan", "run"]
+__all__ = ["Comparison", "Plan", "held", "plan", "run"]
 
 SHEET = "comparison.json"
 
@@ -139,55 +141,72 @@ def run(work: Plan, tell: Callable[[str], None], done: Callable[[Comparison], No
         ValueError: the folder is that of another comparison, or holds a run of a variant that has changed; see `Trainer`.
     """
     prior, target, looks = work.prior, work.target, work.looks
-    _open(work)
-    for cell in work.cells:
-        check_same(cell.config)
-    reward: Any = build(work.config.reward, "reward")
-    found = Comparison(work, _floor(work.folder, target, looks, tell))
-    by_seed = {cell.config.seed: cell.config for cell in work.cells}
-    for seed, one in by_seed.items():
-        tell(f"truth, seed {seed}")
-        found.truth.append(measure_truth(work.folder / "truth" / str(seed), prior, reward, target, one, looks))
-    for number, cell in enumerate(work.cells, 1):
-        where = f"{number}/{len(work.cells)}: {cell.objective}, {cell.behaviour}, seed {cell.config.seed}"
-        result = finished(cell.config)
-        tell(f"{where}{' is finished' if result else ''}")
-        result = result or train_and_measure(cell.config, looks)
-        if result is None:
-            break
-        found.results.setdefault(cell.pair, []).append((cell.config.seed, result))
-        done(found)
-    return found
+    with held(work):
+        for cell in work.cells:
+            check_same(cell.config, run_folder(cell.config), "Give the changed variant another name")
+        reward: Any = build(work.config.reward, "reward")
+        found = Comparison(work, _floor(work.folder, target, looks, tell))
+        by_seed = {cell.config.seed: cell.config for cell in work.cells}
+        for seed, one in by_seed.items():
+            tell(f"truth, seed {seed}")
+            found.truth.append(measure_truth(work.folder / "truth" / str(seed), prior, reward, target, one, looks))
+        for number, cell in enumerate(work.cells, 1):
+            where = f"{number}/{len(work.cells)}: {cell.objective}, {cell.behaviour}, seed {cell.config.seed}"
+            result = finished(cell.config)
+            tell(f"{where}{' is finished' if result else ''}")
+            result = result or train_and_measure(cell.config, looks)
+            if result is None:
+                break
+            found.results.setdefault(cell.pair, []).append((cell.config.seed, result))
+            done(found)
+        return found
 
 
 def _floor(folder: Path, target: ExactTarget, looks: Looks, tell: Callable[[str], None]) -> Distance:
     path = folder / "floor.json"
-    if not path.is_file():
+    try:
+        return Distance(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not there yet, or damaged
         tell("W2 between exact samples")
         # Blocks of a size that the samplers fill as well.
         count = looks.samples if looks.samples < BLOCK else max(looks.samples, FLOOR_SAMPLES)
         write_json(path, asdict(floor(count, target.sample)))
-    return Distance(**json.loads(path.read_text(encoding="utf-8")))
+        return Distance(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def _open(work: Plan) -> None:
-    """Make the comparison's folder, or reopen it for the same config and the same way of measuring.
+@contextmanager
+def held(work: Plan) -> Iterator[None]:
+    """Make the comparison's folder, or reopen it for the same config and way of measuring; nobody else writes there in the block.
 
     Raises:
         RunFolderError: it is another comparison's, or something else.
+        FolderInUseError: another command writes there.
     """
     folder, path = work.folder, work.folder / SHEET
-    remedy = f"Choose another name (name=...), or delete {folder} to start afresh."
-    if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        before, now = RunConfig.model_validate(held["config"]), work.config
-        differing = {key: pair for key, pair in config_diff(before, now).items() if key not in GROWS}
-        looks = asdict(work.looks)
-        differing |= {key: (old, looks[key]) for key, old in held["looks"].items() if looks[key] != old}
-        if differing:
-            lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in differing.items()]
-            raise RunFolderError("\n".join([f"{folder} is a comparison of another config.", *lines, remedy]))
-    elif folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise RunFolderError(f"{folder} exists and is not a comparison's folder: it has no {SHEET}. {remedy}")
+    _check_sheet(work, path)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"config": work.config.model_dump(mode="json"), "looks": asdict(work.looks)})
+    with folder_lock(folder):
+        clear_unfinished(folder)
+        write_json(path, {"config": work.config.model_dump(mode="json"), "looks": asdict(work.looks)})
+        yield
+
+
+def _check_sheet(work: Plan, path: Path) -> None:
+    folder = work.folder
+    remedy = f"Choose another name (name=...), or delete {folder} to start afresh."
+    if not path.is_file():
+        if folder.exists() and (folder.is_file() or any(file.name != LOCK for file in folder.iterdir())):
+            raise RunFolderError(f"{folder} exists and is not a comparison's folder: it has no {SHEET}. {remedy}")
+        return
+    try:
+        sheet = json.loads(path.read_text(encoding="utf-8"))
+        before, looks = RunConfig.model_validate(sheet["config"]), dict(sheet["looks"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{path} is damaged ({error}). Delete it: the runs beside it are checked one by one."
+        ) from None
+    now = asdict(work.looks)
+    lines = changes(before, work.config)
+    lines += [f"  {key}: {old!r} there, {now.get(key)!r} now" for key, old in looks.items() if now.get(key) != old]
+    if lines:
+        raise RunFolderError("\n".join([f"{folder} is a comparison of another config.", *lines, remedy]))

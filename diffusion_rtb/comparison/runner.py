@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_rtb.comparison.exact import ExactTarget
 from diffusion_rtb.comparison.measure import draw_posterior, measured
 from diffusion_rtb.comparison.trainer import CURVE, MeasuredTrainer, read_lines
-from diffusion_rtb.config import RunConfig, config_diff, load_config
+from diffusion_rtb.config import RunConfig
 from diffusion_rtb.interfaces import Prior, Reward
-from diffusion_rtb.runs import GROWS, RunFolderError, run_folder
+from diffusion_rtb.runs import run_folder
 from diffusion_rtb.whole_file import whole, write_json
 
-__all__ = ["PICTURED", "Looks", "Result", "check_same", "finished", "measure_truth", "train_and_measure"]
+__all__ = ["PICTURED", "Looks", "Result", "finished", "measure_truth", "train_and_measure"]
 
 MEASURES, SAMPLES = "measures.json", "samples.safetensors"
 
@@ -51,29 +52,14 @@ class Result:
     """A few, for the figure; (kept, dim)."""
 
 
-def check_same(config: RunConfig) -> None:
-    """Refuse to take a run of another config, e.g. of a variant before it was changed, for this one.
-
-    Raises:
-        RunFolderError: the run's folder holds another config.
-    """
-    folder = run_folder(config)
-    if not (folder / "config.yaml").is_file():
-        return
-    differing = {key: pair for key, pair in config_diff(load_config(folder), config).items() if key not in GROWS}
-    if differing:
-        lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in differing.items()]
-        remedy = f"Give the changed variant another name, or delete {folder} to run it afresh."
-        raise RunFolderError("\n".join([f"{folder} already holds a run with another config.", *lines, remedy]))
-
-
 def finished(config: RunConfig) -> Result | None:
     """The result of a run that was trained and measured to its last iteration, or None."""
     folder = run_folder(config)
     found = _read(folder)
     if found is None or found.get("iterations") != config.train.iterations:
         return None
-    return Result(found, read_lines(folder / CURVE), load_file(folder / SAMPLES)["x"])
+    samples = _samples(folder)
+    return None if samples is None else Result(found, read_lines(folder / CURVE), samples)
 
 
 def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
@@ -103,17 +89,18 @@ def measure_truth(
     folder: Path, prior: Prior, reward: Reward, target: ExactTarget, config: RunConfig, looks: Looks
 ) -> Result:
     """The truth as a sampler: its exact denoiser through the same chain and number of steps, at the noise of this seed."""
-    found = _read(folder)
-    if found is None:
+    found, samples = _read(folder), _samples(folder)
+    if found is None or samples is None:
         table = config.prompts.table()
         x, drawn = draw_posterior(
             prior, reward, table.texts, looks.samples, config.seed, truth=target, metadata=table.metadata
         )
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder, measured(x, drawn, target, config.beta), x)
-        found = _read(folder)
+        found, samples = _read(folder), _samples(folder)
         assert found is not None
-    return Result(found, [], load_file(folder / SAMPLES)["x"])
+        assert samples is not None
+    return Result(found, [], samples)
 
 
 def _write(folder: Path, numbers: Mapping[str, Any], x: Tensor) -> None:
@@ -124,5 +111,15 @@ def _write(folder: Path, numbers: Mapping[str, Any], x: Tensor) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    path = folder / MEASURES
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The measures; None where there are none, or no longer readable ones: measured again, they are the same."""
+    try:
+        return dict(json.loads((folder / MEASURES).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _samples(folder: Path) -> Tensor | None:
+    try:
+        return load_file(folder / SAMPLES)["x"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None

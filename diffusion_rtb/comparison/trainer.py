@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from diffusion_rtb.assemble import parts
 from diffusion_rtb.comparison.exact import ExactTarget, exact_target
 from diffusion_rtb.comparison.measure import draw_posterior, look
 from diffusion_rtb.config import RunConfig
+from diffusion_rtb.metrics_file import append_row, cut_rows, read_rows
 from diffusion_rtb.trainer import Trainer
 
 __all__ = ["CURVE", "MeasuredTrainer", "read_lines"]
@@ -61,12 +61,11 @@ class MeasuredTrainer(Trainer):
     def resume(self) -> None:
         """Continue from the latest checkpoint, with the clock and the curve as they were there."""
         super().resume()
-        held = read_lines(self.tracker.path)
-        self.seconds = held[-1]["training_seconds"] if held else 0.0
-        self.cpu_seconds = held[-1]["training_cpu_seconds"] if held else 0.0
-        curve = [point for point in read_lines(self.folder / CURVE) if point["iteration"] < self.iteration]
-        text = "".join(json.dumps(point) + "\n" for point in curve)
-        (self.folder / CURVE).write_text(text, encoding="utf-8")
+        rows, _ = read_rows(self.tracker.path)
+        for row in rows.values():
+            self.seconds = row.get("training_seconds", self.seconds)
+            self.cpu_seconds = row.get("training_cpu_seconds", self.cpu_seconds)
+        cut_rows(self.folder / CURVE, self.iteration, whole=False)
 
     def _look(self) -> None:
         actor, seed = self.actor, self.config.seed
@@ -74,10 +73,9 @@ class MeasuredTrainer(Trainer):
         x, drawn = draw_posterior(
             self.prior, actor.reward, actor.prompts, self._samples, seed, scored=scored, metadata=known
         )
-        point = {"iteration": self.iteration, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        point = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
         point |= look(x, drawn, self.target, self.config.beta)
-        with (self.folder / CURVE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(point) + "\n")
+        append_row(self.folder / CURVE, self.iteration, point)
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
@@ -90,11 +88,6 @@ class MeasuredTrainer(Trainer):
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; [] where there is none. A line that a kill cut off is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    """The rows of a file of looks; [] where there is none. A line that a kill cut off is left out."""
+    rows, _ = read_rows(path)
+    return [{name: value for name, value in row.items() if value is not None} for row in rows.values()]
