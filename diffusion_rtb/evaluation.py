@@ -19,6 +19,7 @@ from diffusion_rtb.actor import Actor
 from diffusion_rtb.bootstrap import bootstrap_interval
 from diffusion_rtb.config import EvalConfig
 from diffusion_rtb.diversity import mean_pairwise_cosine_distance, vendi_score
+from diffusion_rtb.eval_choice import PICTURED, spread
 from diffusion_rtb.metrics import (
     elbo,
     ess,
@@ -37,7 +38,7 @@ from diffusion_rtb.seeds import seed_of
 __all__ = ["Drawn", "draw", "summarise"]
 
 PICTURES, DOTS = 4, 2000
-"""Pictures kept per prompt and side; of vectors, which become dots in one picture, more."""
+"""Pictures kept per pictured prompt and side; of vectors, which become dots in one picture, more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Drawn:
     labels: dict[str, Tensor]
     """The judge's class of each image, by factor; (batch,)."""
     pictures: Float[Tensor, "kept *shape"]
-    """The first few images, or vectors, of each prompt."""
+    """The first few images, or vectors, of each pictured prompt."""
     picture_rewards: Float[Tensor, " kept"]
     log_q: Float[Tensor, "batch steps"] | None = None
     log_p: Float[Tensor, "batch steps"] | None = None
@@ -109,6 +110,7 @@ def draw(
     embedder: Any = None,
     judge: Any = None,
     advance: Callable[[int], None] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Drawn:
     """`count` samples per prompt, in batches; the k-th sample of a prompt has the same noise for prior and posterior.
 
@@ -121,21 +123,26 @@ def draw(
         embedder: Has `embed(images)`; None: no embeddings.
         judge: Has `classify(images, classes)`; needed when the config names factors.
         advance: Told how many samples a batch had, after each.
+        numbers: The actor's prompts by their rows in the run's table, on which the noise depends; None: they are the table.
 
     Raises:
         ValueError: embedder or judge lacks its method.
     """
     _check_tools(config, embedder, judge)
-    pairs = [(row, k) for row in range(len(actor.prompts)) for k in range(count)]
+    total = len(actor.prompts)
+    numbers = range(total) if numbers is None else numbers
+    pictured = set(spread(total, PICTURED))
+    pairs = [(row, k) for row in range(total) for k in range(count)]
     parts: list[Drawn] = []
     for chunk in actor.chunks(len(pairs)):
         rows = [row for row, _ in pairs[chunk]]
-        seeds = [seed_of(seed, "eval", row, k) for row, k in pairs[chunk]]
+        seeds = [seed_of(seed, "eval", numbers[row], k) for row, k in pairs[chunk]]
         found = actor.completed(actor.from_posterior(rows, seeds)) if posterior else actor.from_prior(rows, seeds)
         images = actor.prior.decode(found.trajectory.x_0)
         labels = {f.name: judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors}
         embedding = None if embedder is None else embedder.embed(images).cpu()
-        first = torch.tensor([k < (PICTURES if images.ndim == 4 else DOTS) for _, k in pairs[chunk]])
+        most = PICTURES if images.ndim == 4 else DOTS
+        first = torch.tensor([k < most and row in pictured for row, k in pairs[chunk]])
         # The trajectories themselves are not kept: at full size they would fill the memory.
         found = found.to("cpu")
         kept = (images.cpu()[first], found.reward[first])

@@ -13,10 +13,12 @@ from rich.progress import Progress
 from diffusion_rtb.actor import Actor
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.disk import check_writable
+from diffusion_rtb.eval_choice import PICTURED, evaluated_rows, spread
 from diffusion_rtb.evaluation import Drawn, draw, summarise
 from diffusion_rtb.export import export_posterior
 from diffusion_rtb.folder_lock import folder_lock
 from diffusion_rtb.grids import save_png, side_by_side
+from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.locate import build
 from diffusion_rtb.tables import show
 from diffusion_rtb.terminal import console, say
@@ -60,28 +62,44 @@ def _check_room(run: TrainedRun) -> None:
 
 
 def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
-    config, prior, reward = run.config, run.prior(), run.reward()
+    config = run.config
+    rows = _rows(config)
+    prior, reward = run.prior(), run.reward()
     embedder: Any = None if config.eval.embedder is None else build(config.eval.embedder, "reward")
     judge: Any = embedder if config.eval.judge is None else build(config.eval.judge, "reward")
-    table = config.prompts.table()
-    actor = Actor(prior, reward, table.texts, config.eval.batch, table.metadata)
+    actor = _actor(config, rows, prior, reward)
     tools = {"embedder": embedder, "judge": judge}
     counts = (config.eval.prior_samples, config.eval.samples)
     with _progress(actor.prompts, *counts) as (one, other):
-        before = draw(actor, config.eval, counts[0], config.seed, posterior=False, advance=one, **tools)
-        after = draw(actor, config.eval, counts[1], config.seed, posterior=True, advance=other, **tools)
+        before = draw(actor, config.eval, counts[0], config.seed, posterior=False, advance=one, numbers=rows, **tools)
+        after = draw(actor, config.eval, counts[1], config.seed, posterior=True, advance=other, numbers=rows, **tools)
     numbers = summarise(before, after, actor.prompts, run.progress.beta, config.eval)
     numbers |= {"run": run.progress.as_json()}
     folder = run.folder / "eval"
     folder.mkdir(exist_ok=True)
     write_json(folder / "metrics.json", numbers)
-    picture = _picture(before, after, config)
+    picture = _picture(before, after, actor.prompts)
     save_png(picture, folder / "side_by_side.png")
     export_posterior(config, prior, run.folder, run.progress, evaluation=_card_table(numbers["overall"]))
     write_json(folder / "timing.json", {"seconds": perf_counter() - start} | actor.stopwatch.read())
     show(numbers, console())
     say(f"Pictures: {folder / 'side_by_side.png'}   numbers: {folder / 'metrics.json'}")
     return numbers
+
+
+def _rows(config: RunConfig) -> list[int]:
+    """The prompts that are evaluated, by their rows in the run's table."""
+    texts = config.prompts.texts()
+    rows = evaluated_rows(config.eval.prompts, texts)
+    if len(rows) < len(texts):
+        say(f"Evaluated are {len(rows)} of the run's {len(texts)} prompts (eval.prompts).")
+    return rows
+
+
+def _actor(config: RunConfig, rows: Sequence[int], prior: Prior, reward: Reward) -> Actor:
+    table = config.prompts.table()
+    texts, metadata = [table.texts[row] for row in rows], [table.metadata[row] for row in rows]
+    return Actor(prior, reward, texts, config.eval.batch, metadata)
 
 
 @contextmanager
@@ -97,9 +115,9 @@ def _progress(prompts: Sequence[str], prior: int, posterior: int) -> Iterator[tu
         yield (lambda n: bars.advance(tasks[0], n)), (lambda n: bars.advance(tasks[1], n))
 
 
-def _picture(prior: Drawn, posterior: Drawn, config: RunConfig) -> Any:
-    """Pairs at the same noise, as many per prompt as both sides have, each with its reward; vectors as dots."""
-    prompts = config.prompts.texts()
+def _picture(prior: Drawn, posterior: Drawn, evaluated: Sequence[str]) -> Any:
+    """Pairs at the same noise, as many per pictured prompt as both sides have, each with its reward; vectors as dots."""
+    prompts = [evaluated[row] for row in spread(len(evaluated), PICTURED)]
     kept = [len(side.pictures) // len(prompts) for side in (prior, posterior)]
     count = min(kept)
     images, captions = [], []

@@ -204,6 +204,8 @@ class EvalConfig(Section):
 
     samples: PositiveInt = 16
     """Posterior samples per prompt."""
+    prompts: PositiveInt | Annotated[Strings, Field(min_length=1)] | None = None
+    """So many of the run's prompts, evenly spread over its list, or those in a list here; null: all of them."""
     prior_samples: PositiveInt = 16
     """Prior samples per prompt, also the ones that are re-weighted by exp(beta·r)."""
     batch: PositiveInt = 32

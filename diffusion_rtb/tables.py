@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_rtb.eval_choice import LISTED, listed
 from diffusion_rtb.plain_text import plain
 from diffusion_rtb.terminal import shown
 
@@ -18,9 +19,11 @@ LONGEST = 200
 
 
 def show(numbers: Mapping[str, Any], console: Console) -> None:
-    """Print the evaluation: one line per prompt and overall, then one table per checked factor."""
+    """Print the evaluation: one line per prompt, of many for some, and overall, then one table per checked factor."""
     console.print(_reward_table(numbers))
     console.print(_cost_table(numbers))
+    if len(numbers["per_prompt"]) > LISTED:
+        console.print(shown(_left_out(numbers)), soft_wrap=True)
     console.print(shown(_exact(numbers["overall"])), soft_wrap=True)
     console.print(shown(_rise(numbers["overall"], numbers["samples"]["prior"])), "", soft_wrap=True, sep="\n")
     for check in numbers["posterior_check"]:
@@ -65,7 +68,15 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def _named_rows(numbers: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(row["prompt"], row) for row in numbers["per_prompt"]] + [("all", numbers["overall"])]
+    return [(row["prompt"], row) for row in listed(numbers["per_prompt"])] + [("all", numbers["overall"])]
+
+
+def _left_out(numbers: Mapping[str, Any]) -> str:
+    """What the tables do not show."""
+    return (
+        f"Of {len(numbers['per_prompt'])} prompts the tables show the {LISTED // 2} whose reward rose most and the {LISTED // 2} "
+        "where it rose least; eval/metrics.json has all."
+    )
 
 
 def _reward_table(numbers: Mapping[str, Any]) -> Table:

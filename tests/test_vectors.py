@@ -140,5 +140,5 @@ def test_a_run_on_vectors_is_trained_and_evaluated(tmp_path: Path) -> None:
     # 1,500 samples: standard errors of about 0.03 for KL and ELBO; log Z from the prior has an ESS of 0.4.
     assert numbers["elbo"] == pytest.approx(exact.best_elbo, abs=0.12)
     assert numbers["log_z"]["from_prior"] == pytest.approx(exact.log_z, abs=0.15)
-    picture = _picture(before, after, config)
+    picture = _picture(before, after, actor.prompts)
     assert picture.width > 2 * PANEL
