@@ -89,13 +89,16 @@ def serve_reward(
 ) -> None:
     """Answer other processes' requests for a reward over HTTP, until Ctrl-C. Needs the extra `server`.
 
-    A token, where DIFFUSION_RTB_TOKEN is set, is asked of every client. The client is the reward `remote`.
+    A token, where DIFFUSION_RTB_TOKEN is set, is asked of every client; at least 16 characters, the same for both sides. The client
+    is the reward `remote`. A network that is not yours wants a proxy in between, for TLS.
 
     **Examples**
 
         diffusion-rtb serve-reward --reward jpeg quality=80
 
-        DIFFUSION_RTB_TOKEN=secret diffusion-rtb serve-reward --reward my_reward:Redness --host 0.0.0.0
+        export DIFFUSION_RTB_TOKEN=$(python -c "import secrets; print(secrets.token_urlsafe())")
+
+        diffusion-rtb serve-reward --reward my_reward:Redness --host 0.0.0.0
     """
     with errors_explained(traceback):
         from dataclasses import replace

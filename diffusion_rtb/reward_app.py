@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import json
 import logging
+import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -25,9 +26,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from jaxtyping import Float
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import HTTPConnection
 
 from diffusion_rtb import __version__
+from diffusion_rtb.plain_text import plain_lines
+from diffusion_rtb.reward_bodies import Bodies
 from diffusion_rtb.reward_codec import Batch, as_float, decode, decode_prompts, encode
 from diffusion_rtb.reward_wire import (
     ENCODINGS,
@@ -58,6 +61,12 @@ It raises where there is none."""
 CheckPrompts = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], None]
 """Prompts and their metadata; raises a ValueError where the reward does not take them."""
 
+DECODED = 2
+"""Requests whose pixels are in memory: one that is scored and one that is ready. The others wait as they came."""
+
+READERS = 4
+"""Bodies that may be arriving at one time for each that may wait."""
+
 REFUSALS = {
     400: "The body is damaged",
     401: "The token is missing or wrong",
@@ -81,7 +90,7 @@ class Served:
     reward_id: str
     limits: Limits = field(default_factory=Limits)
     max_waiting: int = 16
-    """Requests that are read, waiting or scored at one time; further ones get 503."""
+    """Requests that are waiting or scored at one time; further ones get 503."""
     read_timeout: float = 30.0
     """Seconds for a body to arrive."""
     token: str | None = field(default=None, repr=False)
@@ -162,13 +171,16 @@ class _Desk:
     def __init__(self, score: Score, served: Served, check: CheckPrompts | None) -> None:
         self.score, self.served, self.check = score, served, check
         self._waiting = 0
+        self._bodies = Bodies(served.limits.max_body_bytes, served.read_timeout, READERS * served.max_waiting)
+        self._decoded = asyncio.Semaphore(DECODED)
         self._turn = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="reward")
 
     async def serve(self, request: Request, work: Callable[[bytes, str], Callable[[], Model]]) -> Model:
         """Read the body, let `work` decode it, and do what that returns in the reward's own thread."""
-        async with self._place():
-            body = await self._body(request)
+        self._check_room()
+        # Only a body that is complete takes a place in the queue: slow ones keep nobody out.
+        async with self._bodies.read(request) as body, self._place(), self._decoded:
             ready = await asyncio.to_thread(work, body, request.headers.get("content-type", ""))
             async with self._turn:
                 # Whoever gave up and asks again elsewhere should not be computed twice.
@@ -187,33 +199,18 @@ class _Desk:
         prompts, metadata = decode_prompts(body)
         return partial(self._told, prompts, metadata)
 
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    def _check_room(self) -> None:
         if self._waiting >= self.served.max_waiting:
             raise WireError(f"{self._waiting} requests are waiting; try again.", status=503, code="busy")
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        self._check_room()
         self._waiting += 1
         try:
             yield
         finally:
             self._waiting -= 1
-
-    async def _body(self, request: Request) -> bytes:
-        most, seconds = self.served.limits.max_body_bytes, self.served.read_timeout
-        declared = request.headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > most:
-            raise _too_long(most)
-        body = bytearray()
-        try:
-            async with asyncio.timeout(seconds):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > most:
-                        raise _too_long(most)
-        except TimeoutError:
-            raise WireError(f"The body did not arrive within {seconds:g} s.", status=408, code="timeout") from None
-        except ClientDisconnect:
-            raise WireError("The client left before its body was complete.", status=408, code="gone") from None
-        return bytes(body)
 
     def _told(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Checked:
         try:
@@ -221,16 +218,23 @@ class _Desk:
                 self.check(prompts, metadata)
         except ValueError as error:
             return Checked(refusal=str(error))
+        except BaseException as error:
+            raise self._raised(error) from error
         return Checked()
+
+    def _raised(self, error: BaseException) -> WireError:
+        """What the reward's code raised, of any class: SystemExit would end this thread or the server, not the one request."""
+        # What a client sent may be in there, and a log is read on a terminal.
+        LOG.error("Reward %s failed\n%s", self.served.reward, plain_lines("".join(traceback.format_exception(error))))
+        return _failed(f"Reward {self.served.reward!r} raised {type(error).__name__}: {error}")
 
     def _answer(self, batch: Batch) -> Answer:
         """One finite number per image, or status 500 with the reason."""
         known = (batch.metadata,) if self.served.metadata else ()
         try:
             values = np.asarray(self.score(as_float(batch.images), batch.prompts, *known), dtype=np.float64)
-        except Exception as error:
-            LOG.exception("Reward %s failed", self.served.reward)
-            raise _failed(f"Reward {self.served.reward!r} raised {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            raise self._raised(error) from error
         if values.shape != (len(batch.images),):
             raise _failed(
                 f"Reward {self.served.reward!r} returned shape {values.shape} for {len(batch.images)} images."
@@ -241,10 +245,6 @@ class _Desk:
             i = int(np.flatnonzero(~np.isfinite(values))[0])
             where = f"image {i}, prompt {batch.prompts[i]!r}"
             raise _failed(f"Reward {self.served.reward!r} is {values[i]} for {where}; it must be finite.") from None
-
-
-def _too_long(most: int) -> WireError:
-    return WireError(f"The body is above max_body_bytes={most}: send fewer images.", status=413, code="too_large")
 
 
 def _failed(message: str) -> WireError:

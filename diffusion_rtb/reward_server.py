@@ -124,6 +124,7 @@ def serve(component: Mapping[str, Any], address: Address, work: Work | None = No
     import uvicorn
 
     from diffusion_rtb.reward_app import Served, create_app
+    from diffusion_rtb.reward_connections import Patience, guarded_protocol, holders_of
 
     name = str(component["component"])
     reward = build(component, "reward")
@@ -143,8 +144,10 @@ def serve(component: Mapping[str, Any], address: Address, work: Work | None = No
         port=address.port,
         # Longer than the pause between two iterations of most runs; clients also survive being cut off.
         timeout_keep_alive=120,
-        limit_concurrency=work.max_waiting + 240,
-        http="h11",
+        limit_concurrency=work.max_waiting + 240 + Patience.strangers,
+        # What is accepted at one time cannot be closed before it was all accepted: it must fit below the limit of open files.
+        backlog=128,
+        http=guarded_protocol(holders_of(address.token)),
         ws="none",
         lifespan="off",
         access_log=False,

@@ -80,7 +80,7 @@ class Subject:
         with torch.no_grad():
             try:
                 values = self.reward(images.clone() if copy else images, list(prompts))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise Call("call", f"raised {type(error).__name__}: {error}") from error
         _check_output(values, images)
         return values.detach().double().cpu()

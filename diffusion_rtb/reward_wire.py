@@ -75,8 +75,8 @@ class Limits:
     """Images."""
     max_body_bytes: int = 64 * 2**20
     """Bytes of the body, also after decompression."""
-    max_pixels: int = 2**26
-    """Height times width, summed over the images: 64 of 1024 x 1024."""
+    max_pixels: int = 2**24
+    """Height times width, summed over the images: 64 of 512 x 512, 16 of 1024 x 1024; 0.2 GB as float32."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

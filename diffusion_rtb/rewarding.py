@@ -68,7 +68,7 @@ def _evaluate(
     try:
         with torch.no_grad():
             values = call_reward(reward, images, prompts, metadata)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit would end the run, and with code 0 as if it were done
         told = f"metadata {_shown(metadata)}, " if takes_metadata(reward) else ""
         raise RewardError(
             f"{where} of shape {tuple(images.shape)} on {images.device}, prompts {_shown(prompts)}, {told}"

@@ -45,7 +45,12 @@ def in_thread(app: Any, port: int | None = None, **options: Any) -> Iterator[str
     port = port or free_port()
     server = uvicorn.Server(
         uvicorn.Config(
-            app, port=port, http="h11", lifespan="off", log_level="error", timeout_graceful_shutdown=1, **options
+            app,
+            port=port,
+            lifespan="off",
+            log_level="error",
+            timeout_graceful_shutdown=1,
+            **{"http": "h11", **options},
         )
     )
     thread = threading.Thread(target=server.run, daemon=True)

@@ -121,3 +121,12 @@ def test_an_interrupt_is_not_a_reward_error() -> None:
 def test_the_caller_s_own_mistakes(arguments: tuple[list[str], int | None], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_reward(brightness, some_images(), arguments[0], "mine", chunk=arguments[1])
+
+
+@pytest.mark.parametrize("code", [0, None, 3])
+def test_a_reward_that_tries_to_end_the_program_is_an_error(code: int | None) -> None:
+    def leaving(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise SystemExit(code)
+
+    with pytest.raises(RewardError, match=f"raised SystemExit: {code}"):
+        evaluate_reward(leaving, torch.zeros(1, 3, 2, 2), ["a"], "leaving")
