@@ -20,6 +20,7 @@ from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build, check_component
 from diffusion_rtb.reward_prompts import check_reward_prompts
 from diffusion_rtb.runs import CHECKPOINTS, find_run, hold_run, name_free_again, open_run, run_folder
+from diffusion_rtb.stored_size import check_room
 from diffusion_rtb.tracker import Tracker, check_trackers
 from diffusion_rtb.trained_run import open_trained_run
 from diffusion_rtb.trainer import Trainer
@@ -97,6 +98,7 @@ def parts(config: RunConfig, folder: Path | None = None) -> Parts:
         table = config.prompts.table()
         check_reward_prompts(reward, table.texts, table.metadata)
         prior: Prior = build(config.prior, "prior")
+    check_room(config, prior, objective, folder)
     return config, folder, prior, reward, objective, accelerator, tracker
 
 
