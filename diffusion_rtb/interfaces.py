@@ -116,6 +116,9 @@ class Loss:
     """log Z + log_q - log_p - beta·r of the whole trajectory, detached; nats."""
     log_z: Float[Tensor, " batch"]
     """The log Z the residual used, per trajectory, detached; nats."""
+    to_nats: float = 1.0
+    """What makes the loss one in nats: beta for a loss in reward units, beta² for one in their square. Gradients are taken of
+    loss·to_nats, so that no step, no clipping and no eps depends on the unit of the reward; `loss` is logged as it is."""
 
 
 @runtime_checkable

@@ -140,7 +140,7 @@ class TrainConfig(Section):
     lr: PositiveFloat = 1e-3
     """Learning rate of the adapters (AdamW)."""
     lr_objective: PositiveFloat = 1e-2
-    """Learning rate of the objective's own parameters: log Z, value network."""
+    """Learning rate of the objective's own parameters: log Z and value network, in nats at the first beta."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW's memory of gradients; a longer one averages the noise of small batches."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -150,7 +150,7 @@ class TrainConfig(Section):
     lr_decay: Literal["constant", "linear", "cosine"] = "constant"
     """How they fall to zero over the rest of the run; constant: not at all."""
     grad_clip: PositiveFloat = 1.0
-    """Largest norm of the adapters' gradient; larger ones are scaled down."""
+    """Largest norm of the adapters' gradient, that of a loss in nats; larger ones are scaled down."""
     gradient_steps: PositiveInt | None = None
     """Steps per trajectory that get a gradient, drawn at random and re-weighted to stay unbiased; null: all."""
     step_weights: Annotated[tuple[PositiveFloat, ...], Field(strict=False)] | None = None

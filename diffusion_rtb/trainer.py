@@ -38,6 +38,9 @@ from diffusion_rtb.training_state import attach_posterior, restore_training, sav
 
 __all__ = ["Trainer"]
 
+ADAM_EPS = 1e-15
+"""Next to nothing: a gradient of 1e-9 is as good as one of 1, and an objective may come in any unit."""
+
 
 class Trainer:
     """Fine-tune the posterior of one run; resumes from the run folder's latest checkpoint.
@@ -94,7 +97,7 @@ class Trainer:
         if owned:
             groups.append({"params": owned, "lr": train.lr_objective})
         self._rates = [train.lr, train.lr_objective][: len(groups)]
-        return torch.optim.AdamW(groups, weight_decay=0.0, betas=(train.adam_beta1, train.adam_beta2))
+        return torch.optim.AdamW(groups, weight_decay=0.0, betas=(train.adam_beta1, train.adam_beta2), eps=ADAM_EPS)
 
     # The loop
 
@@ -182,7 +185,7 @@ class Trainer:
         self.optimizer.zero_grad()
         with self.actor.stopwatch("objective"):
             loss = self.objective(terms, beta)
-            loss.loss.backward()
+            (loss.loss * loss.to_nats).backward()
         assert terms.log_q.grad is not None
         with self.actor.stopwatch("backward"):
             kl_cotangent = None if terms.kl is None else terms.kl.grad

@@ -68,4 +68,4 @@ class KlReinforce(nn.Module):
         log_w = log_weight(terms.log_q, terms.log_p, terms.reward, beta).detach()
         advantage = (log_w - log_w.mean()) / beta
         loss = -torch.mean(advantage * terms.log_q.sum(dim=1))
-        return Loss(loss, -advantage * beta, log_w.mean().expand(len(log_w)))
+        return Loss(loss, -advantage * beta, log_w.mean().expand(len(log_w)), to_nats=beta)

@@ -104,10 +104,12 @@ def test_trust_pcl_is_alpha_squared_rtb(seed: int, beta: float, kind: Any) -> No
         objective.double()
     rtb(terms, beta)  # both set their log Z from this batch; moved away from it below
     trust_pcl(terms, beta)
+    assert trust_pcl.whole is not None
+    unit = float(getattr(trust_pcl.whole.log_z, "unit", 1.0))
     for log_z, value in zip(rtb.parameters(), trust_pcl.parameters(), strict=True):
         log_z.data.add_(0.7)
-        value.data.add_(0.7 * alpha)
-        close(value.data, alpha * log_z.data)  # V_soft(x_T) = alpha log Z
+        value.data.add_(0.7 * alpha / unit)
+        close(unit * value.data, alpha * log_z.data)  # V_soft(x_T) = alpha log Z
     balance, consistency = rtb(terms, beta), trust_pcl(terms, beta)
     close(consistency.loss, alpha**2 * balance.loss)
     close(consistency.residual, balance.residual)
@@ -117,7 +119,7 @@ def test_trust_pcl_is_alpha_squared_rtb(seed: int, beta: float, kind: Any) -> No
     of_trust_pcl = torch.autograd.grad(consistency.loss, leaves[1])
     close(of_trust_pcl[0], alpha**2 * of_rtb[0])
     if kind != "vargrad":
-        close(of_trust_pcl[1], alpha * of_rtb[1])  # dL/dV = dL/dlogZ · dlogZ/dV
+        close(of_trust_pcl[1] / unit, alpha * of_rtb[1])  # dL/dV = dL/dlogZ · dlogZ/dV
 
 
 @cases

@@ -74,8 +74,8 @@ def test_ddpo_by_hand() -> None:
     per_prompt = tensor(-1 / (1 + STD_FLOOR), 1 / (1 + STD_FLOOR), -2 / (2 + STD_FLOOR), 2 / (2 + STD_FLOOR))
     close(cotangent(DDPO(), four(), 1.0), (-per_prompt / 4)[:, None].expand(4, 3))
     whole = tensor(-4, -2, 1, 5) / (11.5**0.5 + STD_FLOOR)
-    close(DDPO(normalise="batch").advantage(four()), whole)
-    close(DDPO(normalise="batch", advantage_clip=0.5).advantage(four()), whole.clamp(-0.5, 0.5))
+    close(DDPO(normalise="batch").advantage(four(), 1.0), whole)
+    close(DDPO(normalise="batch", advantage_clip=0.5).advantage(four(), 1.0), whole.clamp(-0.5, 0.5))
     assert float(DDPO()(four(), 2.0).residual[0]) == pytest.approx(2.0)  # log Z - beta·r = 2·1 - 0
 
 
@@ -93,7 +93,7 @@ def test_grpo_by_hand() -> None:
     terms = four()
     terms = replace(terms, log_p=terms.log_p - tensor(0, 1, 0, 0)[:, None])
     paid = tensor(-3, 3, 0, 0)  # 3 nats, against the other's 0
-    s = tensor(1, 1, 2, 2) + STD_FLOOR
+    s = tensor(1, 1, 2, 2) + STD_FLOOR / BETA
     held = (tensor(-2, 2, -4, 4) - paid / BETA) / s
     close(cotangent(GRPO("k1_reward"), terms, BETA), (-held / 4)[:, None].expand(4, 3))
     fixed = tensor(-2, 2, -4, 4) / s - 0.3 * paid
@@ -114,7 +114,7 @@ def test_normalising_rescales_prompts_and_keeps_their_direction() -> None:
     scaled, plain = cotangent(GRPO(), terms, BETA), cotangent(GRPO(normalise="none"), terms, BETA)
     for row in (0, 1):
         inside = terms.prompt == row
-        s = float(terms.reward[inside].std(correction=0)) + STD_FLOOR
+        s = float(terms.reward[inside].std(correction=0)) + STD_FLOOR / BETA
         close(scaled[inside], plain[inside] / s)
 
 
@@ -256,7 +256,7 @@ class Watched(DDPO):
         self.seen.append(float(log_ratio.abs().max()))
         answer = super().forward(terms, beta)
         (gradient,) = torch.autograd.grad(answer.loss, terms.log_q, retain_graph=True)
-        wanted = self.advantage(terms)[:, None].sign() * log_ratio
+        wanted = self.advantage(terms, beta)[:, None].sign() * log_ratio
         outside = (log_ratio.exp() - 1).abs() > self.clip_range
         self.still.append(bool((gradient[outside & (wanted > 0)] == 0).all()) and bool((outside & (wanted > 0)).any()))
         return answer

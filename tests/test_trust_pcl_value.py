@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -53,6 +55,51 @@ def test_warm_up_finds_the_soft_value() -> None:
     inside = held_out.x[:, 0, 0].abs() < 1.5  # where there are samples to learn from
     assert float((value - expected)[inside].abs().mean()) < 0.12
     assert float((value - slope * held_out.x[:, 0, 0])[inside].mean()) == pytest.approx(beta * noise**2 / 2, abs=0.12)
+
+
+@pytest.mark.parametrize(("unit", "nats"), [(1.0, 1.5), (0.03, 300.0), (1e6, 30.0)])
+def test_warm_up_at_any_tilt_in_any_unit(unit: float, nats: float) -> None:
+    """r = unit·x is known from x, so V = r however large beta·sd(r) = `nats` is; V starts at the best reward of 4,000."""
+    terms = noisy_rewards(4000, 1.0, 0.0)
+    objective = TrustPCL(length=1, warm_up_updates=600, warm_up_states="recorded")
+    torch.manual_seed(0)
+    objective.prepare(1, (3,), 1)
+    objective.warm_up(replace(terms, reward=unit * terms.reward), nats / unit, unused)
+    held_out = noisy_rewards(200, 1.0, 0.0)
+    with torch.no_grad():
+        value = objective.boundary_values(held_out, nats / unit)[:, 1] / unit
+    assert float((value - held_out.reward).square().mean().sqrt()) < 0.1  # standard deviations of r
+
+
+def test_warm_up_weighs_alike_in_every_unit() -> None:
+    """A power of two rounds nothing: the soft value is the same to the last bit."""
+    values = []
+    for unit in (1.0, 2.0**-20, 2.0**20):
+        terms = noisy_rewards(500, 0.8, 0.7)
+        objective = TrustPCL(length=1, warm_up_updates=50, warm_up_states="recorded")
+        torch.manual_seed(0)
+        objective.prepare(1, (3,), 1)
+        objective.warm_up(replace(terms, reward=unit * terms.reward), 1.5 / unit, unused)
+        with torch.no_grad():
+            values.append(objective.boundary_values(terms, 1.5 / unit)[:, 0] / unit)
+    assert torch.equal(values[0], values[1])
+    assert torch.equal(values[0], values[2])
+
+
+@pytest.mark.parametrize("nats", [3.0, 7.0, 100.0, 1e4])
+def test_returns_far_above_v_are_finite(nats: float) -> None:
+    """The gradient is that of exp(z) - z - 1 up to a factor that all of a batch share; up to 7 nats the factor is 1."""
+    log_ratio = torch.zeros(3, 1, dtype=torch.float64)
+    reward = torch.tensor([nats, nats - 1, 0.0], dtype=torch.float64)
+    values = torch.zeros(3, 1, dtype=torch.float64, requires_grad=True)
+    loss = returns_loss(values, reward, log_ratio, 1.0)
+    loss.backward()
+    shrunk = max(0.0, nats - 7)
+    expected = [math.exp(-shrunk) * (1 + float(r)) - math.exp(float(r) - shrunk) for r in reward]
+    assert float(loss.detach()) == pytest.approx(-sum(expected) / 3, rel=1e-12)
+    slopes = [math.exp(-shrunk) - math.exp(float(r) - shrunk) for r in reward]
+    assert values.grad is not None
+    assert values.grad.flatten().tolist() == pytest.approx([slope / 3 for slope in slopes], rel=1e-12)
 
 
 def test_warm_up_on_noised_states_finds_the_soft_value() -> None:

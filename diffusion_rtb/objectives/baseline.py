@@ -37,7 +37,7 @@ Baseline = Literal["mean", "leave_one_out"]
 BASELINES = ("mean", "leave_one_out")
 
 STD_FLOOR = 1e-4
-"""Added to a group's standard deviation, reward units: equal rewards up to rounding are no reason to move."""
+"""Added to a group's standard deviation, nats: equal rewards up to rounding are no reason to move."""
 
 
 def group_baseline(
@@ -63,10 +63,10 @@ def group_baseline(
     return mean - (values - mean) / (n - 1)  # = (n·mean - value) / (n - 1), without the cancellation
 
 
-def group_std(values: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Standard deviation of each trajectory's group (divided by n), plus a floor of 1e-4; units of `values`."""
-    centred = values - group_baseline(values, prompt)
-    return group_baseline(centred.square(), prompt).sqrt() + STD_FLOOR
+def group_std(reward: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"], beta: float) -> Float[Tensor, " batch"]:
+    """Standard deviation of each trajectory's group (divided by n), plus a floor of 1e-4 nats; reward units."""
+    centred = reward - group_baseline(reward, prompt)
+    return group_baseline(centred.square(), prompt).sqrt() + STD_FLOOR / beta
 
 
 def behaviour(terms: Terms) -> Float[Tensor, "batch steps"]:
@@ -98,14 +98,14 @@ def clipped_loss(
     return torch.maximum(-advantage * ratio, -advantage * clipped).sum(dim=1)
 
 
-def report(loss: Float[Tensor, ""], terms: Terms, beta: float) -> Loss:
+def report(loss: Float[Tensor, ""], terms: Terms, beta: float, to_nats: float = 1.0) -> Loss:
     """The answer of an objective without a log Z of its own: residuals against the group's mean log w, as under VarGrad.
 
     In a group of one they are 0 and say nothing; what needs larger groups asks for them in `group_baseline`.
     """
     log_w = log_weight(terms.log_q, terms.log_p, terms.reward, beta).detach()
     log_z = mean_of_group(log_w, terms.prompt)
-    return Loss(loss, log_z - log_w, log_z)
+    return Loss(loss, log_z - log_w, log_z, to_nats)
 
 
 def mean_of_group(values: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:

@@ -6,7 +6,7 @@ r"""DDPO: reward maximisation with clipped ratios per denoising step, without a 
     rho_t = exp(log_q - log_behaviour) of one transition, 1 at the first update on a batch
 
 It maximises E_q[r] and nothing holds it to the prior: its optimum is the best image, not the posterior, and only stopping early
-keeps diversity. beta plays no part but in the residuals that are logged.
+keeps diversity. beta plays no part but in the residuals that are logged and in what counts as equal rewards.
 
 Here the terms are *summed* over steps and log-densities are summed over dimensions, so that the gradient at rho = 1 is that of
 E[A·log_q]. The published code averages log-densities over the D dimensions and clips at 1e-4; on sums that is 1e-4·D.
@@ -76,22 +76,22 @@ class DDPO(nn.Module):
         """Owns nothing."""
 
     def forward(self, terms: Terms, beta: float) -> Loss:
-        """The loss of a batch; `beta` is read for the logged residuals alone.
+        """The loss of a batch; `beta` is read for the logged residuals and the floor of the standard deviation.
 
         Raises:
             ValueError: beta <= 0, a shape that would broadcast, a value that is not finite, a group of one trajectory
                 normalised per prompt.
         """
         check_policy_terms(terms, beta)
-        advantage = self.advantage(terms)[:, None]
+        advantage = self.advantage(terms, beta)[:, None]
         loss = clipped_loss(terms.log_q, behaviour(terms), advantage, self.clip_range).mean()
         return report(loss, terms, beta)
 
-    def advantage(self, terms: Terms) -> Float[Tensor, " batch"]:
+    def advantage(self, terms: Terms, beta: float) -> Float[Tensor, " batch"]:
         """Normalised and clipped reward; standard deviations."""
         reward = terms.reward
         if self.normalise == "prompt":
-            scaled = (reward - group_baseline(reward, terms.prompt)) / group_std(reward, terms.prompt)
+            scaled = (reward - group_baseline(reward, terms.prompt)) / group_std(reward, terms.prompt, beta)
         else:
-            scaled = (reward - reward.mean()) / (reward.std(correction=0) + STD_FLOOR)
+            scaled = (reward - reward.mean()) / (reward.std(correction=0) + STD_FLOOR / beta)
         return torch.clamp(scaled, -self.advantage_clip, self.advantage_clip)

@@ -6,7 +6,7 @@ r"""DPOK: policy gradient with a value baseline, and the KL of each transition i
     G_t = r - alpha · sum_{u after t} KL_u(x_u)        kl = "gaussian"
     A_t = G_t - V(x_t, t, prompt)
 
-    loss = mean of sum_t [ max(-A_t·rho_t, -A_t·clip(rho_t)) + alpha·KL_t(x_t) ]  +  mean of 1/2 (V - G_t)²
+    loss = mean of sum_t [ max(-A_t·rho_t, -A_t·clip(rho_t)) + alpha·KL_t(x_t) ]  +  mean of beta/2 (V - G_t)²
 
 KL_t(x_t) = |mean_q - mean_p|² / (2·std²) is differentiated through mean_q and has none of the noise of log_q - log_p. Taken alone
 it is only half of the gradient of KL(q || p): a step also decides at which states the steps after it pay theirs (*future*, see
@@ -95,11 +95,11 @@ class DPOK(nn.Module):
         check_policy_terms(terms, beta, uses_kl=True)
         assert terms.kl is not None
         to_go = self.returns(terms, beta)
-        value = self.values(terms, to_go)
+        value = self.values(terms, to_go, beta)
         advantage = to_go - value.detach()
         policy = clipped_loss(terms.log_q, behaviour(terms), advantage, self.clip_range)
-        fit = 0.5 * (value - to_go).square().mean()
-        return report(policy.mean() + terms.kl.sum(dim=1).mean() / beta + fit, terms, beta)
+        fit = 0.5 * beta * (value - to_go).square().mean()
+        return report(policy.mean() + terms.kl.sum(dim=1).mean() / beta + fit, terms, beta, to_nats=beta)
 
     def returns(self, terms: Terms, beta: float) -> Float[Tensor, "batch steps"]:
         """G_t of every step, detached; reward units."""
@@ -111,13 +111,13 @@ class DPOK(nn.Module):
         after = kl.sum(dim=1, keepdim=True) - kl.cumsum(dim=1)
         return reward - after / beta
 
-    def values(self, terms: Terms, to_go: Float[Tensor, "batch steps"]) -> Float[Tensor, "batch steps"]:
+    def values(self, terms: Terms, to_go: Float[Tensor, "batch steps"], beta: float) -> Float[Tensor, "batch steps"]:
         """V at x_t of every step; reward units. A network that was never trained starts at the mean return."""
         if self.value is None:
             raise RuntimeError("DPOK has no value network yet: call prepare(prompts, dims, features) first.")
         batch, steps = terms.log_q.shape
         if isinstance(self.value, ValueNetwork) and not self.value.initialised:
-            self.value.start(to_go.mean())
+            self.value.start(to_go.mean(), 1 / beta)
         t, features = terms.timesteps.repeat(batch), terms.features.repeat_interleave(steps, dim=0)
         value: Tensor = self.value(terms.x[:, :steps].flatten(0, 1), t, features)
         return torch.unflatten(value, 0, (batch, steps))

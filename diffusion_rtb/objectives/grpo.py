@@ -96,11 +96,12 @@ class GRPO(nn.Module):
         """
         check_policy_terms(terms, beta, uses_kl=self.uses_kl)
         reward, prompt = terms.reward, terms.prompt
-        scale = group_std(reward, prompt) if self.normalise == "std" else torch.ones_like(reward)
+        scale = group_std(reward, prompt, beta) if self.normalise == "std" else torch.ones_like(reward)
         weight = 1 / (beta * scale) if self.kl_weight is None else torch.full_like(reward, self.kl_weight)
         paid = self.kl.in_reward(terms)
         above = reward - group_baseline(reward, prompt, "leave_one_out")
         paid_above = paid - group_baseline(paid, prompt, "leave_one_out")
         advantage = above / scale - weight * paid_above
         policy = clipped_loss(terms.log_q, behaviour(terms), advantage[:, None], self.clip_range)
-        return report(torch.mean(policy + weight * self.kl.in_loss(terms)), terms, beta)
+        to_nats = 1.0 if self.normalise == "std" else beta
+        return report(torch.mean(policy + weight * self.kl.in_loss(terms)), terms, beta, to_nats)

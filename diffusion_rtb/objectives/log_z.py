@@ -84,18 +84,20 @@ class VarGrad(nn.Module):
 
 
 class LearnedLogZ(nn.Module):
-    """log Z as a parameter: one value, or one per prompt, in nats or in reward units (V = log Z / beta).
+    """log Z as a parameter: one value, or one per prompt, that stands for log Z or for V_soft(x_T) = log Z / beta.
 
     A value is set to the mean log w of the first batch that shows its prompt, because a log Z that starts at 0 spends
     the first iterations of a run catching up with beta·E[r]. Which values were set is part of the state.
 
     Args:
         per_prompt: one value per row of the prompt table; `prepare` creates them.
-        in_reward_units: keep V_soft(x_T) = log Z / beta, which hardly moves when beta is annealed.
+        in_reward_units: keep V_soft(x_T), which hardly moves when beta is annealed. The parameter is V in units of the first
+            beta's alpha, so that it is nats at that beta and learns as fast whatever the unit of the reward is.
     """
 
     value: nn.Parameter
     initialised: Tensor
+    unit: Tensor
 
     def __init__(self, per_prompt: bool = False, *, in_reward_units: bool = False) -> None:
         super().__init__()
@@ -106,6 +108,7 @@ class LearnedLogZ(nn.Module):
     def _create(self, rows: int) -> None:
         self.value = nn.Parameter(torch.zeros(rows))
         self.register_buffer("initialised", torch.zeros(rows, dtype=torch.bool))
+        self.register_buffer("unit", torch.ones(()))
 
     def prepare(self, prompts: int) -> None:
         """Create one value per prompt; one value in all unless `per_prompt`.
@@ -129,8 +132,8 @@ class LearnedLogZ(nn.Module):
         self._initialise(log_w.detach(), row, beta)
         return self.value[row] * self._nats(beta)
 
-    def _nats(self, beta: float) -> float:
-        return beta if self.in_reward_units else 1.0
+    def _nats(self, beta: float) -> Float[Tensor, ""] | float:
+        return self.unit * beta if self.in_reward_units else 1.0
 
     def _rows(self, prompt: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         if not self.per_prompt:
@@ -149,6 +152,8 @@ class LearnedLogZ(nn.Module):
         new = ~self.initialised[row]
         if not bool(new.any()):
             return
+        if not bool(self.initialised.any()):
+            self.unit.fill_(1 / beta)
         member, rows = same_prompt(row[new])
         self.value[rows] = (group_mean(log_w[new], member) / self._nats(beta)).to(self.value.dtype)
         self.initialised[rows] = True

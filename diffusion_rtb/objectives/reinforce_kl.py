@@ -86,7 +86,7 @@ class ReinforceKL(nn.Module):
         value = log_weight(terms.log_q, terms.log_p, terms.reward, beta).detach() / beta
         baseline = self.baseline_of(value, terms)
         loss = -torch.mean(self.weights(terms) * (value - baseline) * terms.log_q.sum(dim=1))
-        return Loss(loss, (baseline - value) * beta, baseline * beta)
+        return Loss(loss, (baseline - value) * beta, baseline * beta, to_nats=beta)
 
     def baseline_of(self, value: Float[Tensor, " batch"], terms: Terms) -> Float[Tensor, " batch"]:
         """What each trajectory's A is compared with: an estimate of E_q[A]; reward units."""

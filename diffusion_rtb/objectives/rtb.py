@@ -57,11 +57,10 @@ class RTB(nn.Module):
         log_z: where log Z comes from: "vargrad" (the mean over each prompt's trajectories of the batch, nothing learned),
             "per_prompt" or "learned" (parameters, set from the first batch).
         loss: "squared" or "huber".
-        huber_delta: where Huber's slope stops growing; in the units of `scale`.
-        dead_zone: c: a trajectory with residual² <= c makes no update; in the units of `scale`, squared.
-        scale: "nats" for the RTB loss; "reward" for the residual divided by beta (the Trust-PCL scale), which stays of
-            the order of the reward when beta is 1000. A learned log Z is kept, and its learning rate felt, in the same
-            units: log Z in nats, or V = log Z / beta.
+        huber_delta: where Huber's slope stops growing; nats.
+        dead_zone: c: a trajectory with residual² <= c makes no update; nats².
+        scale: "nats" for the RTB loss; "reward" for alpha² times it (the Trust-PCL scale). The gradient is taken in nats either
+            way; a learned log Z is kept as log Z, or as V = log Z / beta, which hardly moves when beta is annealed.
 
     Raises:
         ValueError: an argument is none of those allowed.
@@ -101,8 +100,8 @@ class RTB(nn.Module):
         log_w = log_weight(terms.log_q, terms.log_p, terms.reward, beta)
         log_z: Tensor = self.log_z(log_w, terms.prompt, beta)
         residual = rtb_residual(terms.log_q, terms.log_p, terms.reward, log_z, beta)
-        scaled = residual / beta if self.scale == "reward" else residual
-        return Loss(torch.mean(self.penalty(scaled)), residual.detach(), log_z.detach())
+        loss, to_nats = torch.mean(self.penalty(residual)), beta**2 if self.scale == "reward" else 1.0
+        return Loss(loss / to_nats, residual.detach(), log_z.detach(), to_nats)
 
 
 def check_scale(scale: str) -> str:

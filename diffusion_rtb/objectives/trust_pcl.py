@@ -22,6 +22,9 @@ Over a whole trajectory only V(x_T) is left, and the residual is -alpha times RT
 network V(x_t, t, prompt) gives each stretch its own target, of less variance and, until V is right, with a bias.
 With length = 1 it is a soft Bellman error, with length = steps RTB with a log Z that depends on x_T.
 
+What is optimised is beta² times this loss, in nats: (c·r, beta/c) is the posterior of (r, beta), and a run learns it in the same
+steps whatever c is. `huber_delta` and `dead_zone` are nats, the weights of V compute V / alpha_0, alpha_0 that of the first batch.
+
 Sources: Nachum et al. 2018, https://arxiv.org/abs/1707.01891; Deleu, Nouri, Bengio, Precup 2025,
 https://arxiv.org/abs/2509.01632.
 """
@@ -66,12 +69,21 @@ def trust_pcl_residual(
     return values[:, 1:] - values[:, :-1] + log_ratio / beta
 
 
+GUMBEL_LARGEST = 7.0
+"""z beyond which `gumbel_loss` is scaled down; nats."""
+
+
 def gumbel_loss(z: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """mean(exp(z) - z - 1) of z = beta·(y - V): its minimiser is V = 1/beta · log E[exp(beta·y)].
 
+    Where a z is above 7 the whole mean is divided by exp(max z - 7): exp(z) stays finite at any beta, and the gradient keeps its
+    direction. At the minimiser E[exp(z)] is 1, so that fewer than one z in 1,000 is above 7.
+
     Source: Gumbel regression, Garg et al. 2023, https://arxiv.org/abs/2301.02328.
     """
-    return torch.mean(torch.expm1(z) - z)
+    excess = (z.detach().max() - GUMBEL_LARGEST).clamp(min=0)
+    scale = torch.exp(-excess)
+    return torch.mean(torch.expm1(z - excess) + (1 - scale) - scale * z)
 
 
 def returns_loss(
@@ -106,7 +118,7 @@ Noise = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
 class TrustPCL(nn.Module):
-    """Trust-PCL with the prior as reference, an `Objective`, in reward units.
+    """Trust-PCL with the prior as reference, an `Objective`; its loss is in squared reward units, its gradient taken in nats.
 
     Args:
         length: steps of a stretch, a divisor of the trajectory's steps; None for whole trajectories, which is
@@ -123,8 +135,8 @@ class TrustPCL(nn.Module):
             from what trajectories came to, see `returns_loss`; this needs the density they were drawn with. "none": V stays
             as the warm-up left it, for it belongs to the prior and the reward and not to the posterior.
         loss: "squared" or "huber".
-        huber_delta: where Huber's slope stops growing; reward units.
-        dead_zone: c: a stretch with residual² <= c makes no update; reward units, squared.
+        huber_delta: where Huber's slope stops growing; nats.
+        dead_zone: c: a stretch with residual² <= c makes no update; nats².
 
     Raises:
         ValueError: an argument is none of those allowed.
@@ -215,14 +227,14 @@ class TrustPCL(nn.Module):
         check_terms(terms, beta)
         values = self.boundary_values(terms, beta)
         follow = values if self.value_loss == "consistency" else values.detach()
-        scaled = trust_pcl_residual(terms.log_q, terms.log_p, follow, beta)
+        nats = beta * trust_pcl_residual(terms.log_q, terms.log_p, follow, beta)
         log_z = values[:, 0].detach() * beta
         residual = rtb_residual(terms.log_q.detach(), terms.log_p, terms.reward, log_z, beta)
-        loss = torch.mean(self.penalty(scaled))
+        loss = torch.mean(self.penalty(nats))
         if self.value_loss == "returns":
             drawn_with = terms.log_q.detach() if terms.log_behaviour is None else terms.log_behaviour
             loss = loss + returns_loss(values[:, :-1], terms.reward, drawn_with - terms.log_p, beta)
-        return Loss(loss, residual, log_z)
+        return Loss(loss / beta**2, residual, log_z, to_nats=beta**2)
 
     def warm_up(self, terms: Terms, beta: float, noise: Noise, lr: float = 3e-3) -> None:
         r"""Fit V to prior samples, where the soft value is V(x_t) = 1/beta · log E_p[exp(beta·r(x_0)) given x_t].
@@ -242,7 +254,7 @@ class TrustPCL(nn.Module):
         batch, steps = terms.log_p.shape
         if isinstance(self.value, ValueNetwork):
             soft = torch.logsumexp(beta * terms.reward.double(), 0) - math.log(batch)
-            self.value.start((soft / beta).to(terms.reward.dtype))
+            self.value.start((soft / beta).to(terms.reward.dtype), 1 / beta)
         self.value.requires_grad_(True)
         optimizer = torch.optim.AdamW(self.value.parameters(), lr=lr, weight_decay=WARM_UP_DECAY)
         generator = torch.Generator().manual_seed(0)
@@ -266,7 +278,7 @@ class TrustPCL(nn.Module):
         batch, steps = terms.log_q.shape
         length = check_length(self.length, steps)
         if isinstance(self.value, ValueNetwork) and not self.value.initialised:
-            self.value.start(torch.mean(log_weight(terms.log_q, terms.log_p, terms.reward, beta)) / beta)
+            self.value.start(torch.mean(log_weight(terms.log_q, terms.log_p, terms.reward, beta)) / beta, 1 / beta)
         states = terms.x[:, :steps:length].flatten(0, 1)
         t = terms.timesteps[::length].repeat(batch)
         features = terms.features.repeat_interleave(steps // length, dim=0)

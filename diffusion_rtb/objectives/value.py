@@ -44,6 +44,7 @@ class ValueNetwork(nn.Module):
     """
 
     initialised: Tensor
+    unit: Tensor
 
     def __init__(self, dims: tuple[int, ...], features: int, *, width: int = 32) -> None:
         super().__init__()
@@ -57,11 +58,19 @@ class ValueNetwork(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("unit", torch.ones(()))
 
     @torch.no_grad()
-    def start(self, value: Float[Tensor, ""]) -> None:
-        """Make V this number everywhere: the estimate of alpha·log Z that a first batch gives; only while untrained."""
-        self.output.bias.fill_(value)
+    def start(self, value: Float[Tensor, ""], unit: float = 1.0) -> None:
+        """Make V this number everywhere: the estimate of alpha·log Z that a first batch gives; only while untrained.
+
+        Args:
+            value: reward units.
+            unit: what the weights compute V in, for good; reward units. With alpha = 1/beta they compute nats, and learn as
+                fast whatever the unit of the reward is.
+        """
+        self.unit.fill_(unit)
+        self.output.bias.fill_(value / unit)
         self.initialised.fill_(True)
 
     def forward(
@@ -70,7 +79,7 @@ class ValueNetwork(nn.Module):
         t: Float[Tensor, " rows"],
         features: Float[Tensor, "rows features"],
     ) -> Float[Tensor, " rows"]:
-        """V of each state; x_t may be half precision, the network computes in its own."""
+        """V of each state, reward units; x_t may be half precision, the network computes in its own."""
         dtype = self.output.weight.dtype
         # Prompt embeddings of different encoders differ in length by orders of magnitude; their direction is what counts.
         prompt = rms_norm(features.to(dtype), features.shape[1:]) if features.shape[1] else features.to(dtype)
@@ -80,7 +89,7 @@ class ValueNetwork(nn.Module):
             h = layer(h)
             scale, shift = film(condition).reshape(len(h), -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
             h = silu(h * (1 + scale) + shift)
-        value: Tensor = self.output(h.flatten(1)).squeeze(1)
+        value: Tensor = self.unit * self.output(h.flatten(1)).squeeze(1)
         return value
 
 
