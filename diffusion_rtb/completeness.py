@@ -214,7 +214,7 @@ def check_transformers(model_class: Any, name: str | Path, where: str | Path, wh
         )
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise ValueError(f"The weights in {where} cannot be loaded: {reason}") from error
+        raise ValueError(f"The weights of {str(where)!r} cannot be loaded: {reason}") from error
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -6,13 +6,17 @@ Libraries make an empty tokenizer where a file is missing: every text becomes th
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 __all__ = ["check_tokenizer", "load_tokenizer"]
 
 PROBES = ("cat", "dog", "a red cup on a table", "12", "猫")
-"""Texts that no tokenizer with a vocabulary takes for one another, whatever its language."""
+"""Texts of which a tokenizer with a vocabulary knows more than one token, whatever its language."""
+
+PADDING = 512
+"""Rows that an embedding may have beyond its vocabulary: some are padded to a multiple of a power of two."""
 
 FILES = (
     "tokenizer.json",
@@ -83,7 +87,8 @@ def check_tokenizer(
     Raises:
         ValueError: the vocabulary is empty or cut, has tokens beyond the rows, or texts would be longer than the network takes.
     """
-    if len({tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in PROBES}) == 1:
+    met = {i for text in PROBES for i in tokenizer(text, add_special_tokens=False)["input_ids"]}
+    if len(met) < 2 or met == {getattr(tokenizer, "unk_token_id", None)}:
         raise ValueError(
             f"The tokenizer of {str(name)!r} has no vocabulary ({len(tokenizer)} tokens): all texts are the same to it. Its "
             f"tokenizer.json, or vocab.json and merges.txt, is missing or empty; {AGAIN}"
@@ -99,6 +104,11 @@ def check_tokenizer(
             f"The tokenizer of {str(name)!r} has {len(beyond)} tokens (first: {beyond[0][1]!r}, number {beyond[0][0]}) beyond the "
             f"{rows} rows of {network}: they are not of one model. After adding tokens call "
             "resize_token_embeddings(len(tokenizer)), load what was learned for them, and save both."
+        )
+    if rows is not None and len(tokenizer) < rows - PADDING:
+        warnings.warn(
+            f"The tokenizer of {str(name)!r} has {len(tokenizer)} tokens, {network} embeds {rows}: it looks like another model's.",
+            stacklevel=3,
         )
     if positions is not None and tokenizer.model_max_length > positions:
         length = tokenizer.model_max_length

@@ -12,7 +12,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.completeness import check_names, looks_like, refuse_lora, tensor_shapes
 from diffusion_rtb.locate import nearest
+from diffusion_rtb.vocabulary import check_tokenizer
 from rewards import emoji_clip
 from rewards._preprocess import Preprocess
 from rewards._settings import Dtype, check_settings
@@ -58,11 +60,13 @@ class OpenClip(TwoTowers):
             else:
                 network = open_clip.create_model(name, weights, require_pretrained=True)
         except (RuntimeError, KeyError, pickle.UnpicklingError, EOFError) as error:
+            _explain(name, weights, _weights_in(folder) if folder else weights)
             source = "" if folder else f" from {weights or 'the hub'}"
             reason = " ".join(str(error).split())[:400]
             raise ValueError(f"The weights of open_clip model {model!r} do not load{source}: {reason}") from error
-        self._set(network, Preprocess.of_open_clip(network.visual.preprocess_cfg), open_clip.get_tokenizer(name))
-        super().__init__(network, batch=batch, dtype=dtype)
+        _check_bias(network, _weights_in(folder) if folder else weights)
+        self._set(network, Preprocess.of_open_clip(network.visual.preprocess_cfg), _tokenizer(name, network))
+        super().__init__(network, model, batch=batch, dtype=dtype)
 
     @classmethod
     def of_file(
@@ -91,7 +95,7 @@ class OpenClip(TwoTowers):
         model._set(
             network, Preprocess.of_open_clip(settings), open_clip.get_tokenizer(architecture, context_length=context)
         )
-        TwoTowers.__init__(model, network, batch=batch, dtype=dtype)
+        TwoTowers.__init__(model, network, str(path), batch=batch, dtype=dtype)
         return model
 
     @staticmethod
@@ -122,6 +126,46 @@ class OpenClip(TwoTowers):
     def embed_text(self, text: str) -> Float[Tensor, "1 dim"]:
         """See `TwoTowers`."""
         return self.model.encode_text(self.tokenizer([text]).to(self._device))
+
+
+def _explain(name: str, weights: str | None, file: Path | str | None) -> None:
+    """Say what a file lacks that open_clip could not load; return if it lacks nothing, or is not on this machine."""
+    if file is None or not Path(file).is_file():
+        return
+    import open_clip
+
+    if Path(file).suffix == ".safetensors":
+        found = tensor_shapes([Path(file)])
+    else:
+        found = {key: tuple(value.shape) for key, value in read_weights(file).items()}
+    refuse_lora(found, file)
+    network = open_clip.create_model(name, load_weights=False)
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    check_names(found, wanted, file, f"open_clip model {name.removeprefix(FOLDER)!r}")
+
+
+def _check_bias(network: Any, file: Path | str | None) -> None:
+    """open_clip makes up a `logit_bias` of 0 where a file has none."""
+    if getattr(network, "logit_bias", None) is None or file is None or Path(file).suffix != ".safetensors":
+        return
+    names = tensor_shapes([Path(file)])
+    if not any(name.rpartition(".")[2] == "logit_bias" for name in names):
+        raise ValueError(
+            f"{file} does not hold the weights of its network: 1 missing (first: logit_bias). {looks_like(['logit_bias'], ())}"
+        )
+
+
+def _tokenizer(name: str, network: Any) -> Any:
+    """open_clip's; one of transformers that it stands for must have its vocabulary."""
+    import open_clip
+
+    tokenizer: Any = open_clip.get_tokenizer(name)
+    behind = getattr(tokenizer, "tokenizer", None)
+    if behind is not None:
+        tables = (module for key, module in network.named_modules() if key.endswith("token_embedding"))
+        rows = next((table.num_embeddings for table in tables), None)
+        check_tokenizer(behind, name.removeprefix(FOLDER), rows)
+    return tokenizer
 
 
 def _of_openai(model: str, path: str) -> Any:

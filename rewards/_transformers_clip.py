@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.completeness import check_transformers, read_json, weight_files
+from diffusion_rtb.vocabulary import check_tokenizer, load_tokenizer
 from rewards._naflex import Naflex
 from rewards._preprocess import Preprocess
 from rewards._settings import Dtype, check_settings
@@ -38,16 +38,18 @@ class TransformersClip(TwoTowers):
         self.check(model, processor, kinds=("clip", "siglip", "siglip2"), batch=batch, dtype=dtype)
         from transformers import AutoImageProcessor, AutoModel
 
-        network = _loaded(AutoModel, model, "weights")
-        self.kind: str = network.config.model_type
+        proved, variant = _proved(model)
+        config = proved.config
+        self.kind: str = config.model_type
         settings = _loaded(AutoImageProcessor, processor, "image processor").to_dict()
         self.preprocess = (
             Naflex.of_transformers(settings) if self.kind == "siglip2" else Preprocess.of_transformers(settings)
         )
         self.tokenizer = _tokenizer(processor)
-        self.context: int = network.config.text_config.max_position_embeddings
-        self._check_fit(network.config, model, processor)
-        super().__init__(network, batch=batch, dtype=dtype)
+        self.context: int = config.text_config.max_position_embeddings
+        self._check_fit(config, model, processor)
+        network = _loaded(AutoModel, model, "weights", variant=variant)
+        super().__init__(network, model, batch=batch, dtype=dtype)
 
     @staticmethod
     def check(
@@ -64,13 +66,15 @@ class TransformersClip(TwoTowers):
 
         Raises:
             FileNotFoundError: a folder or a file in it is missing.
-            ValueError: neither a folder nor a hub id; another kind of model; truncated weights.
+            ValueError: neither a folder nor a hub id; another kind of model; weights or a vocabulary that are not whole.
         """
         check_settings(batch, dtype)
         if is_folder(model):
             _check_model(Path(model), kinds)
         if is_folder(processor or model):
-            _one_of(Path(processor or model), PROCESSORS, "image processor")
+            folder = Path(processor or model)
+            read_json(_one_of(folder, PROCESSORS, "image processor"))
+            _tokenizer(str(folder))
 
     def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """See `TwoTowers`."""
@@ -90,12 +94,7 @@ class TransformersClip(TwoTowers):
         return _pooled(self.model.get_text_features(input_ids=tokens["input_ids"].to(self._device)))
 
     def _check_fit(self, config: Any, model: str, processor: str) -> None:
-        rows = config.text_config.vocab_size
-        if len(self.tokenizer) > rows:
-            raise ValueError(
-                f"The tokenizer of {processor!r} has {len(self.tokenizer)} tokens, {model!r} embeds {rows}: they are not of "
-                "one model."
-            )
+        check_tokenizer(self.tokenizer, processor, config.text_config.vocab_size, None, repr(model))
         if isinstance(self.preprocess, Naflex):
             return
         side = config.vision_config.image_size
@@ -119,11 +118,38 @@ def _check_model(folder: Path, kinds: tuple[str, ...]) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise FileNotFoundError(f"There is no {config}: {folder} is not the folder of a model of transformers.")
-    found: Mapping[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-    if found.get("model_type") not in kinds:
-        raise ValueError(f"{config} describes a model of type {found.get('model_type')!r}, wanted is one of {kinds}.")
-    if not any(folder.glob("*.index.json")):  # several files: left to transformers
-        check_weights(_one_of(folder, WEIGHTS, "weights"))
+    found = read_json(config).get("model_type")
+    if found not in kinds:
+        raise ValueError(f"{config} describes a model of type {found!r}, wanted is one of {kinds}.")
+    _proved(str(folder))
+
+
+def _proved(model: str) -> tuple[Any, str | None]:
+    """The network without memory, once all its weights were found, and the variant of the files that have them."""
+    from transformers import AutoModel
+
+    what = f"the image-text model {model!r}"
+    if not Path(model).is_dir():
+        try:
+            return check_transformers(AutoModel, model, model, what), None
+        except ValueError as error:
+            if "model.safetensors" not in str(error):
+                raise
+            return check_transformers(AutoModel, model, model, what, variant="fp16"), "fp16"
+    where, variant = _weights_in(Path(model))
+    return check_transformers(AutoModel, model, where, what, variant=variant), variant
+
+
+def _weights_in(folder: Path) -> tuple[Path, str | None]:
+    """What errors on a folder's weights name, and the variant of its files."""
+    for variant in (None, "fp16"):
+        if files := weight_files(folder, "model", variant):
+            for file in files:
+                check_weights(file)
+            return (files[0] if len(files) == 1 else folder), variant
+    if any(folder.glob("pytorch_model*.bin.index.json")):  # several files of the old format: left to transformers
+        return folder, None
+    return check_weights(_one_of(folder, WEIGHTS, "weights")), None
 
 
 def _one_of(folder: Path, names: tuple[str, ...], what: str) -> Path:
@@ -133,9 +159,9 @@ def _one_of(folder: Path, names: tuple[str, ...], what: str) -> Path:
     return found
 
 
-def _loaded(kind: Any, name: str, what: str) -> Any:
+def _loaded(kind: Any, name: str, what: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(name)
+        return kind.from_pretrained(name, **options)
     except (OSError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:400]
         raise ValueError(f"The {what} of {name!r} cannot be loaded: {reason}") from error
@@ -145,7 +171,7 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return _loaded(AutoTokenizer, name, "tokenizer")
+        return load_tokenizer(AutoTokenizer, name)
     except ImportError as error:
         raise ImportError(
             f"The tokenizer of {name!r} is a SentencePiece model: pip install 'diffusion-rtb[siglip]' (or sentencepiece and "

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from diffusion_rtb.completeness import check_finite
 from rewards._settings import Dtype
 
 __all__ = ["TwoTowers"]
@@ -24,12 +25,14 @@ class TwoTowers(ABC):
 
     Args:
         model: The network, with a `logit_scale` and perhaps a `logit_bias`.
+        name: Where it is from, for messages.
         batch: Images per network call.
         dtype: Of the network; the vectors are normalised in float32.
     """
 
-    def __init__(self, model: Any, *, batch: int, dtype: Dtype) -> None:
+    def __init__(self, model: Any, name: str, *, batch: int, dtype: Dtype) -> None:
         self.model = model.requires_grad_(False).eval().to(getattr(torch, dtype))
+        check_finite(self.model, name)
         self.batch, self.dtype = batch, getattr(torch, dtype)
         self._device = torch.device("cpu")
         self._texts: dict[str, Tensor] = {}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from diffusion_rtb.completeness import check_finite, looks_like, refuse_lora
 from rewards._torchscript import is_torchscript, read_torchscript
 
 __all__ = ["HUB", "check_weights", "fetch", "fill", "load_weights", "read_weights"]
@@ -40,10 +41,11 @@ def check_weights(path: Path | str) -> Path:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="pt"):  # compares the header with the file's length
-                return path
+            with safe_open(path, framework="pt") as file:  # compares the header with the file's length
+                refuse_lora(file.keys(), path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is truncated or not a safetensors file ({error}); fetch it again.") from error
+        return path
     if path.suffix not in (".pth", ".pt", ".bin"):
         raise ValueError(
             f"{path} ends in {path.suffix!r}; weights are read from .safetensors, .pth, .pt or .bin files."
@@ -115,6 +117,7 @@ def fill(
     Raises:
         ValueError: the weights belong to another architecture.
     """
+    refuse_lora(state, path)
     own = module.state_dict()
     state = {name: value for name, value in state.items() if name in own or name not in unused}
     if others == "told" and (extra := [name for name in state if name not in own]):
@@ -132,12 +135,14 @@ def fill(
     if wrong or lacking or surplus:
         found = {"of another shape": sorted(wrong), "missing": lacking, "unknown": surplus}
         parts = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in found.items() if names]
-        raise ValueError(f"{path} does not hold the weights of {what}: {'; '.join(parts)}.")
+        hint = looks_like(lacking, surplus)
+        raise ValueError(f"{path} does not hold the weights of {what}: {'; '.join(parts)}. {hint}")
+    check_finite(state, path)
     module.load_state_dict(state)
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, without `module.` or a `state_dict` around them.
+    """The tensors of a weights file by name, without `module.`, `_orig_mod.` or a `state_dict` around them.
 
     Of a TorchScript archive, as OpenAI publishes CLIP, only the tensors are read; the code in it is not run.
 
@@ -148,7 +153,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
+        return _bare(load_file(path))
     if is_torchscript(path):
         return read_torchscript(path)
     try:
@@ -161,7 +166,14 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         found = found["state_dict"]
     if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
         raise ValueError(f"{path} holds a {type(found).__name__} that is not a state dict; save model.state_dict().")
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    return _bare(found)
+
+
+def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what DistributedDataParallel and torch.compile put in front of all of them."""
+    while prefix := next((p for p in ("module.", "_orig_mod.") if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
 
 
 def _listed(names: Sequence[str], limit: int = 5) -> str:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.completeness import check_finite
 from diffusion_rtb.locate import nearest
 from rewards._image_text import check_image_text_model, image_text_model
 from rewards._settings import Dtype, check_settings, gradients_if_asked
@@ -64,6 +65,7 @@ class Classifier:
         else:
             self.network, self.preprocess = load_network(model, str(weights), len(self.labels), size)
             self.network.to(self.dtype)
+            check_finite(self.network, str(weights))
 
     @staticmethod
     def check(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffusion_rtb.completeness import check_finite
 from rewards._blip import UNUSED, BlipReward, BlipSizes
 from rewards._linear_head import LinearHead
 from rewards._preprocess import Preprocess
@@ -67,6 +68,7 @@ class ImageReward:
         self.network = network.to_empty(device="cpu")
         fill(self.network, state, path, "ImageReward", UNUSED, others="told")
         self.network.requires_grad_(False).eval().blip.to(self.dtype)
+        check_finite(self.network, path)
         self.device = torch.device("cpu")
         self.preprocess = Preprocess((sizes.image,) * 2, (sizes.image,) * 2, *PIXELS)
         self.tokenizer = _tokenizer(tokenizer, sizes.vocabulary)
