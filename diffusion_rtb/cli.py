@@ -19,6 +19,7 @@ from diffusion_rtb.cli_compare import CompareCommand, compare
 from diffusion_rtb.cli_errors import INTERRUPTED, Traceback, errors_explained, say
 from diffusion_rtb.cli_rewards import check_reward, serve_reward
 from diffusion_rtb.config import ConfigError, RunConfig, config_schema, config_text, load_config
+from diffusion_rtb.prompts import check_prompt
 
 __all__ = ["app", "eval_main", "main", "train_main"]
 
@@ -103,6 +104,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same noise, for prior and posterior.")] = 0,
     prior: Annotated[bool, typer.Option("--prior", help="Sample the prior instead of the posterior.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("samples"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace PNG files that are there.")] = False,
     traceback: Traceback = False,
 ) -> None:
     """Draw images from the posterior of RUN, or from its prior, one PNG each.
@@ -116,7 +118,7 @@ def sample(
         diffusion-rtb sample runs/quickstart --prior --prompt "a cat emoji" -n 8 --out cats-before
     """
     with errors_explained(traceback):
-        _sample(run, prompt, count, seed, prior, out)
+        _sample(run, prompt, count, seed, prior, out, overwrite)
 
 
 def show_config(
@@ -237,24 +239,29 @@ def _train(source: Path, overrides: Sequence[str]) -> None:
             say(f"The posterior is in {lora}, pictures in {folder / 'samples'}. Next: python eval.py {folder}")
 
 
-def _sample(run: Path, prompts: Sequence[str] | None, count: int, seed: int, prior: bool, out: Path) -> None:
+def _sample(
+    run: Path, prompts: Sequence[str] | None, count: int, seed: int, prior: bool, out: Path, overwrite: bool
+) -> None:
     from diffusion_rtb.assemble import load_prior
     from diffusion_rtb.disk import check_writable
-    from diffusion_rtb.sampling import draw_images, write_images
+    from diffusion_rtb.runs import find_run
+    from diffusion_rtb.sampling import draw_batches, image_paths, write_images
     from diffusion_rtb.trained_run import open_trained_run
 
     out = out.expanduser()
-    if prior:
-        check_writable(out)
-        config, model = load_prior(run)
-    else:
-        trained = open_trained_run(run)
-        check_writable(out)
-        say(trained.progress.sentence)
-        config, model = trained.config, trained.prior()
+    trained = None if prior else open_trained_run(run)
+    config = find_run(run)[0] if trained is None else trained.config
     texts = list(dict.fromkeys(prompts)) if prompts else list(config.prompts.texts())
-    images = draw_images(model, texts, count, seed=seed, batch=config.eval.batch)
-    paths = write_images(images, texts, count, out)
+    for number, text in enumerate(texts, 1):
+        check_prompt(text, f"prompt {number}")
+    paths = image_paths(texts, count, out, overwrite=overwrite)
+    check_writable(out)
+    if trained is None:
+        model = load_prior(run)[1]
+    else:
+        say(trained.progress.sentence)
+        model = trained.prior()
+    write_images(draw_batches(model, texts, count, seed=seed, batch=config.eval.batch), paths)
     say(f"{len(paths)} images in {out}, the first is {paths[0].name}.")
 
 

@@ -1,9 +1,11 @@
-"""Pictures of a prior or a posterior, one file each."""
+"""Pictures of a prior or a posterior, one file each, however many prompts there are."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.rollout import rollout
 from diffusion_rtb.seeds import seed_of
 
-__all__ = ["draw_images", "write_images"]
+__all__ = ["draw_batches", "draw_images", "image_paths", "slug", "write_images"]
 
 
 def draw_images(
@@ -40,27 +42,48 @@ def draw_images(
         raise ValueError(
             f"Sampling needs a prompt, count >= 1 and batch >= 1; got {len(prompts)}, {count} and {batch}."
         )
+    return torch.cat(list(draw_batches(prior, prompts, count, seed=seed, batch=batch)))
+
+
+def draw_batches(
+    prior: Prior, prompts: Sequence[str], count: int, *, seed: int = 0, batch: int = 8
+) -> Iterator[Float[Tensor, "_ *shape"]]:
+    """The same, `batch` images at a time, so that no number of prompts fills the memory."""
     texts = [prompt for prompt in prompts for _ in range(count)]
     seeds = [seed_of(seed, "sample", prompt, number) for prompt in prompts for number in range(count)]
-    parts = []
     for start in range(0, len(texts), batch):
         chunk = slice(start, start + batch)
-        parts.append(prior.decode(rollout(prior, texts[chunk], seeds[chunk]).x_0))
-    return torch.cat(parts)
+        yield prior.decode(rollout(prior, texts[chunk], seeds[chunk]).x_0)
 
 
-def write_images(
-    images: Float[Tensor, "images *shape"], prompts: Sequence[str], count: int, folder: Path | str
-) -> list[Path]:
-    """Save what `draw_images` drew as FOLDER/000-a-cat-emoji-0.png and return the paths."""
+def image_paths(prompts: Sequence[str], count: int, folder: Path | str, *, overwrite: bool = False) -> list[Path]:
+    """Where the images of `draw_images` go, in its order: FOLDER/000-a-cat-emoji-0.png.
+
+    Raises:
+        ValueError: one is there already, and may not be overwritten.
+    """
     paths = [
-        Path(folder, f"{row:03d}-{_slug(prompt)}-{number}.png")
+        Path(folder, f"{row:03d}-{slug(prompt)}-{number}.png")
         for row, prompt in enumerate(prompts)
         for number in range(count)
     ]
-    return [save_png(to_pil(image), path) for image, path in zip(images, paths, strict=True)]
+    there = [] if overwrite else [path for path in paths if path.exists()]
+    if there:
+        raise ValueError(
+            f"{there[0]} is there already ({len(there)} of {len(paths)} files): name another folder by --out, or say --overwrite."
+        )
+    return paths
 
 
-def _slug(prompt: str, limit: int = 40) -> str:
-    """The prompt as part of a file name on any system."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:limit].strip("-") or "empty"
+def write_images(batches: Iterable[Float[Tensor, "_ *shape"]], paths: Sequence[Path]) -> None:
+    """Save images one by one as they come, each to its path."""
+    images = (image for batch in batches for image in batch)
+    for image, path in zip(images, paths, strict=True):
+        save_png(to_pil(image), path)
+
+
+def slug(prompt: str, limit: int = 40) -> str:
+    """The prompt as part of a file name on any system: letters and digits of any script; a hash where there are none."""
+    text = unicodedata.normalize("NFC", prompt).lower()
+    kept = "".join(c if unicodedata.category(c)[0] in "LNM" else "-" for c in text)
+    return re.sub("-+", "-", kept)[:limit].strip("-") or sha256(prompt.encode()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -148,6 +149,23 @@ def test_samples_are_pictures_at_fixed_seeds(project: Path, prior: bool, tmp_pat
     assert first.size == (64, 64)
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != Image.open(tmp_path / "a" / names[1]).tobytes()
+
+
+def test_samples_never_replace_others_silently(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["sample", "runs/small", "--prior", "--prompt", "猫", "--prompt", "😀", "-n", "1", "--out", str(tmp_path)]
+    main_exits_with(0, ask)
+    held = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(held) == ["000-猫-0.png", f"001-{hashlib.sha256('😀'.encode()).hexdigest()[:12]}-0.png"]
+    capsys.readouterr()
+    main_exits_with(1, [*ask, "--seed", "1"])
+    assert (
+        "is there already (2 of 2 files): name another folder by --out, or say --overwrite" in capsys.readouterr().err
+    )
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == held
+    main_exits_with(0, [*ask, "--seed", "1", "--overwrite"])
+    assert all(path.read_bytes() != held[path.name] for path in tmp_path.iterdir())
 
 
 def test_the_prior_can_be_sampled_from_a_config_alone(project: Path, tmp_path: Path) -> None:
