@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusion_rtb.interfaces import Objective, Prior
+from diffusion_rtb.recordable import check_single_step
 from diffusion_rtb.settings import BehaviourConfig, RunConfig
 
 __all__ = [
@@ -30,12 +31,13 @@ def check_settings(config: RunConfig, objective: Objective) -> None:
 
 
 def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None:
-    """All of the checks here that need no device: those of `check_settings`, and the prior's steps.
+    """All of the checks here that need no device: those of `check_settings`, and the prior's scheduler and steps.
 
     Raises:
         ValueError: see each of them.
     """
     check_settings(config, objective)
+    check_single_step(prior.pipe.scheduler)
     check_steps(objective, prior.arguments(config.prompts.texts()[:1]))
 
 

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.teacher_forcing import place_in
+from diffusion_rtb.transition import unchanged
+
 __all__ = ["noised", "noised_chain", "signal_and_noise"]
 
 
@@ -71,14 +74,26 @@ def signal_and_noise(
 ) -> tuple[Float[Tensor, " states"], Float[Tensor, " states"]]:
     """a_t and b_t of x_t = a_t·x_0 + b_t·noise, as the scheduler itself answers them; float64.
 
+    Where the timesteps are a part of its schedule, a state is its place there: rounded schedules repeat timesteps.
+
     Raises:
         ValueError: the scheduler has no forward process.
     """
     zero, one = (
         fill(len(timesteps), 1, dtype=torch.float64, device=timesteps.device) for fill in (torch.zeros, torch.ones)
     )
-    a, b = _added(scheduler, one, zero, timesteps), _added(scheduler, zero, one, timesteps)
-    return a[:, 0].double(), b[:, 0].double()
+    schedule = getattr(scheduler, "timesteps", None)
+    repeated = len(timesteps.unique()) < len(timesteps) and hasattr(scheduler, "_begin_index")
+    first = place_in(schedule, timesteps) if repeated and schedule is not None else None
+    if first is None:
+        a, b = _added(scheduler, one, zero, timesteps), _added(scheduler, zero, one, timesteps)
+        return a[:, 0].double(), b[:, 0].double()
+    pairs = [
+        [_added(scheduler, x[i], noise[i], timesteps[i : i + 1], first + i) for x, noise in ((one, zero), (zero, one))]
+        for i in range(len(timesteps))
+    ]
+    both = torch.stack([torch.cat(pair) for pair in pairs]).double()
+    return both[:, 0], both[:, 1]
 
 
 def _transition(scheduler: Any, s: tuple[float, float], t: tuple[float, float]) -> tuple[float, float]:
@@ -95,17 +110,24 @@ def _transition(scheduler: Any, s: tuple[float, float], t: tuple[float, float]) 
 
 def _added(
     scheduler: Any,
-    x_0: Float[Tensor, "batch *dims"],
-    noise: Float[Tensor, "batch *dims"],
+    x_0: Float[Tensor, "*batch_and_dims"],
+    noise: Float[Tensor, "*batch_and_dims"],
     timesteps: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *dims"]:
-    if hasattr(scheduler, "add_noise"):
-        whole = bool((timesteps == timesteps.round()).all())
-        answer: Tensor = scheduler.add_noise(x_0, noise, timesteps.long() if whole else timesteps)
-    elif hasattr(scheduler, "scale_noise"):
-        answer = scheduler.scale_noise(x_0, timesteps, noise)
-    else:
+    place: int | None = None,
+) -> Float[Tensor, "*batch_and_dims"]:
+    """The scheduler's own answer; at a place in its schedule instead of a timestep where that is given."""
+    if not (hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise")):
         raise ValueError(
             f"{type(scheduler).__name__} has neither add_noise nor scale_noise, so states cannot be noised; use recorded ones."
         )
+    with unchanged(scheduler):
+        # After a chain some schedulers ignore the timesteps: they take the question for one about the step they are at.
+        vars(scheduler).update({name: None for name in ("_begin_index", "_step_index") if hasattr(scheduler, name)})
+        if place is not None:
+            scheduler._begin_index = place
+        if hasattr(scheduler, "add_noise"):
+            whole = bool((timesteps == timesteps.round()).all())
+            answer: Tensor = scheduler.add_noise(x_0, noise, timesteps.long() if whole else timesteps)
+        else:
+            answer = scheduler.scale_noise(x_0, timesteps, noise)
     return answer

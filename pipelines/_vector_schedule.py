@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.transition import previous_sample, transition_mean, transition_std
+from diffusion_rtb.transition import StepCall, previous_sample
 from pipelines._scheduler import takes_eta
 
 __all__ = ["SCHEDULERS", "Schedule", "StepCoefficients", "build_vector_scheduler", "step_coefficients"]
@@ -121,12 +121,11 @@ def step_coefficients(scheduler: Any, steps: int, eta: float) -> StepCoefficient
     zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     options = {"eta": eta} if takes_eta(scheduler) else {}
 
-    def mean(prediction: Tensor, t: Tensor, x_t: Tensor) -> float:
-        return float(previous_sample(transition_mean(scheduler, scheduler.step, prediction, t, x_t, **options)))
+    def asked(prediction: Tensor, t: Tensor, x_t: Tensor) -> tuple[float, float]:
+        call = StepCall(scheduler, scheduler.step, prediction, t, x_t, **options)
+        mean = previous_sample(call.mean())
+        return float(mean), call.std(mean)
 
-    rows = [
-        (mean(zero, t, one), mean(one, t, zero), transition_std(scheduler, scheduler.step, zero, t, zero, **options))
-        for t in scheduler.timesteps
-    ]
+    rows = [(asked(zero, t, one)[0], asked(one, t, zero)[0], asked(zero, t, zero)[1]) for t in scheduler.timesteps]
     by_x, by_noise, std = torch.tensor(rows, dtype=torch.float64).unbind(1)
     return StepCoefficients(scheduler.timesteps.tolist(), by_x, by_noise, std)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from diffusion_rtb.interfaces import Prior
-from diffusion_rtb.recorder import TrajectoryRecorder, with_previous_sample
-from diffusion_rtb.rollout import LOG_DENSITY
+from diffusion_rtb.recorder import TrajectoryRecorder
+from diffusion_rtb.rollout import LOG_DENSITY, entry_of, only_latents, start_at
 from diffusion_rtb.seeds import generators, global_seed, seed_of
+from diffusion_rtb.teacher_forcing import is_state
 from diffusion_rtb.trajectory import Trajectory
-from diffusion_rtb.transition import previous_sample, transition_mean
+from diffusion_rtb.transition import StepCall, with_previous_sample
 
 __all__ = ["continued"]
 
@@ -39,17 +37,11 @@ def continued(
         The trajectories, with float64 log-densities in nats. The density they were drawn with depends on where the given states
         come from and is not known here: `log_behaviour` is NaN.
     """
-    pipe = prior.pipe
-    takes = inspect.signature(type(pipe).__call__).parameters
-    call = prior.arguments(prompts) | {"generator": generators(seeds)}
-    if "output_type" in takes:
-        call["output_type"] = "latent"
-    recorder = Continuation(pipe.scheduler, states)
-    with torch.no_grad(), global_seed(seed_of(0, *seeds)), recorder, ExitStack() as stack:
-        if "latents" in takes:  # the pipeline multiplies by init_noise_sigma
-            call["latents"] = states[:, 0] / float(getattr(pipe.scheduler, "init_noise_sigma", 1.0))
-        else:
-            stack.enter_context(GivenNoise(states[:, 0]))
+    pipe, rows = prior.pipe, generators(seeds)
+    start, block = start_at(pipe, states[:, 0].contiguous(), entry_of(prior), draw=True)
+    call = prior.arguments(prompts) | only_latents(pipe) | start | {"generator": rows}
+    recorder = Continuation(pipe.scheduler, states, generators=rows)
+    with torch.no_grad(), global_seed(seed_of(0, *seeds)), recorder, block:
         pipe(**call)
     trajectory = recorder.trajectory
     unknown = torch.full_like(trajectory.log_prob, torch.nan)
@@ -64,44 +56,30 @@ class Continuation(TrajectoryRecorder):
         states: x_T, which the pipeline is to start from, and the states that follow it.
     """
 
-    def __init__(self, scheduler: Any, states: Float[Tensor, "batch known *dims"]) -> None:
-        super().__init__(scheduler, dtype=LOG_DENSITY)
+    def __init__(
+        self, scheduler: Any, states: Float[Tensor, "batch known *dims"], generators: Sequence[torch.Generator]
+    ) -> None:
+        super().__init__(scheduler, dtype=LOG_DENSITY, generators=generators)
         self.states = states
 
-    def _record(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        following = len(self._std) + 1
+    def _record(self, *args: Any, **kwargs: Any) -> Any:
+        following = len(self.steps) + 1
+        if following == 1:
+            self._check_start(StepCall(self.scheduler, self._step, *args, **kwargs))
         if following >= self.states.shape[1]:
-            return super()._record(model_output, timestep, sample, *args, **kwargs)
-        call = (model_output, timestep, sample, *args)
-        with torch.no_grad():
-            mean = previous_sample(transition_mean(self.scheduler, self._step, *call, **kwargs))
-            std = self._deviation(call, kwargs)
-        x_s = self.states[:, following].to(sample)
-        self._append(float(timestep), sample.detach(), x_s, mean, std)
+            return super()._record(*args, **kwargs)
+        call = StepCall(self.scheduler, self._step, *args, **kwargs)
+        self._check_state(call)
+        mean, std = self._transition(call)
+        x_s = self.states[:, following].contiguous().to(call.sample)
         # The scheduler steps all the same: it counts, and draws from generators that later steps go on with.
-        return with_previous_sample(self._step(*call, **kwargs), x_s)
+        with self._row_by_row(call):
+            output = with_previous_sample(call.made(), x_s)
+        return self._append(call, output, mean, std)
 
-
-class GivenNoise(TorchFunctionMode):
-    """The first draw of x_T answers what is given, for pipelines without `latents`: drawn at once or row by row.
-
-    It is drawn all the same, so that the generators go on as they would have.
-    """
-
-    def __init__(self, x_T: Float[Tensor, "batch *dims"]) -> None:
-        super().__init__()
-        self.rows = list(x_T.split(1))
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        drawn = func(*args, **(kwargs or {}))
-        if func is torch.randn and self.rows:
-            size = tuple(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
-            one = tuple(self.rows[0].shape)
-            if size == (len(self.rows), *one[1:]):
-                answer, self.rows = torch.cat(self.rows), []
-                return answer
-            if size == one:
-                return self.rows.pop(0)
-        return drawn
+    def _check_start(self, call: StepCall) -> None:
+        if call.sample.shape != self.states[:, 0].shape or not is_state(call.sample, self.states[:, 0].to(call.sample)):
+            raise ValueError(
+                f"The pipeline did not start at the given states (timestep {call.timestep:g}): it draws, noises or packs its first "
+                "state in its own way, so trajectories cannot be continued through it. Set behaviour.back_and_forth.share: 0."
+            )
