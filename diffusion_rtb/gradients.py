@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.actor import Actor, Experience
-from diffusion_rtb.rollout import replay_backward
+from diffusion_rtb.rollout import entry_of, replay_backward
 
 __all__ = [
     "average_gradients",
@@ -92,7 +92,8 @@ def _push_back(
                 kl_cotangent=None if kl_cotangent is None else kl_cotangent[chunk],
                 mean_p=None if part.mean_p is None else part.mean_p[chunk],
                 dtype=torch.float64,
-                **call,
+                entry=entry_of(actor.prior),
+                call=call,
             )
         )
     return torch.cat(rows)

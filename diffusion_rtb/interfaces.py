@@ -46,6 +46,9 @@ class Prior(Protocol):
 
     The posterior is the network with its adapters on, the prior is the same network with its adapters off:
     there is no second copy of the weights.
+
+    Optional attribute `entry`: how `pipe` gets to a recorded first state, "latents", "noise" or "step" (see `rollout.replay`),
+    where that does not follow from its call.
     """
 
     @property
