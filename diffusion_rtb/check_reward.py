@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffusion_rtb import reward_checks as checks
+from diffusion_rtb import reward_pixel_checks as pixels
 from diffusion_rtb.locate import build, check_component
 from diffusion_rtb.reward_measures import peak_memory
+from diffusion_rtb.reward_prompts import check_component_prompts, check_reward_prompts
+from diffusion_rtb.reward_remedies import other_form, remedy
 from diffusion_rtb.reward_samples import Samples
 from diffusion_rtb.reward_state import observing, stateful_rewards
 from diffusion_rtb.reward_subject import Call, Check, Limits, Subject
@@ -28,7 +32,7 @@ NOT_REACHED = "not reached"
 """What is said of checks that an earlier fault leaves without an answer."""
 
 AFTER_CALL = (
-    "spread", "repeat", "one by one", "order", "prompts", "broken", "precision", "device", "gradient", "speed",
+    "spread", "repeat", "one by one", "order", "prompts", "broken", "levels", "precision", "device", "gradient", "speed",
     "file size", "brightness",
 )  # fmt: skip
 
@@ -152,12 +156,27 @@ def check_rewards(
     found: list[Report] = []
     for name, component in zip(names, components, strict=True):
         try:
-            reward = build(component, "reward")
+            unfit = _unfit(samples, partial(check_component_prompts, component))
+            reward = None if unfit else build(component, "reward")
+            unfit = unfit or _unfit(samples, partial(check_reward_prompts, reward, name=name))
         except Exception as error:  # noqa: BLE001 — a reward that cannot be built is a finding, beside those of the others
             found.append(Report(name, [Check("build", "fail", f"raised {type(error).__name__}: {error}")], []))
             continue
-        found.append(check_reward(reward, samples, limits, name=name, device=device))
+        if unfit:
+            found.append(Report(name, [Check("prompts", "fail", unfit)], []))
+        else:
+            found.append(check_reward(reward, samples, limits, name=name, device=device))
     return Reports(samples, [_with_others(report, found) for report in found])
+
+
+def _unfit(samples: Samples, check: Callable[..., None]) -> str | None:
+    """What a reward says against the samples' prompts."""
+    texts = list(dict.fromkeys(samples.prompts))
+    try:
+        check(prompts=texts, metadata=[samples.metadata.get(text, {}) for text in texts])
+    except ValueError as error:
+        return f"{error} Prompts of your own: --prompt, --images or --prior."
+    return None
 
 
 def write_reports(reports: Reports, path: Path | str) -> None:
@@ -178,7 +197,8 @@ def check_reward(
     A reward that learns statistics while training (`standardise`) learns them from the samples first.
     """
     here = torch.device(device) if device is not None else _accelerator() or torch.device("cpu")
-    subject = Subject(reward, samples.images.to(here), list(samples.prompts), limits or Limits())
+    images, prompts = samples.images.to(here), list(samples.prompts)
+    subject = Subject(reward, images, prompts, limits or Limits(), metadata=samples.metadata)
     with checks.settings_kept():
         return Report(name, _findings(subject), subject.values.tolist())
 
@@ -194,7 +214,10 @@ def _findings(subject: Subject) -> list[Check]:
     except Call as problem:
         names = ["output", "finite", "input", "settings", *AFTER_CALL, "memory"]
         rest = [Check(other, "skip", NOT_REACHED) for other in names if other != problem.name]
-        return [Check(problem.name, "fail", str(problem)), *rest]
+        said, cause = str(problem), problem.__cause__
+        if cause is not None and not remedy(cause, reward):  # the exception itself does not say why
+            said += other_form(reward, subject.images, subject.prompts)
+        return [Check(problem.name, "fail", said), *rest]
     for other, check in _after_call(subject, _other_device(here)).items():
         found += _guarded(other, check)
     found.append(checks.check_memory(subject, memory.mib, memory.what))
@@ -210,11 +233,12 @@ def _after_call(subject: Subject, other: torch.device | None) -> dict[str, Calla
         "order": lambda: checks.check_order(subject),
         "prompts": lambda: checks.check_prompts(subject),
         "broken": lambda: checks.check_broken(subject),
+        "levels": lambda: pixels.check_levels(subject),
         "precision": lambda: checks.check_precision(subject),
         "device": lambda: checks.check_device(subject, other),
-        "gradient": lambda: checks.check_gradient(subject),
+        "gradient": lambda: pixels.check_gradient(subject),
         "speed": lambda: checks.check_speed(subject),
-        "hacks": lambda: checks.check_hacks(subject),
+        "hacks": lambda: pixels.check_hacks(subject),
     }
 
 
@@ -249,5 +273,5 @@ def _with_others(report: Report, reports: Sequence[Report]) -> Report:
         return report
     others = [other for other in reports if other is not report and other.values]
     mine = torch.tensor(report.values)
-    more = [checks.check_along(f"with {other.name}", mine, torch.tensor(other.values)) for other in others]
+    more = [pixels.check_along(f"with {other.name}", mine, torch.tensor(other.values)) for other in others]
     return Report(report.name, [*report.checks, *more], report.values)

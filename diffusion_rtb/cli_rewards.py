@@ -45,7 +45,8 @@ def check_reward(
     Shape, finiteness, spread, determinism, batches, order, broken samples, precision, device, gradient, speed, memory, and
     whether it only likes large files, brightness or what another reward likes.
 
-    Without --images, --prior or --dim the samples are pictures made for this purpose, the same at every call.
+    Without --images, --prior or --dim the samples are pictures made for this purpose, the same at every call: of words, with
+    prompts that quote them, where a reward reads.
 
     **Examples**
 
@@ -63,7 +64,9 @@ def check_reward(
         if json is not None:
             check_writable(json.parent, files=(json.name,))
         components = [reward_component(text) for text in rewards]
-        samples = choose_samples(images=images, prior=prior, dim=dim, prompts=prompt or (), count=count, side=side)
+        samples = choose_samples(
+            images=images, prior=prior, dim=dim, prompts=prompt or (), count=count, side=side, rewards=components
+        )
         found = check_rewards(components, samples, device=device)
         show_reports(found, console())
         if json is not None:

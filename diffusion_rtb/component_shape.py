@@ -128,7 +128,7 @@ def _check_call(what: str, target: Any, function: Any, *, bound: bool = True) ->
         signature.bind(*places, "images", "prompts", **dict.fromkeys([*further, *_keywords(signature, target)]))
     except TypeError:
         remedy = "Give everything beside images and prompts a default."
-        if not signature.parameters:
+        if len(signature.parameters) < len(places) + 2:
             remedy = "If it makes a reward, call it in your module, `reward = make()`, and name `reward` here."
         raise ValueError(f"{what} takes {signature}, and a reward is called with (images, prompts). {remedy}") from None
 

@@ -218,6 +218,8 @@ def _files(shelf: _Shelf) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for module in pkgutil.iter_modules([folder]):
+            if module.name.startswith("_"):  # a helper of others in its folder
+                continue
             path = Path(folder, module.name, "__init__.py") if module.ispkg else Path(folder, f"{module.name}.py")
             attribute = _component(path, shelf)
             if attribute is not None:

@@ -5,25 +5,21 @@ A check fails where training would go wrong. It warns where it may, and says wha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb import reward_measures as measures
+from diffusion_rtb.reward_remedies import ORDER, texts_first
 from diffusion_rtb.reward_subject import Call, Check, Subject
 
 __all__ = [
-    "check_along",
     "check_broken",
     "check_calls",
     "check_device",
-    "check_gradient",
-    "check_hacks",
     "check_memory",
     "check_one_by_one",
     "check_order",
@@ -35,12 +31,20 @@ __all__ = [
     "settings_kept",
 ]
 
+TRAINING = 1000, 32
+"""Iterations and samples per iteration by which speed is told."""
+
+WORTH_SAYING, SLOW = 0.1, 1.0
+"""Hours of such a training: from where on they are said, and from where on they are a warning."""
+
 UNLIKELY = 8_128_496
 """A seed that no reward will choose itself."""
 
 
 def check_calls(subject: Subject) -> list[Check]:
     """The first call: what it returns, and whether samples and torch's settings are as before."""
+    if texts_first(subject.reward):
+        raise Call("call", f"its first parameter is for prompts by its name: {ORDER}")
     images = subject.images.clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNLIKELY)
@@ -95,12 +99,8 @@ def check_spread(subject: Subject) -> Check:
     values = subject.values
     std, size = float(values.std(correction=0)), float(values.abs().max())
     if std <= 1e-6 * size:
-        return Check(
-            "spread",
-            "fail",
-            f"all {len(values)} values are {float(values[0]):.6g}: nothing can be learned from them",
-            std,
-        )
+        message = f"all {len(values)} values are {float(values[0]):.6g}: nothing can be learned from them"
+        return Check("spread", "fail", message + _wanted_levels(subject), std)
     common, count = values.unique(return_counts=True)
     most = int(count.max())
     if most > len(values) / 2:
@@ -112,6 +112,19 @@ def check_spread(subject: Subject) -> Check:
         f"{len(common)} different values; beta = {1 / std:.3g} makes one standard deviation one nat",
         std,
     )
+
+
+def _wanted_levels(subject: Subject) -> str:
+    """Whether a reward tells samples apart that are 255 times as bright, in words."""
+    if subject.images.ndim != 4:
+        return ""
+    try:
+        values = subject.ask(255 * subject.images, subject.prompts)
+    except Call:
+        return ""
+    if float(values.std(correction=0)) <= 1e-3 * float(values.abs().max()):
+        return ""
+    return "; with images * 255 they differ: images are in [0, 1] here, so multiply them by 255 in the reward"
 
 
 def check_repeat(subject: Subject) -> Check:
@@ -222,42 +235,19 @@ def check_device(subject: Subject, other: torch.device | None) -> Check:
     return Check("device", "fail" if apart > subject.limits.difference else "pass", message, apart)
 
 
-def check_gradient(subject: Subject, count: int = 4) -> Check:
-    """Gradients with respect to samples: none are needed here, but where there are some they should be right."""
-    try:
-        found = measures.slope(subject.reward, subject.images[:count], subject.prompts[:count])
-    except Exception as error:  # noqa: BLE001 — whatever a reward raises is a finding
-        return Check("gradient", "info", f"none: asked for, the reward raised {type(error).__name__}: {error}")
-    if found is None:
-        return Check(
-            "gradient",
-            "info",
-            "none: the values carry none (RTB and Trust-PCL need none; some rewards have `grad: true`)",
-        )
-    if math.isnan(found.promised):
-        return Check("gradient", "warn", "not finite for some samples")
-    if found.promised == 0:
-        return Check("gradient", "warn", "zero everywhere, though the values carry one")
-    if abs(found.promised) < 1e-5 * float(subject.values.abs().max()):
-        return Check("gradient", "info", "available; too small to be checked against a difference")
-    if not 0.7 <= found.ratio <= 1.3:
-        message = (
-            f"available, but small steps bring {found.ratio:.2f} of what it promises: it may be another function's"
-        )
-        return Check("gradient", "warn", message, found.ratio if math.isfinite(found.ratio) else None)
-    return Check(
-        "gradient", "info", f"available; a small step brings {found.ratio:.2f} of what it promises", found.ratio
-    )
-
-
 def check_speed(subject: Subject) -> Check:
-    """Samples per second, the median of the calls on all samples after the first."""
+    """Samples per second, the median of the calls on all samples after the first, and what that means for a training."""
     spent = sorted(subject.spent[1:] or subject.spent)
     rate = len(subject.images) / max(spent[len(spent) // 2], 1e-9)
     message = f"{rate:.3g} samples/s in batches of {len(subject.images)} (first call {subject.spent[0]:.2g} s)"
+    hours = TRAINING[0] * TRAINING[1] / rate / 3600
+    if hours >= WORTH_SAYING:
+        message += f"; {TRAINING[0]:,} iterations of {TRAINING[1]} samples spend {hours:.2g} hours in it"
     wanted = subject.limits.images_per_second
     if wanted is not None and rate < wanted:
         return Check("speed", "fail", f"{message}; at least {wanted:g} were asked for", rate)
+    if hours >= SLOW:
+        return Check("speed", "warn", f"{message}: larger batches, an accelerator or `serve-reward` elsewhere", rate)
     return Check("speed", "pass" if wanted is not None else "info", message, rate)
 
 
@@ -268,28 +258,3 @@ def check_memory(subject: Subject, mib: float, what: str) -> Check:
     if allowed is not None and mib > allowed:
         return Check("memory", "fail", f"{message}; at most {allowed:g} were allowed", mib)
     return Check("memory", "pass" if allowed is not None else "info", message, mib)
-
-
-def check_hacks(subject: Subject) -> list[Check]:
-    """Does the reward go along with something cheap? Then that is what training will find first."""
-    if subject.images.ndim != 4 or subject.images.shape[1] != 3:
-        return [Check("file size", "skip", "not pictures"), Check("brightness", "skip", "not pictures")]
-    limit = subject.limits.correlation
-    return [
-        check_along("file size", subject.values, measures.jpeg_bits(subject.images), limit),
-        check_along("brightness", subject.values, measures.brightness(subject.images), limit),
-    ]
-
-
-def check_along(
-    what: str, values: Float[Tensor, " batch"], other: Float[Tensor, " batch"], limit: float | None = None
-) -> Check:
-    """Rank correlation of a reward's values with other numbers about the same samples; a warning from `limit` on."""
-    rho = measures.spearman(values, other)
-    if rho is None:
-        return Check(what, "skip", "no correlation: one of the two does not vary")
-    if limit is not None and abs(rho) >= limit:
-        way = "raising" if rho > 0 else "lowering"
-        message = f"rank correlation {rho:+.2f}: a higher reward may come from no more than {way} {what}"
-        return Check(what, "warn", message, rho)
-    return Check(what, "info", f"rank correlation {rho:+.2f}", rho)

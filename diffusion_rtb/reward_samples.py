@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["Samples", "choose_samples", "drawn_samples", "folder_samples", "standard_samples", "vector_samples"]
+from diffusion_rtb.prompts import Metadata
+from diffusion_rtb.reward_pictures import standard_pictures, word_pictures
+from diffusion_rtb.reward_prompts import check_component_prompts
+
+__all__ = [
+    "Samples",
+    "choose_samples",
+    "drawn_samples",
+    "folder_samples",
+    "standard_samples",
+    "vector_samples",
+    "word_samples",
+]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-COLOURS = ("crimson", "royalblue", "seagreen", "gold", "black", "white", "hotpink", "saddlebrown")
-WORDS = ("OPEN", "Coffee", "STOP", "exit 7", "Hello", "SALE", "Taxi", "2026")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +42,8 @@ class Samples:
     """One per sample."""
     source: str
     """Where they are from, in words."""
+    metadata: Mapping[str, Metadata] = field(default_factory=dict)
+    """What is known of a prompt besides, for rewards that take metadata."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -40,7 +52,7 @@ class Samples:
         """The same samples with these prompts, in turn; as they are if there are none."""
         if not prompts:
             return self
-        return replace(self, prompts=[prompts[i % len(prompts)] for i in range(len(self))])
+        return replace(self, prompts=[prompts[i % len(prompts)] for i in range(len(self))], metadata={})
 
 
 def choose_samples(
@@ -51,6 +63,7 @@ def choose_samples(
     prompts: Sequence[str] = (),
     count: int = 32,
     side: int | None = None,
+    rewards: Sequence[Mapping[str, Any]] = (),
 ) -> Samples:
     """The samples that the options of `diffusion-rtb check-reward` ask for.
 
@@ -61,6 +74,7 @@ def choose_samples(
         prompts: Instead of the samples' own, in turn.
         count: How many samples.
         side: Pixels of square pictures, from a folder or made here (256 by default).
+        rewards: Components that will be asked: where one wants quotations in its prompts, pictures of words are made.
 
     Raises:
         ValueError: more than one source, `side` for samples that have their own size, or what the sources refuse.
@@ -78,7 +92,21 @@ def choose_samples(
         found = folder_samples(images, side, count)
     else:
         found = standard_samples(count, side or 256)
+        if not prompts and not _taken(rewards, found):
+            words = word_samples(count, side or 256)
+            found = words if _taken(rewards, words) else found
     return found.with_prompts(prompts)
+
+
+def _taken(rewards: Sequence[Mapping[str, Any]], samples: Samples) -> bool:
+    """Whether every reward takes the samples' prompts, as far as rewards say so before they are built."""
+    texts = list(dict.fromkeys(samples.prompts))
+    try:
+        for component in rewards:
+            check_component_prompts(component, texts, [{}] * len(texts))
+    except ValueError:
+        return False
+    return True
 
 
 def standard_samples(count: int = 32, side: int = 256) -> Samples:
@@ -90,24 +118,45 @@ def standard_samples(count: int = 32, side: int = 256) -> Samples:
     Raises:
         ValueError: fewer than 2 pictures, or `side` below 16 pixels.
     """
-    if count < 2 or side < 16:
-        raise ValueError(f"Checking needs at least 2 pictures of at least 16 pixels; got {count} of {side}.")
-    kinds: list[Callable[[int, int], tuple[Image.Image, str]]]
-    kinds = [_shape, _sign, _soft_noise, _fine_noise, _gradient, _stripes, _plain]
+    _check_sizes(count, side)
     photo = _photo()
-    if photo is not None:
-        kinds.insert(0, lambda number, side: _crop(photo, number, side))
-    pairs = [kinds[i % len(kinds)](i // len(kinds), side) for i in range(count)]
     what = "photo crops, " if photo is not None else ""
     source = f"{count} pictures of {side} pixels: {what}shapes, words, noise, gradients, stripes, plain colours"
+    return _of_pictures(standard_pictures(count, side, photo), source)
+
+
+def word_samples(count: int = 32, side: int = 256) -> Samples:
+    """Square pictures of words whose prompts quote a word, for rewards that read; not every picture shows its prompt's.
+
+    Raises:
+        ValueError: fewer than 2 pictures, or `side` below 16 pixels.
+    """
+    _check_sizes(count, side)
+    source = f"{count} pictures of {side} pixels: words that prompts quote, whole, without their ends, and backwards"
+    return _of_pictures(word_pictures(count, side), source)
+
+
+def _check_sizes(count: int, side: int) -> None:
+    if count < 2 or side < 16:
+        raise ValueError(f"Checking needs at least 2 pictures of at least 16 pixels; got {count} of {side}.")
+
+
+def _of_pictures(pairs: Sequence[tuple[Image.Image, str]], source: str) -> Samples:
     return Samples(torch.stack([_tensor(picture) for picture, _ in pairs]), [text for _, text in pairs], source)
+
+
+def _photo() -> Image.Image | None:
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
+    return _opened(path) if path.is_file() else None
 
 
 def folder_samples(folder: Path | str, side: int | None = None, limit: int | None = None) -> Samples:
     """The pictures of a folder with their prompts.
 
     A picture's prompt is its line `{"file_name": ..., "text": ...}` in metadata.jsonl, else the text file of its name beside it,
-    else its name.
+    else its name. What else a line holds is the prompt's metadata.
 
     Args:
         folder: With .png, .jpg, .webp or .bmp files.
@@ -135,10 +184,12 @@ def folder_samples(folder: Path | str, side: int | None = None, limit: int | Non
         raise ValueError(
             f"The pictures in {folder} have {len(sizes)} sizes ({shown}, ...): give --size to make them squares."
         )
-    texts = _metadata(folder / "metadata.jsonl")
-    prompts = [texts.get(path.name) or _prompt_beside(path) for path in paths]
+    lines = _lines(folder / "metadata.jsonl")
+    rows = [lines.get(path.name) or (_prompt_beside(path), {}) for path in paths]
+    rows = [(text or _prompt_beside(path), metadata) for (text, metadata), path in zip(rows, paths, strict=True)]
     images = torch.stack([_tensor(picture) for picture in pictures])
-    return Samples(images, prompts, f"{len(paths)} pictures of {folder}, {images.shape[3]} x {images.shape[2]} pixels")
+    source = f"{len(paths)} pictures of {folder}, {images.shape[3]} x {images.shape[2]} pixels"
+    return Samples(images, [text for text, _ in rows], source, _by_prompt(rows, folder / "metadata.jsonl"))
 
 
 def drawn_samples(config: Path | str, prompts: Sequence[str], count: int, seed: int = 0) -> Samples:
@@ -155,7 +206,9 @@ def drawn_samples(config: Path | str, prompts: Sequence[str], count: int, seed: 
     each = max(1, math.ceil(count / len(texts)))
     images = draw_images(prior, texts, each, seed=seed, batch=run.eval.batch).float().cpu()
     repeated = [text for text in texts for _ in range(each)]
-    return Samples(images, repeated, f"{len(images)} draws of the prior of {config}")
+    table = run.prompts.table()
+    known = {text: row for text, row in zip(table.texts, table.metadata, strict=True) if text in texts}
+    return Samples(images, repeated, f"{len(images)} draws of the prior of {config}", known)
 
 
 def vector_samples(dim: int, count: int = 32, scale: float = 3.0) -> Samples:
@@ -168,82 +221,6 @@ def vector_samples(dim: int, count: int = 32, scale: float = 3.0) -> Samples:
         raise ValueError(f"Checking needs at least 2 vectors of at least 1 dimension; got {count} of {dim}.")
     x = scale * torch.randn(count, dim, generator=torch.Generator().manual_seed(0))
     return Samples(x, [""] * count, f"{count} vectors of {dim} dimensions, normal with standard deviation {scale:g}")
-
-
-# Pictures
-
-
-def _photo() -> Image.Image | None:
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
-    return _opened(path) if path.is_file() else None
-
-
-def _crop(photo: Image.Image, number: int, side: int) -> tuple[Image.Image, str]:
-    """The whole width first, then ever closer looks at other places."""
-    part = round(photo.width * (1, 0.7, 0.5, 0.35)[number % 4])
-    rng = np.random.default_rng(number)
-    left, top = (int(rng.integers(length - part + 1)) for length in photo.size)
-    cut = photo.crop((left, top, left + part, top + part))
-    return cut.resize((side, side), Image.Resampling.BICUBIC), "a portrait of a woman in uniform"
-
-
-def _shape(number: int, side: int) -> tuple[Image.Image, str]:
-    ink, paper = COLOURS[number % 4], COLOURS[5 - number // 4 % 2]
-    kind = ("circle", "square", "triangle")[number % 3]
-    picture = Image.new("RGB", (side, side), paper)
-    draw = ImageDraw.Draw(picture)
-    low, high, middle = side * 0.2, side * 0.8, side / 2
-    if kind == "circle":
-        draw.ellipse((low, low, high, high), fill=ink)
-    elif kind == "square":
-        draw.rectangle((low, low, high, high), fill=ink)
-    else:
-        draw.polygon([(middle, low), (low, high), (high, high)], fill=ink)
-    return picture, f"a {ink} {kind} on a {paper} background"
-
-
-def _sign(number: int, side: int) -> tuple[Image.Image, str]:
-    word = WORDS[number % len(WORDS)]
-    ink, paper = (("black", "white"), ("white", "crimson"), ("gold", "midnightblue"))[number % 3]
-    picture = Image.new("RGB", (side, side), paper)
-    font = ImageFont.load_default(size=1.4 * side / len(word))
-    ImageDraw.Draw(picture).text((side / 2, side / 2), word, ink, font, anchor="mm")
-    return picture, f'a {paper} sign that says "{word}"'
-
-
-def _soft_noise(number: int, side: int) -> tuple[Image.Image, str]:
-    coarse = np.random.default_rng(number).integers(0, 256, (3 + number, 3 + number, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC), "a soft blur of colours"
-
-
-def _fine_noise(number: int, side: int) -> tuple[Image.Image, str]:
-    spread = (20, 60, 120, 255)[number % 4]
-    noise = np.random.default_rng(number).integers(128 - spread // 2, 128 + (spread + 1) // 2, (side, side, 3))
-    return Image.fromarray(noise.clip(0, 255).astype(np.uint8)), "grey noise on a screen"
-
-
-def _gradient(number: int, side: int) -> tuple[Image.Image, str]:
-    ends = [COLOURS[number % 8], COLOURS[(number + 3) % 8]]
-    colours = np.array([Image.new("RGB", (1, 1), name).getpixel((0, 0)) for name in ends], dtype=float)
-    share = np.linspace(0, 1, side)[:, None, None]
-    ramp = np.broadcast_to(colours[0] * (1 - share) + colours[1] * share, (side, side, 3)).round().astype(np.uint8)
-    return Image.fromarray(ramp), f"a gradient from {ends[0]} to {ends[1]}"
-
-
-def _stripes(number: int, side: int) -> tuple[Image.Image, str]:
-    ink, paper = COLOURS[number % 4], COLOURS[4 + number % 4]
-    picture = Image.new("RGB", (side, side), paper)
-    draw, width = ImageDraw.Draw(picture), max(1, side >> (2 + number % 4))
-    for start in range(0, side, 2 * width):
-        draw.rectangle((start, 0, start + width - 1, side), fill=ink)
-    return picture, f"{ink} and {paper} stripes"
-
-
-def _plain(number: int, side: int) -> tuple[Image.Image, str]:
-    colour = COLOURS[(3 * number + 4) % 8]
-    return Image.new("RGB", (side, side), colour), f"a plain {colour} surface"
 
 
 # Files
@@ -263,20 +240,28 @@ def _squared(picture: Image.Image, side: int) -> Image.Image:
     return picture.crop((left, top, left + short, top + short)).resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    texts = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+def _lines(path: Path) -> dict[str, tuple[str, Metadata]]:
+    """Prompt and metadata by file name."""
+    found: dict[str, tuple[str, Metadata]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):
         try:
             entry = json.loads(line) if line.strip() else None
             if entry is not None:
-                texts[str(entry["file_name"])] = str(entry["text"])
-        except (ValueError, KeyError, TypeError) as error:
+                rest = {key: value for key, value in entry.items() if key not in ("file_name", "text")}
+                found[str(entry["file_name"])] = str(entry["text"]), rest
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f'{path}, line {number}: write {{"file_name": "a.png", "text": "a cat"}} ({error!r}).'
             ) from error
-    return texts
+    return found
+
+
+def _by_prompt(rows: Iterable[tuple[str, Metadata]], where: Path) -> dict[str, Metadata]:
+    found: dict[str, Metadata] = {}
+    for text, metadata in rows:
+        if found.setdefault(text, metadata) != metadata:
+            raise ValueError(f"{where} gives the prompt {text!r} different metadata: one prompt has one.")
+    return found
 
 
 def _prompt_beside(path: Path) -> str:

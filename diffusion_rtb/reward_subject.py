@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.prompts import Metadata
+from diffusion_rtb.reward_form import form_problem
 from diffusion_rtb.reward_measures import seconds
+from diffusion_rtb.reward_prompts import call_reward
+from diffusion_rtb.reward_remedies import remedy
 
 __all__ = ["Call", "Check", "Limits", "Status", "Subject"]
 
@@ -65,11 +69,17 @@ class Subject:
     """Seconds of each call on all samples."""
     values: Float[Tensor, " batch"] = field(default_factory=lambda: torch.zeros(0))
     """Of the first call, float64 on the CPU."""
+    metadata: Mapping[str, Metadata] = field(default_factory=dict)
+    """Of the prompts, where something is known."""
 
     @property
     def unit(self) -> float:
         """One standard deviation of the reward; where it does not vary, its size."""
         return float(self.values.std(correction=0)) or float(self.values.abs().max()) or 1.0
+
+    def call(self, images: Tensor, prompts: Sequence[str]) -> Any:
+        """The reward's answer as it is; one that takes metadata gets that of the prompts."""
+        return call_reward(self.reward, images, list(prompts), [self.metadata.get(prompt, {}) for prompt in prompts])
 
     def ask(self, images: Tensor, prompts: Sequence[str], *, copy: bool = True) -> Float[Tensor, " batch"]:
         """Call the reward, on a copy of the samples unless it may change them; values in float64 on the CPU.
@@ -79,9 +89,10 @@ class Subject:
         """
         with torch.no_grad():
             try:
-                values = self.reward(images.clone() if copy else images, list(prompts))
+                values = self.call(images.clone() if copy else images, prompts)
             except (Exception, SystemExit) as error:
-                raise Call("call", f"raised {type(error).__name__}: {error}") from error
+                told = remedy(error, self.reward, [self.metadata.get(prompt, {}) for prompt in prompts])
+                raise Call("call", f"raised {type(error).__name__}: {error}{told}") from error
         _check_output(values, images)
         return values.detach().double().cpu()
 
@@ -95,21 +106,11 @@ class Subject:
         return float((one - other).abs().max()) / self.unit
 
 
-def _check_output(values: object, images: Tensor) -> None:
+def _check_output(values: Any, images: Tensor) -> None:
+    problem = form_problem(values, images)
+    if problem:
+        raise Call("output", f"{problem}.")
     count = len(images)
-    if not isinstance(values, Tensor):
-        raise Call("output", f"returned a {type(values).__name__}; return a torch tensor of shape ({count},).")
-    if values.shape != (count,):
-        raise Call(
-            "output", f"returned shape {tuple(values.shape)} for {count} samples; return one number each, ({count},)."
-        )
-    if not values.is_floating_point():
-        raise Call("output", f"returned {values.dtype}; return a floating dtype, e.g. values.float().")
-    if values.device != images.device:
-        raise Call(
-            "output",
-            f"returned values on {values.device} for samples on {images.device}; return values.to(images.device).",
-        )
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:
         shown = ", ".join(f"{values[i].item()} for sample {i}" for i in bad[:3])

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.prompts import Metadata
+from diffusion_rtb.reward_form import form_problem
 from diffusion_rtb.reward_prompts import call_reward, takes_metadata
+from diffusion_rtb.reward_remedies import remedy
 
 __all__ = ["RewardError", "evaluate_reward"]
 
@@ -72,11 +74,13 @@ def _evaluate(
         told = f"metadata {_shown(metadata)}, " if takes_metadata(reward) else ""
         raise RewardError(
             f"{where} of shape {tuple(images.shape)} on {images.device}, prompts {_shown(prompts)}, {told}"
-            f"raised {type(error).__name__}: {error}"
+            f"raised {type(error).__name__}: {error}{remedy(error, reward, metadata)}"
         ) from error
     if _version(images) != before:
         raise RewardError(f"{where} changed its input in place; let it work on a copy (images.clone()).")
-    _check_form(values, images, where)
+    problem = form_problem(values, images, kind)
+    if problem:
+        raise RewardError(f"{where} {problem}.")
     values = values.detach().to(torch.float32)
     bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if bad:
@@ -86,22 +90,6 @@ def _evaluate(
             f"finite). Every {kind} needs a finite reward: look at that {kind}, or bound the reward inside its class."
         )
     return values
-
-
-def _check_form(values: object, images: Tensor, where: str) -> None:
-    """Refuse what is not one float per image on the images' device."""
-    count = len(images)
-    if not isinstance(values, Tensor):
-        raise RewardError(f"{where} returned a {type(values).__name__}; return a torch tensor of shape ({count},).")
-    if values.shape != (count,):
-        remedy = f"return one number per image, shape ({count},)"
-        if values.ndim == 2 and values.shape == (count, 1):
-            remedy = "return values.squeeze(1): (batch, 1) against (batch,) would broadcast to (batch, batch)"
-        raise RewardError(f"{where} returned shape {tuple(values.shape)}; {remedy}.")
-    if not values.is_floating_point():
-        raise RewardError(f"{where} returned {values.dtype}; return a floating dtype, e.g. values.float().")
-    if values.device != images.device:
-        raise RewardError(f"{where} returned values on {values.device}; return values.to(images.device).")
 
 
 def _version(images: Tensor) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.locate import build, check_component
 from diffusion_rtb.prompts import Metadata
+from diffusion_rtb.reward_form import form_problem
 from diffusion_rtb.reward_prompts import call_reward, takes_metadata
 from diffusion_rtb.rewarding import RewardError, evaluate_reward
 
@@ -75,8 +76,9 @@ def inner_values(
     if not (torch.is_grad_enabled() and images.requires_grad):
         return evaluate_reward(reward, images, prompts, name, metadata=metadata)
     values = call_reward(reward, images, prompts, metadata)
-    if values.shape != (len(images),):
-        raise RewardError(f"Reward {name!r} returned shape {tuple(values.shape)}; return shape ({len(images)},).")
+    problem = form_problem(values, images)
+    if problem:
+        raise RewardError(f"Reward {name!r} {problem}.")
     if not values.isfinite().all():
         raise RewardError(f"Reward {name!r} returned {values.tolist()}; every image needs a finite reward.")
     return values

@@ -74,6 +74,13 @@ def test_a_short_name_is_the_first_public_class_of_its_file(kind: Kind) -> None:
         assert file.rpartition(".")[2] == name
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_helper_is_no_component(kind: Kind) -> None:
+    assert not [name for name in short_names(kind) if name.startswith("_")]
+    with pytest.raises(ValueError, match=f"There is no {kind} named '_blip'"):
+        locate("_blip", kind)
+
+
 def test_a_hyphen_reads_like_an_underscore() -> None:
     assert locate("trust-pcl", "objective") is locate("trust_pcl", "objective")
 
