@@ -68,7 +68,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or not YAML; a key is unknown; a value is not allowed.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     file = path / CONFIG if path.is_dir() else path
     data = _read(file)
     for override in overrides:

@@ -12,6 +12,7 @@ __all__ = [
     "check_annealing",
     "check_behaviour",
     "check_fitness",
+    "check_group",
     "check_processes",
     "check_settings",
     "check_steps",
@@ -28,6 +29,7 @@ def check_settings(config: RunConfig, objective: Objective) -> None:
     check_behaviour(objective, config.behaviour)
     check_annealing(objective, config)
     check_updates(objective, config.train.updates_per_iteration)
+    check_group(objective, config.train.group)
 
 
 def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None:
@@ -115,6 +117,20 @@ def check_updates(objective: Objective, updates: int) -> None:
             f"objective {type(objective).__name__} is on-policy and has no ratios to the chain that drew: from the second of "
             f"train.updates_per_iteration {updates} on, the trajectories are those of another posterior. Set that to 1, or use "
             "rtb, trust_pcl, reinforce_kl with importance weights, grpo, dpok or ddpo."
+        )
+
+
+def check_group(objective: Objective, group: int) -> None:
+    """Refuse groups too small for an objective that compares the trajectories of a prompt and says so (`smallest_group`).
+
+    Raises:
+        ValueError: e.g. one trajectory, which has nothing to be compared with.
+    """
+    smallest = getattr(objective, "smallest_group", 1)
+    if group < smallest:
+        raise ValueError(
+            f"train.group is {group}, and objective {type(objective).__name__} compares the trajectories of one prompt: it needs "
+            f"train.group {smallest} or more; or take an objective that compares none, e.g. rtb with log_z: per_prompt."
         )
 
 

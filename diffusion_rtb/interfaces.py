@@ -135,6 +135,8 @@ class Objective(Protocol):
     * `importance_weighted`: it reads `Terms.log_behaviour`, so behaviours that select trajectories by their reward, whose
       density nobody knows, are refused.
 
+    Optional number `smallest_group`: trajectories per prompt that it needs at least, 2 where it compares them; fewer are refused.
+
     Optional method: `warm_up(terms, beta, noise)`, called once before the first iteration with trajectories of the prior,
     where the behaviour stores some; noise(x_0, timesteps, generator) is x_t by the scheduler's forward process.
     """

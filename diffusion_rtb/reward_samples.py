@@ -167,7 +167,7 @@ def folder_samples(folder: Path | str, side: int | None = None, limit: int | Non
         FileNotFoundError: there is no such folder.
         ValueError: fewer than two pictures, one that cannot be read, or pictures of different sizes without `side`.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)[:limit]

@@ -222,11 +222,19 @@ def _held_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
     try:
         return load_config(folder, overrides)
     except ConfigError as error:
-        if found is None or overrides:
-            raise
+        if found is None or _readable(folder):
+            raise  # the overrides are what is wrong
         raise ConfigError(
             f"{error}\n{found[0]} holds the config that the run was trained with: delete {file}, and the next command restores it."
         ) from None
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        load_config(folder)
+    except ConfigError:
+        return False
+    return True
 
 
 def _restore_config(file: Path, checkpoint: Path, state: Mapping[str, Any]) -> None:

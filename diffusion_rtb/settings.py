@@ -5,13 +5,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    model_validator,
+)
 
 from diffusion_rtb.behaviour_settings import BehaviourConfig
 from diffusion_rtb.prompts import PromptTable, check_prompts
-from diffusion_rtb.section import Section
+from diffusion_rtb.section import Section, at_home
 
 __all__ = [
     "AnnealConfig",
@@ -39,6 +48,11 @@ class Component(BaseModel):
 
     component: Annotated[str, Field(min_length=1)]
     """A file's name (clip_score), `module:attribute` (my_module:MyReward), or a registered entry point."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _homes(cls, data: Any) -> Any:
+        return at_home(data)
 
 
 class PosteriorConfig(Section):
@@ -235,8 +249,8 @@ class RunConfig(Section):
     """Name of the run and of its folder: letters, digits, _ . and -."""
     seed: Natural = 0
     """Seed of everything random in the run."""
-    out: str = "runs"
-    """Folder that the run's folder is made in."""
+    out: Annotated[str, AfterValidator(at_home)] = "runs"
+    """Folder that the run's folder is made in; `~` is your home."""
     prior: Component
     """The pretrained pipeline."""
     posterior: PosteriorConfig = PosteriorConfig()

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion_rtb.whole_file import whole
+
 __all__ = ["Trajectory"]
 
 FORMAT = "diffusion_rtb.trajectory/1"
@@ -99,7 +101,8 @@ class Trajectory:
 
     def save(self, path: Path | str) -> None:
         """Write the trajectory as one safetensors file."""
-        save_file(self.tensors(), path, metadata={"format": FORMAT})
+        with whole(Path(path)) as unfinished:
+            save_file(self.tensors(), unfinished, metadata={"format": FORMAT})
 
     @staticmethod
     def load(path: Path | str, device: torch.device | str = "cpu") -> Trajectory:

@@ -7,8 +7,8 @@ import json
 import math
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +109,29 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with closing(self._open()) as file, file:
-                file.execute(
-                    "CREATE TABLE IF NOT EXISTS reward (key BLOB PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID"
-                )
-        except sqlite3.Error as error:
-            raise ValueError(f"{path} cannot be used as a cache ({error}); delete it, or name another file.") from error
+        with self._explained(), closing(self._open()) as file, file:
+            file.execute("CREATE TABLE IF NOT EXISTS reward (key BLOB PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID")
 
     def read(self, keys: Iterable[bytes]) -> dict[bytes, float]:
-        with closing(self._open()) as file:
+        with self._explained(), closing(self._open()) as file:
             rows = [file.execute("SELECT key, value FROM reward WHERE key = ?", (key,)).fetchone() for key in keys]
         return {row[0]: row[1] for row in rows if row is not None}
 
     def write(self, values: Mapping[bytes, float]) -> None:
         assert all(map(math.isfinite, values.values()))
-        with closing(self._open()) as file, file:
+        with self._explained(), closing(self._open()) as file, file:
             file.executemany("INSERT OR REPLACE INTO reward VALUES (?, ?)", values.items())
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Name the file: full disks, damage, and others that keep it locked for a minute come as exceptions of their own class."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ValueError(
+                f"{self.path} cannot be used as a cache ({error}). Check that it is writable and has room; if it is "
+                "damaged, delete it, or name another file."
+            ) from error
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)

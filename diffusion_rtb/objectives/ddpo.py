@@ -65,6 +65,7 @@ class DDPO(nn.Module):
         super().__init__()
         self.clip_range = check_clip_range(clip_range)
         self.normalise = check_choice("normalise", normalise, NORMALISE)
+        self.smallest_group = 2 if normalise == "prompt" else 1
         self.advantage_clip = check_positive("advantage_clip", advantage_clip)
 
     @staticmethod

@@ -61,6 +61,8 @@ class GRPO(nn.Module):
     """
 
     on_policy_only = True
+    smallest_group = 2
+    """Trajectories per prompt that the baseline needs."""
 
     def __init__(
         self,

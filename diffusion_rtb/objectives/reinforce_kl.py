@@ -58,6 +58,9 @@ class ReinforceKL(nn.Module):
         ValueError: an argument is none of those allowed.
     """
 
+    smallest_group = 2
+    """Trajectories per prompt that the baseline needs."""
+
     def __init__(self, baseline: Baseline = "leave_one_out", importance: Importance = "none") -> None:
         super().__init__()
         check_choice("baseline", baseline, BASELINES)

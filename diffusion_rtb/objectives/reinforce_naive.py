@@ -41,6 +41,8 @@ class ReinforceNaive(nn.Module):
     """
 
     on_policy_only = True
+    smallest_group = 2
+    """Trajectories per prompt that the baseline needs."""
 
     def __init__(self, kl_weight: float = 0.5) -> None:
         super().__init__()

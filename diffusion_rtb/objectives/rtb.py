@@ -77,6 +77,7 @@ class RTB(nn.Module):
     ) -> None:
         super().__init__()
         self.log_z = build_log_z(log_z, in_reward_units=check_scale(scale) == "reward")
+        self.smallest_group = 2 if log_z == "vargrad" else 1
         self.penalty = Penalty(loss, huber_delta, dead_zone)
         self.scale = scale
 

@@ -191,6 +191,7 @@ class TrustPCL(nn.Module):
         self.whole: RTB | None = None
         if length is None:
             self.whole = RTB(log_z or "vargrad", loss, huber_delta=huber_delta, dead_zone=dead_zone, scale="reward")
+        self.smallest_group = 1 if self.whole is None else self.whole.smallest_group
 
     @staticmethod
     def check(**arguments: Any) -> None:
