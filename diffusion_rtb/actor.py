@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusion_rtb.decoding import decoded
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.prompts import Metadata
 from diffusion_rtb.rewarding import evaluate_reward
@@ -205,7 +206,7 @@ class Actor:
 
     def rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Experience:
         with self.stopwatch("reward"):
-            images = torch.cat([self.prior.decode(trajectory.x_0[chunk]) for chunk in self.chunks(trajectory.batch)])
+            images = torch.cat([decoded(self.prior, trajectory.x_0[chunk]) for chunk in self.chunks(trajectory.batch)])
             name = getattr(self.reward, "__name__", type(self.reward).__name__)
             metadata = [self.metadata[int(row)] for row in rows]
             reward = evaluate_reward(self.reward, images, self.texts(rows), name, metadata=metadata)

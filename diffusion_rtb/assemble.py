@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from diffusion_rtb.checkpoint_reading import latest_state
 from diffusion_rtb.components import check_components, paths_explained
 from diffusion_rtb.config import RunConfig
-from diffusion_rtb.fitness import check_settings
+from diffusion_rtb.fitness import check_configured_steps, check_settings
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build, check_component
 from diffusion_rtb.reward_prompts import check_reward_prompts
@@ -69,7 +69,9 @@ def check_run(config: RunConfig, folder: Path) -> None:
     with paths_explained(folder):
         check_components(config)
         check_trackers(config.train.tracker)
-        check_settings(config, build(config.objective, "objective"))
+        objective: Any = build(config.objective, "objective")
+        check_settings(config, objective)
+        check_configured_steps(config, objective)
 
 
 def parts(config: RunConfig, folder: Path | None = None) -> Parts:

@@ -148,9 +148,10 @@ def show_config(
         if config is None:
             raise ConfigError("Which config? Give a YAML file or a run's folder, or --schema.")
         run = load_config(config, overrides or ())
-        from diffusion_rtb.assemble import check_components
+        from diffusion_rtb.assemble import check_run
+        from diffusion_rtb.runs import run_folder
 
-        check_components(run)
+        check_run(run, config if config.is_dir() else run_folder(run))
         _say_merged(run)
         typer.echo(config_text(run), nl=False)
 

@@ -51,6 +51,32 @@ LISTED, SHOWN = 20, 400
 """Problems that one message lists; characters of a value that it shows."""
 
 
+ELSEWHERE = {
+    "batch_size": "train.prompts_per_iteration times train.group is that of an iteration, train.micro_batch what is in memory",
+    "train_batch_size": "See train.prompts_per_iteration, train.group and train.micro_batch",
+    "gradient_accumulation_steps": "train.micro_batch says how many trajectories are in memory at once",
+    "learning_rate": "It is called train.lr",
+    "epochs": "It is called train.iterations",
+    "num_epochs": "It is called train.iterations",
+    "max_steps": "It is called train.iterations",
+    "steps": "train.iterations are those of training, prior.steps those of denoising",
+    "num_inference_steps": "It is called prior.steps",
+    "guidance_scale": "It is called prior.guidance",
+    "mixed_precision": "It is prior.dtype that decides: float32, float16 or bfloat16",
+    "model": "It is called prior.path",
+    "pretrained_model_name_or_path": "It is called prior.path",
+    "lora_rank": "It is called posterior.rank",
+    "lora_alpha": "It is called posterior.alpha",
+    "kl_weight": "beta is its inverse: nats per unit of reward",
+    "kl_coef": "beta is its inverse: nats per unit of reward",
+    "prompt": "It is called prompts.list",
+    "output_dir": "The folder is out/name",
+    "report_to": "It is called train.tracker",
+    "save_steps": "It is called train.checkpoint_every",
+}
+"""What other trainers call a key, and what does it here; a name of the same letters would mislead."""
+
+
 class ConfigError(ValueError):
     """A config cannot be used; the message lists every problem with its key, the value received and the remedy."""
 
@@ -226,8 +252,10 @@ def _problem(detail: ErrorDetails) -> str:
 
 def _nearest_key(key: str) -> str:
     """The known key that `key` was meant to be: one beside it, else one of the same last part anywhere."""
-    known = [dotted for dotted, _, _ in field_types()]
     section, _, last = key.rpartition(".")
+    if last in ELSEWHERE:
+        return f" {ELSEWHERE[last]}."
+    known = [dotted for dotted, _, _ in field_types()]
     # Positions in lists are no part of a known key.
     section = ".".join(part for part in section.split(".") if not part.isdigit())
     beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}

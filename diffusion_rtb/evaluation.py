@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusion_rtb.actor import Actor
 from diffusion_rtb.bootstrap import bootstrap_interval
 from diffusion_rtb.config import EvalConfig
+from diffusion_rtb.decoding import decoded
 from diffusion_rtb.diversity import mean_pairwise_cosine_distance, vendi_score
 from diffusion_rtb.eval_choice import PICTURED, spread
 from diffusion_rtb.metrics import (
@@ -138,7 +139,7 @@ def draw(
         rows = [row for row, _ in pairs[chunk]]
         seeds = [seed_of(seed, "eval", numbers[row], k) for row, k in pairs[chunk]]
         found = actor.completed(actor.from_posterior(rows, seeds)) if posterior else actor.from_prior(rows, seeds)
-        images = actor.prior.decode(found.trajectory.x_0)
+        images = decoded(actor.prior, found.trajectory.x_0)
         labels = {f.name: judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors}
         embedding = None if embedder is None else embedder.embed(images).cpu()
         most = PICTURES if images.ndim == 4 else DOTS

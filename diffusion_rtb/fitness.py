@@ -11,10 +11,12 @@ from diffusion_rtb.settings import BehaviourConfig, RunConfig
 __all__ = [
     "check_annealing",
     "check_behaviour",
+    "check_configured_steps",
     "check_fitness",
     "check_group",
     "check_processes",
     "check_settings",
+    "check_step_weights",
     "check_steps",
     "check_updates",
 ]
@@ -40,7 +42,9 @@ def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None
     """
     check_settings(config, objective)
     check_single_step(prior.pipe.scheduler)
-    check_steps(objective, prior.arguments(config.prompts.texts()[:1]))
+    arguments = prior.arguments(config.prompts.texts()[:1])
+    check_steps(objective, arguments)
+    check_step_weights(config, arguments)
 
 
 def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
@@ -140,11 +144,44 @@ def check_steps(objective: Objective, arguments: dict[str, Any]) -> None:
     Raises:
         ValueError: e.g. a length of Trust-PCL that does not divide it.
     """
-    own_check = getattr(objective, "check_steps", None)
-    timesteps = arguments.get("timesteps")
-    steps = arguments.get("num_inference_steps") if timesteps is None else len(timesteps)
+    own_check, steps = getattr(objective, "check_steps", None), _steps(arguments)
     if own_check is not None and steps is not None:
-        own_check(int(steps))
+        own_check(steps)
+
+
+def check_step_weights(config: RunConfig, arguments: dict[str, Any]) -> None:
+    """Refuse train.step_weights that are not one per step, where a pipeline's call says how many there are.
+
+    Raises:
+        ValueError: too few or too many.
+    """
+    weights, steps = config.train.step_weights, _steps(arguments)
+    if weights is not None and steps is not None and len(weights) != steps:
+        raise ValueError(
+            f"train.step_weights has {len(weights)} entries, the prior takes {steps} steps: give one for each, or null."
+        )
+
+
+def check_configured_steps(config: RunConfig, objective: Objective) -> None:
+    """`check_steps` and `check_step_weights` with the steps that the config states for its prior, before that is loaded.
+
+    Raises:
+        ValueError: see both.
+    """
+    stated = (config.prior.model_extra or {}).get
+    timesteps, steps = stated("timesteps"), stated("steps")
+    arguments = {
+        "timesteps": timesteps if isinstance(timesteps, list) else None,
+        "num_inference_steps": steps if isinstance(steps, int) else None,
+    }
+    check_steps(objective, arguments)
+    check_step_weights(config, arguments)
+
+
+def _steps(arguments: dict[str, Any]) -> int | None:
+    """Denoising steps of a pipeline's call; None where it does not say."""
+    timesteps, steps = arguments.get("timesteps"), arguments.get("num_inference_steps")
+    return len(timesteps) if timesteps is not None else None if steps is None else int(steps)
 
 
 def check_processes(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.decoding import decoded
 from diffusion_rtb.grids import save_png, to_pil
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.rollout import rollout
@@ -53,7 +54,7 @@ def draw_batches(
     seeds = [seed_of(seed, "sample", prompt, number) for prompt in prompts for number in range(count)]
     for start in range(0, len(texts), batch):
         chunk = slice(start, start + batch)
-        yield prior.decode(rollout(prior, texts[chunk], seeds[chunk]).x_0)
+        yield decoded(prior, rollout(prior, texts[chunk], seeds[chunk]).x_0)
 
 
 def image_paths(prompts: Sequence[str], count: int, folder: Path | str, *, overwrite: bool = False) -> list[Path]:

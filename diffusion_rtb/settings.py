@@ -247,8 +247,8 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     """Name of the run and of its folder: letters, digits, _ . and -."""
-    seed: Natural = 0
-    """Seed of everything random in the run."""
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Seed of everything random in the run; torch takes 64 bits."""
     out: Annotated[str, AfterValidator(at_home)] = "runs"
     """Folder that the run's folder is made in; `~` is your home."""
     prior: Component

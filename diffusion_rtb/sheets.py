@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from diffusion_rtb.actor import Actor
+from diffusion_rtb.decoding import decoded
 from diffusion_rtb.grids import grid, save_png
 from diffusion_rtb.seeds import seed_of
 
@@ -29,6 +30,6 @@ def write_sheet(actor: Actor, run_seed: int, count: int, path: Path) -> None:
     pairs = [(row, sample) for row in rows for sample in range(count)]
     seeds = [seed_of(run_seed, "grid", row, sample) for row, sample in pairs]
     experience = actor.from_posterior([row for row, _ in pairs], seeds)
-    images = torch.cat([actor.prior.decode(experience.trajectory.x_0[chunk]) for chunk in actor.chunks(len(pairs))])
+    images = torch.cat([decoded(actor.prior, experience.trajectory.x_0[chunk]) for chunk in actor.chunks(len(pairs))])
     rewards = [f"{value:.2f}" for value in experience.reward.tolist()]
     save_png(grid(images, count, captions=rewards, rows=actor.texts(rows)), path)

@@ -18,6 +18,7 @@ from diffusion_rtb.completeness import (
     weight_files,
 )
 from diffusion_rtb.vocabulary import check_tokenizer, load_tokenizer
+from pipelines._shapes import check_shapes
 
 __all__ = ["check_folder", "quiet"]
 
@@ -51,6 +52,8 @@ def check_folder(folder: Path, pipeline: str, components: Sequence[str], variant
         raise ValueError(f"{folder} holds no scheduler/scheduler_config.json, which has the model's noise schedule.")
     classes = {name: _class(folder, index, name) for name in (*components, "tokenizer")}
     found = {name: _weights(folder / name, classes[name], variant) for name in components}
+    if {"unet", "vae", "text_encoder"} <= set(components):
+        check_shapes(folder)
     for name, (files, own) in found.items():
         _prove(classes[name], folder / name, files, own)
     _check_tokenizer(classes["tokenizer"], folder)
