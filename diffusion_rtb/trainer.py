@@ -24,7 +24,14 @@ from diffusion_rtb.behaviours.mixture import budget, draw, settle, share_rewards
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.fitness import check_fitness, check_processes
-from diffusion_rtb.gradients import average_gradients, check_parity, clip_gradients, push_back, some_steps
+from diffusion_rtb.gradients import (
+    average_gradients,
+    check_parity,
+    check_trainable,
+    clip_gradients,
+    push_back,
+    some_steps,
+)
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
 from diffusion_rtb.noising import noised
 from diffusion_rtb.reward_state import observing
@@ -78,6 +85,7 @@ class Trainer:
         self.budget = budget(config)
         check_fitness(config, objective, prior)
         attach_posterior(config, prior)
+        check_trainable(prior.parameters())
         torch.manual_seed(seed_of(config.seed, "objective"))
         objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
         if isinstance(objective, torch.nn.Module):
