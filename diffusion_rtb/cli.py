@@ -48,6 +48,7 @@ def train(
     """Fine-tune the posterior of CONFIG; the run's folder is `out/name` of the config, runs/NAME by default.
 
     A run that was interrupted goes on from its latest checkpoint, with the same numbers, when the command is given again.
+    With a run's folder as CONFIG, that run goes on, wherever the folder lies now.
     Ctrl-C finishes the iteration and writes a checkpoint; a second Ctrl-C stops at once.
 
     A config is code: it names Python to import and call. Look at what somebody else gave you before you open it.

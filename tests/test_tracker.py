@@ -6,9 +6,11 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from rich.text import Text
 
 from diffusion_rtb.grids import save_png
 from diffusion_rtb.tracker import Tracker, check_trackers
+from diffusion_rtb.tracker_identity import tracker_arguments
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
@@ -106,6 +109,10 @@ def test_wandb_gets_numbers_and_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     track_two_iterations(tmp_path, "wandb")
     (summary,) = tmp_path.rglob("run-*.wandb")
+    for _ in range(50):  # wandb's own process writes on after `finish`
+        if b"reward" in summary.read_bytes():
+            break
+        time.sleep(0.1)
     assert b"reward" in summary.read_bytes()
     assert [path.suffix for path in tmp_path.rglob("media/images/*")] == [".png"]
 
@@ -138,3 +145,43 @@ def track_two_iterations(folder: Path, name: str) -> None:
         for i in range(2):
             tracker.log(i, {"reward": i / 2})
         tracker.image("samples", folder / "samples" / "0.png", 1)
+
+
+def test_tensorboard_of_a_resumed_run_shows_each_iteration_once(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, values in ((0, [0.0, 0.1, 0.2, 9.0]), (3, [0.3, 0.4])):  # killed after iteration 3, checkpoint of 3
+        with Tracker(tmp_path, ["tensorboard"], 9, start=start) as tracker:
+            for i, value in enumerate(values, start):
+                tracker.log(i, {"reward": value})
+    (events,) = {path.parent for path in tmp_path.rglob("events.out.*") if path.parent.name == "diffusion_rtb"}
+    found = accumulators.EventAccumulator(str(events)).Reload()
+    assert [e.step for e in found.Scalars("reward")] == [0, 1, 2, 3, 4]
+    assert [round(e.value, 6) for e in found.Scalars("reward")] == [0.0, 0.1, 0.2, 0.3, 0.4]
+
+
+def test_wandb_continues_its_run_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    track_two_iterations(tmp_path / "run", "wandb")
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    track_two_iterations(tmp_path / "moved", "wandb")
+    assert list((tmp_path / "cwd").iterdir()) == []
+    ids = {path.stem.removeprefix("run-") for path in (tmp_path / "moved").rglob("run-*.wandb")}
+    assert ids == {json.loads((tmp_path / "moved" / "trackers.json").read_text())["wandb"]}
+
+
+def test_trackers_are_asked_for_the_run_they_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    (tmp_path / "first").mkdir()
+    before = tracker_arguments(tmp_path / "first", ["wandb", "trackio", "tensorboard"], 0)
+    assert before["trackio"] == {"name": "first", "resume": "never"}  # another folder's run may have that name
+    assert "tensorboard" not in before
+    (tmp_path / "first").rename(tmp_path / "second")
+    after = tracker_arguments(tmp_path / "second", ["wandb", "trackio", "tensorboard"], 7)
+    assert after["wandb"]["id"] == before["wandb"]["id"]
+    assert after["wandb"]["dir"] == str(tmp_path / "second")
+    assert after["trackio"] == {"name": "first", "resume": "allow"}
+    assert after["tensorboard"] == {"purge_step": 7}
