@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_tokenizer", "load_tokenizer"]
+__all__ = ["check_rows", "check_tokenizer", "load_tokenizer"]
 
 PROBES = ("cat", "dog", "a red cup on a table", "12", "猫")
 """Texts of which a tokenizer with a vocabulary knows more than one token, whatever its language."""
@@ -68,25 +68,8 @@ def _check_files(folder: Path) -> None:
         raise ValueError(f"{folder} has no {lost}, without which its tokenizer splits texts otherwise; {AGAIN}")
 
 
-def check_tokenizer(
-    tokenizer: Any,
-    name: str | Path,
-    rows: int | None = None,
-    positions: int | None = None,
-    network: str = "the text network",
-) -> None:
-    """Refuse a tokenizer whose tokens mean nothing to the network behind it.
-
-    Args:
-        tokenizer: Of transformers.
-        name: Its folder or hub id.
-        rows: Tokens that the network embeds.
-        positions: Tokens that it takes; given where texts are padded to the tokenizer's own `model_max_length`.
-        network: For messages.
-
-    Raises:
-        ValueError: the vocabulary is empty or cut, has tokens beyond the rows, or texts would be longer than the network takes.
-    """
+def check_tokenizer(tokenizer: Any, name: str | Path) -> None:
+    """Refuse a tokenizer of transformers, from a folder or hub id `name`, whose vocabulary is empty or cut; ValueError."""
     met = {i for text in PROBES for i in tokenizer(text, add_special_tokens=False)["input_ids"]}
     if len(met) < 2 or met == {getattr(tokenizer, "unk_token_id", None)}:
         raise ValueError(
@@ -98,6 +81,23 @@ def check_tokenizer(
             f"The tokenizer of {str(name)!r} cannot make {len(cut)} of its own tokens (such as {cut[0]!r}): merges.txt is cut off "
             f"or of another vocabulary; {AGAIN}"
         )
+
+
+def check_rows(
+    tokenizer: Any, name: str | Path, rows: int | None, positions: int | None = None, network: str = "the text network"
+) -> None:
+    """Refuse a tokenizer whose tokens mean nothing to the network behind it.
+
+    Args:
+        tokenizer: Of transformers.
+        name: Its folder or hub id.
+        rows: Tokens that the network embeds; None if unknown.
+        positions: Tokens that it takes; given where texts are padded to the tokenizer's own `model_max_length`.
+        network: For messages.
+
+    Raises:
+        ValueError: it has tokens beyond the rows, or texts would be longer than the network takes.
+    """
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if rows is not None and i >= rows)
     if beyond:
         raise ValueError(

@@ -17,7 +17,7 @@ from diffusion_rtb.completeness import (
     tensor_shapes,
     weight_files,
 )
-from diffusion_rtb.vocabulary import check_tokenizer, load_tokenizer
+from diffusion_rtb.vocabulary import check_rows, load_tokenizer
 from pipelines._shapes import check_shapes
 
 __all__ = ["check_folder", "quiet"]
@@ -109,7 +109,7 @@ def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
     """The vocabulary is there, and all of it has a row in the text encoder."""
     config, place = read_json(folder / "text_encoder" / "config.json"), folder / "tokenizer"
     rows, positions = config.get("vocab_size"), config.get("max_position_embeddings")
-    check_tokenizer(load_tokenizer(tokenizer, place), place, rows, positions, "text_encoder")
+    check_rows(load_tokenizer(tokenizer, place), place, rows, positions, "text_encoder")
 
 
 @contextmanager

@@ -101,15 +101,14 @@ class StableDiffusion:
         variant: str | None = None,
         revision: str | None = None,
     ) -> None:
-        self.check(**{name: value for name, value in locals().items() if name != "self"})
+        folder, files, sampler = _checked(
+            {name: value for name, value in locals().items() if name != "self"}, fetch=True
+        )
         self.path, self.guidance, self.eta, self.dtype = path, guidance, eta, dtype
         self.timesteps = None if timesteps is None else [int(t) for t in timesteps]
         self.steps = number_of_steps(steps, timesteps)
         self.negative_prompt, self.decode_batch = negative_prompt or "", decode_batch
-        files = {"variant": variant, "revision": revision}
-        sampler = {"scheduler": scheduler, "scheduler_arguments": scheduler_arguments, "eta": eta}
-        prepared = _prepare(path=path, steps=self.steps, timesteps=self.timesteps, **sampler, **files)
-        self._pipe, self._weights = _load(*prepared, dtype, device)
+        self._pipe, self._weights = _load(folder, files, sampler, dtype, device)
         self._size = (height, width) if height and width else own_size(self._pipe)
         self._embedded: dict[str, Tensor] = {}
         self._adapter: dict[str, Any] | None = None
@@ -121,19 +120,7 @@ class StableDiffusion:
         Raises:
             ValueError: see the class.
         """
-        call = inspect.signature(StableDiffusion).bind(**arguments)
-        call.apply_defaults()
-        given = call.arguments
-        check_guidance(given["guidance"], given["tilted_prior"], given["negative_prompt"])
-        steps = number_of_steps(given["steps"], given["timesteps"])
-        check_size(steps, given["height"], given["width"], given["decode_batch"])
-        check_dtype(given["dtype"])
-        check_device(given["device"])
-        check_eta(given["eta"])
-        scheduler_class(given["scheduler"] or "DDIMScheduler")
-        if not is_hub_id(given["path"]):
-            chosen = ("path", "timesteps", "eta", "scheduler", "scheduler_arguments", "variant", "revision")
-            _prepare(steps=steps, **{name: given[name] for name in chosen})
+        _checked(arguments, fetch=False)
 
     @property
     def pipe(self) -> Any:
@@ -299,10 +286,25 @@ class StableDiffusion:
         return elsewhere(self.base_model, type(self.pipe.scheduler).__name__, self._settings())
 
 
-def _prepare(**given: Any) -> tuple[Path, str | None, Any]:
+def _checked(arguments: Mapping[str, Any], *, fetch: bool) -> Any:
+    """Check constructor arguments; what `prepare` found, or None for a hub id that is not to be fetched."""
     from diffusers import StableDiffusionPipeline
 
-    return prepare(StableDiffusionPipeline, given.pop("path"), COMPONENTS, **given)
+    call = inspect.signature(StableDiffusion).bind(**arguments)
+    call.apply_defaults()
+    given = call.arguments
+    check_guidance(given["guidance"], given["tilted_prior"], given["negative_prompt"])
+    steps = number_of_steps(given["steps"], given["timesteps"])
+    check_size(steps, given["height"], given["width"], given["decode_batch"])
+    check_dtype(given["dtype"])
+    check_device(given["device"])
+    check_eta(given["eta"])
+    scheduler_class(given["scheduler"] or "DDIMScheduler")
+    if is_hub_id(given["path"]) and not fetch:
+        return None
+    chosen = ("timesteps", "eta", "scheduler", "scheduler_arguments", "variant", "revision")
+    rest = {name: given[name] for name in chosen}
+    return prepare(StableDiffusionPipeline, given["path"], COMPONENTS, steps=steps, **rest)
 
 
 def _load(folder: Path, variant: str | None, sampler: Any, dtype: str, device: str | None) -> tuple[Any, str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_rtb.completeness import check_names, looks_like, refuse_lora, tensor_shapes
 from diffusion_rtb.locate import nearest
-from diffusion_rtb.vocabulary import check_tokenizer
+from diffusion_rtb.vocabulary import check_rows, check_tokenizer
 from rewards import emoji_clip
 from rewards._preprocess import Preprocess
 from rewards._settings import Dtype, check_settings
@@ -164,7 +164,8 @@ def _tokenizer(name: str, network: Any) -> Any:
     if behind is not None:
         tables = (module for key, module in network.named_modules() if key.endswith("token_embedding"))
         rows = next((table.num_embeddings for table in tables), None)
-        check_tokenizer(behind, name.removeprefix(FOLDER), rows)
+        check_tokenizer(behind, name.removeprefix(FOLDER))
+        check_rows(behind, name.removeprefix(FOLDER), rows)
     return tokenizer
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.completeness import check_transformers, read_json, weight_files
-from diffusion_rtb.vocabulary import check_tokenizer, load_tokenizer
+from diffusion_rtb.vocabulary import check_rows, load_tokenizer
 from rewards._naflex import Naflex
 from rewards._preprocess import Preprocess
 from rewards._settings import Dtype, check_settings
@@ -94,7 +94,7 @@ class TransformersClip(TwoTowers):
         return _pooled(self.model.get_text_features(input_ids=tokens["input_ids"].to(self._device)))
 
     def _check_fit(self, config: Any, model: str, processor: str) -> None:
-        check_tokenizer(self.tokenizer, processor, config.text_config.vocab_size, None, repr(model))
+        check_rows(self.tokenizer, processor, config.text_config.vocab_size, None, repr(model))
         if isinstance(self.preprocess, Naflex):
             return
         side = config.vision_config.image_size
