@@ -18,11 +18,12 @@ from torch import Tensor
 
 from diffusion_rtb.assemble import assemble
 from diffusion_rtb.behaviours.back_and_forth import BackAndForth
-from diffusion_rtb.behaviours.continuation import continued
+from diffusion_rtb.behaviours.continuation import Continuation, continued
 from diffusion_rtb.behaviours.priority import rank_weights
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.noising import noised, noised_chain, signal_and_noise
 from diffusion_rtb.rollout import rollout, score
+from diffusion_rtb.seeds import generators
 from diffusion_rtb.trainer import Trainer
 from pipelines.gaussian import Gaussian
 from tests.behaving import BETA, QUADRATIC, begin_at_the_posterior, known, rows, run
@@ -255,3 +256,16 @@ def test_the_best_chain_of_a_quadratic_reward_is_found_from_noised_samples(tmp_p
     trainer.fit()
     tilt = known(trainer)
     assert tilt.elbo(trainer.prior.chain()) == pytest.approx(tilt.best_elbo, abs=0.05)  # type: ignore[attr-defined]
+
+
+def test_a_pipeline_that_starts_elsewhere_cannot_be_continued(tmp_path: Path) -> None:
+    """Otherwise the first transition would be scored from a state that nobody gave."""
+    trainer = run(tmp_path)
+    prior = trainer.prior
+    states = rollout(prior, [""] * 3, range(3)).x[:, :2]
+    pipe: Any = prior.pipe
+    original = pipe._start
+    pipe._start = lambda *args: 1.5 * original(*args)
+    recorder = Continuation(pipe.scheduler, states, generators=generators(range(3)))
+    with recorder, pytest.raises(ValueError, match="did not start at the given states"):
+        pipe(**prior.arguments([""] * 3), generator=generators(range(3)))

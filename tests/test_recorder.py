@@ -11,18 +11,21 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
 )
 from torch import Tensor
 from torch.distributions import Normal
 
 from diffusion_rtb.recorder import TrajectoryRecorder
 from diffusion_rtb.rollout import replay, replay_backward
-from tests.tiny import tiny_3_arguments, tiny_ddpm, tiny_stable_diffusion, tiny_stable_diffusion_3
+from tests.tiny import tiny_3_arguments, tiny_ddpm, tiny_stable_diffusion, tiny_stable_diffusion_3, tiny_vae
 
 STEPS = 5
 PROMPTS = ["a cat", "a dog"]
@@ -286,16 +289,69 @@ def test_latents_changed_between_steps_are_refused() -> None:
         images_of(pipe, call | {"callback_on_step_end": shift})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_networks_have_fp32_densities(dtype: torch.dtype) -> None:
-    pipe, call = with_scheduler("ddim")
-    pipe.unet.to(dtype), pipe.text_encoder.to(dtype)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_half_precision_pipelines_have_fp32_densities(name: str, dtype: torch.dtype) -> None:
+    pipe, call = with_scheduler(name)
+    pipe.to(dtype)
+    call = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in call.items()}
+    rows = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    torch.manual_seed(5)
     with TrajectoryRecorder(pipe.scheduler) as recorder:
-        pipe(**call, output_type="latent", generator=torch.Generator().manual_seed(0))
+        seen = pipe(**call, output_type="latent", generator=rows).images
     trajectory = recorder.trajectory
-    assert trajectory.x.dtype == dtype
+    torch.manual_seed(5)
+    rows = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    assert torch.equal(pipe(**call, output_type="latent", generator=rows).images, seen)
+    assert trajectory.x.dtype == seen.dtype
     assert trajectory.log_prob.dtype == torch.float32
     assert torch.equal(replay(pipe, trajectory, **call), trajectory.log_prob)
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "sde_dpm_first_order"])
+def test_image_to_image_is_replayed_in_whole_and_in_part(name: str, strength: float) -> None:
+    """Its chain is the end of the schedule; the last step is without noise for two of these schedulers."""
+    text_to_image, call = with_scheduler(name)
+    pipe = StableDiffusionImg2ImgPipeline(**text_to_image.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    del call["height"], call["width"]
+    call |= {"image": image, "strength": strength}
+    with TrajectoryRecorder(pipe.scheduler) as recorder:
+        images_of(pipe, call)
+    trajectory = recorder.trajectory
+    assert trajectory.steps == round(strength * STEPS)
+    assert torch.equal(replay(pipe, trajectory, **call), trajectory.log_prob)
+    part = replay(pipe, trajectory, steps=[1], **call)
+    assert torch.equal(part[:, 1], trajectory.log_prob[:, 1])
+    assert torch.equal(replay_backward(pipe, trajectory, torch.ones(2, trajectory.steps), **call), trajectory.log_prob)
+
+
+def test_pipelines_without_latents_and_batch_size_replay_exactly() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = DiTTransformer2DModel(
+            sample_size=8,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            in_channels=4,
+            out_channels=8,
+            attention_bias=True,
+            activation_fn="gelu-approximate",
+            num_embeds_ada_norm=1000,
+            norm_type="ada_norm_zero",
+            norm_elementwise_affine=False,
+        ).eval()
+        pipe = DiTPipeline(transformer, tiny_vae(), DDPMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    call = {"class_labels": [1, 2], "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "np"}
+    with torch.no_grad(), TrajectoryRecorder(pipe.scheduler) as recorder:
+        pipe(**call, generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    trajectory = recorder.trajectory
+    assert torch.equal(replay(pipe, trajectory, call=call), trajectory.log_prob)
+    assert torch.equal(replay(pipe, trajectory, steps=[2], call=call)[:, 2], trajectory.log_prob[:, 2])
 
 
 def test_exploration_scales_the_noise_and_keeps_both_densities() -> None:
