@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from diffusion_rtb.disk import explained
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -51,7 +53,7 @@ def folder_lock(folder: Path, use: bool = True) -> Iterator[None]:
 
     Raises:
         FolderInUseError: somebody else is; nothing is waited for.
-        OSError: the lock's file cannot be written.
+        DiskError: the lock's file cannot be written.
     """
     key = (os.getpid(), threading.get_ident(), os.path.realpath(folder))
     if not use or key in _held:
@@ -70,7 +72,8 @@ def _locked(folder: Path) -> int:
     """The lock's file, open: closing it, or the end of the process, sets the lock free."""
     path = folder / LOCK
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # not emptied: it may be somebody's
+        with explained(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # not emptied: it may be somebody's
         try:
             _take(descriptor, folder)
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):

@@ -45,20 +45,20 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     start = perf_counter()
     trained = open_trained_run(run, overrides)
+    _check_room(trained)
     with folder_lock(trained.folder):
-        _check_room(trained)
+        for place in (trained.folder, trained.folder / "eval"):
+            clear_unfinished(place)
         say(trained.progress.sentence)
         return _evaluate(trained, start)
 
 
 def _check_room(run: TrainedRun) -> None:
-    """Find out that results cannot be written before hours are spent on them; clear what a killed evaluation left."""
+    """Find out that results cannot be written before hours are spent on them."""
     weights = sum(t.numel() * t.element_size() for t in run.checkpoint.tensors["posterior"].values())
     check_writable(run.folder, needed=weights + PICTURE)
     check_writable(run.folder / "eval", files=("metrics.json", "side_by_side.png", "timing.json"))
     check_writable(run.folder / "lora", files=("README.md",))
-    for folder in (run.folder, run.folder / "eval"):
-        clear_unfinished(folder)
 
 
 def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:

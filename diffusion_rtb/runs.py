@@ -205,9 +205,9 @@ def _check_progress(config: RunConfig, folder: Path) -> None:
     """Refuse to train again, in silence and over the old numbers, what checkpoints had held that are gone."""
     rows, _ = read_rows(folder / METRICS)
     done = max(rows, default=-1) + 1
-    if done > config.train.checkpoint_every and not candidates(folder / CHECKPOINTS, replaced=True):
+    if done > config.train.checkpoint_every and latest_state(folder / CHECKPOINTS) is None:
         raise RunFolderError(
-            f"{folder / METRICS} knows {done} iterations, and {folder / CHECKPOINTS} holds no checkpoint of them. Put it back to "
+            f"{folder / METRICS} knows {done} iterations, and {folder / CHECKPOINTS} holds no sound checkpoint. Put one back to "
             f"go on; to train them again from the start, delete {folder / METRICS}."
         )
 

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from diffusion_rtb.checkpoint_reading import CheckpointError
 from diffusion_rtb.metrics_file import METRICS, append_row, cut_rows
 from diffusion_rtb.terminal import console
 from diffusion_rtb.tracker_identity import tracker_arguments
@@ -70,6 +71,7 @@ class Tracker:
     ) -> None:
         check_trackers(names)
         self.path = folder / METRICS
+        self.start = start
         self.total = total
         self.main = main
         self.console = console(stderr=True)
@@ -97,6 +99,11 @@ class Tracker:
         """Forget what was logged at or after `iteration`: those iterations are going to be repeated."""
         if not self.main:
             return
+        if iteration == 0 and self.start > 0:
+            raise CheckpointError(
+                f"All checkpoints beside {self.path} are damaged, the newest was of iteration {self.start}. Put a sound one back to go on; to "
+                f"train again from the start, delete {self.path} and {self.path.with_name('checkpoints')}."
+            )
         cut_rows(self.path, iteration)
         if self.progress is not None:
             self.progress.update(self.task, completed=iteration)

@@ -282,6 +282,17 @@ def test_lost_checkpoints_are_not_trained_again_in_silence(kept: bool, capsys: p
     assert rows(Path("runs/g")) == before
 
 
+@pytest.mark.parametrize("name", ["posterior.safetensors", "state.json"])
+def test_a_run_with_damaged_checkpoints_alone_keeps_its_numbers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("train", "g.yaml") == 0
+    before = rows(Path("runs/g"))
+    for file in Path("runs/g/checkpoints").rglob(name):
+        file.write_bytes(file.read_bytes()[:-1])
+    assert command("train", "runs/g") == 1
+    assert "delete runs/g/metrics.jsonl" in capsys.readouterr().err
+    assert rows(Path("runs/g")) == before
+
+
 def test_a_kill_before_the_first_checkpoint_starts_over_without_ado() -> None:
     assert command("train", "g.yaml") == 0
     before = rows(Path("runs/g"))
