@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback as traceback_module
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,19 @@ def _sentence(error: Exception) -> str:
     parts = [text, *getattr(error, "__notes__", ())]
     if isinstance(error, ImportError):
         parts.append(_remedy(error))
+    if _while_launching(error):
+        parts.append(
+            "It came from accelerate's launch settings (accelerate config, accelerate launch, ACCELERATE_* variables); one device "
+            "needs none of them, and DeepSpeed, FSDP and Megatron are not used."
+        )
     return "\n".join(parts)
+
+
+def _while_launching(error: Exception) -> bool:
+    """Was it raised while accelerate set itself up?"""
+    frames = (frame for frame, _ in traceback_module.walk_tb(error.__traceback__))
+    places = {(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame in frames}
+    return bool({("accelerate.accelerator", "__init__"), ("accelerate.state", "__init__")} & places)
 
 
 def _remedy(error: ImportError) -> str:

@@ -19,7 +19,7 @@ from diffusion_rtb.metrics_file import METRICS, append_row, cut_rows
 from diffusion_rtb.terminal import console
 from diffusion_rtb.tracker_identity import tracker_arguments
 
-__all__ = ["Tracker", "check_trackers"]
+__all__ = ["Tracker", "TrackerError", "check_trackers"]
 
 SHOWN = {
     "parity": "parity",
@@ -45,6 +45,10 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"train.tracker asks for {name!r}, which is not installed: pip install 'diffusion-rtb[{name}]', or take it out. "
                 "metrics.jsonl is written in any case."
             )
+
+
+class TrackerError(RuntimeError):
+    """A tracker that was asked for cannot be used; the message says what it said and what to do."""
 
 
 class Tracker:
@@ -76,6 +80,7 @@ class Tracker:
         self.main = main
         self.console = console(stderr=True)
         self.progress: Progress | None = None
+        self._flat = False
         self.accelerator = _accelerated(folder, names, config or {}, start) if names and main else None
 
     def __enter__(self) -> Tracker:
@@ -113,6 +118,7 @@ class Tracker:
         if not self.main:
             return
         append_row(self.path, iteration, metrics)
+        self._tell_if_flat(iteration, metrics)
         if self.accelerator is not None:
             self.accelerator.log(dict(metrics), step=iteration)
         text = "  ".join(f"{label} {_short(metrics[name])}" for name, label in SHOWN.items() if name in metrics)
@@ -122,6 +128,16 @@ class Tracker:
             seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
             sys.stderr.write(f"{iteration + 1:>5}/{self.total}  {text}  {seconds:.1f} s\n")
             sys.stderr.flush()
+
+    def _tell_if_flat(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Say once that a reward does not tell samples apart: everything else goes on looking healthy."""
+        if metrics.get("reward_std") == 0 and not self._flat:
+            self._flat = True
+            self.console.print(
+                f"Every reward of iteration {iteration} is {metrics['reward']:g}: it tells no sample from another, and nothing "
+                "can be learned from it. `diffusion-rtb check-reward CONFIG` looks for the reason.",
+                style="yellow",
+            )
 
     def image(self, name: str, path: Path, iteration: int) -> None:
         """Hand a picture that is on the disk to the trackers that take pictures."""
@@ -155,7 +171,14 @@ class _Bar(Progress):
 def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any], start: int) -> Accelerator:
     accelerator = Accelerator(log_with=list(names), project_dir=folder)
     flat = {key: value for key, value in _flatten(config) if isinstance(value, int | float | str | bool)}
-    accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=tracker_arguments(folder, names, start))
+    try:
+        accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=tracker_arguments(folder, names, start))
+    except Exception as error:  # each tracker has kinds of its own
+        login = "`wandb login`, or WANDB_MODE=offline in the environment, or " if "wandb" in names else ""
+        raise TrackerError(
+            f"train.tracker {', '.join(names)} could not be started: {type(error).__name__}: {str(error).rstrip('.')}. Nothing was loaded yet. "
+            f"Remedies: {login}take it out, metrics.jsonl is written in any case."
+        ) from error
     return accelerator
 
 

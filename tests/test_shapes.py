@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,8 +150,6 @@ def test_as_many_step_weights_as_steps_pass() -> None:
 def test_missing_trackers_are_seen_by_the_config(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib.util
-
     if importlib.util.find_spec("trackio") is not None:
         monkeypatch.setattr("diffusion_rtb.tracker.importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as left:
@@ -187,3 +189,44 @@ def test_every_translation_names_keys_that_exist() -> None:
     for text in ELSEWHERE.values():
         keys = {word.strip(",.:") for word in text.split() if "." in word.strip(",.:")}
         assert keys <= known, text
+
+
+# What stands beside the config
+
+
+def gaussian(folder: Path, reward: str) -> Path:
+    (folder / "flat_reward.py").write_text(
+        "def flat(images, prompts):\n    return images.new_full((len(images),), 0.25)\n"
+    )
+    config = {
+        "prior": {"component": "gaussian", "steps": 3, "mean": [0.0, 0.0], "covariance": [[1.0, 0.0], [0.0, 1.0]]},
+        "reward": {"component": reward},
+        "beta": 1.0,
+        "prompts": {"list": [""]},
+        "train": {"iterations": 3, "prompts_per_iteration": 1, "group": 4, "micro_batch": 4, "grid_every": 0},
+    }
+    (folder / "c.yaml").write_text(json.dumps(config))
+    return folder / "c.yaml"
+
+
+def test_a_constant_reward_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["train", str(gaussian(tmp_path, "flat_reward:flat"))])
+    assert not left.value.code
+    assert capsys.readouterr().err.count("Every reward of iteration 0 is 0.25: it tells no sample from another") == 1
+
+
+def test_launch_settings_that_fail_are_named(tmp_path: Path) -> None:
+    """In a process of its own: accelerate sets itself up once."""
+    if importlib.util.find_spec("deepspeed") is not None:
+        pytest.skip("DeepSpeed is installed")
+    command = [sys.executable, str(QUICKSTART.parents[1] / "train.py"), str(gaussian(tmp_path, "flat_reward:flat"))]
+    settings = {**os.environ, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "It came from accelerate's launch settings" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs").glob("*"))
