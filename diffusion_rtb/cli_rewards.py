@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +31,10 @@ def check_reward(
         int | None, typer.Option(min=1, help="Ask about vectors of this length instead of pictures.")
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: those of the samples.")] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(help="Prompts and their metadata, as prompts.file of a config; all must suit the reward."),
+    ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=2, help="Samples.")] = 32,
     side: Annotated[int | None, typer.Option("--size", min=16, help="Pixels per side of the pictures.")] = None,
     device: Annotated[
@@ -64,8 +69,16 @@ def check_reward(
         if json is not None:
             check_writable(json.parent, files=(json.name,))
         components = [reward_component(text) for text in rewards]
+        prompts, known = _prompts(prompt, prompt_file, components, count)
         samples = choose_samples(
-            images=images, prior=prior, dim=dim, prompts=prompt or (), count=count, side=side, rewards=components
+            images=images,
+            prior=prior,
+            dim=dim,
+            prompts=prompts,
+            count=count,
+            side=side,
+            rewards=components,
+            known=known,
         )
         found = check_rewards(components, samples, device=device)
         show_reports(found, console())
@@ -74,6 +87,23 @@ def check_reward(
             say(f"Everything that was found is in {json}.")
         if not found.passed:
             raise typer.Exit(1)
+
+
+def _prompts(
+    given: Sequence[str] | None, file: Path | None, rewards: Sequence[Mapping[str, Any]], count: int
+) -> tuple[Sequence[str], dict[str, Mapping[str, Any]] | None]:
+    """Prompts and what is known of them; those of a file are shown to the rewards as before training."""
+    if file is None:
+        return given or (), None
+    if given:
+        raise ValueError("--prompt and --prompt-file both say what the prompts are: give one of them.")
+    from diffusion_rtb.prompt_files import find_file, read_prompts
+    from diffusion_rtb.reward_prompts import check_component_prompts
+
+    table = read_prompts(find_file(str(file), "."))
+    for component in rewards:
+        check_component_prompts(component, table.texts, table.metadata)
+    return table.texts[:count], dict(zip(table.texts, table.metadata, strict=True))
 
 
 def serve_reward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from diffusion_rtb.prompt_files import decoded
 from diffusion_rtb.prompts import Metadata
 from diffusion_rtb.reward_pictures import standard_pictures, word_pictures
 from diffusion_rtb.reward_prompts import check_component_prompts
@@ -48,11 +50,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.images)
 
-    def with_prompts(self, prompts: Sequence[str]) -> Samples:
-        """The same samples with these prompts, in turn; as they are if there are none."""
+    def with_prompts(self, prompts: Sequence[str], known: Mapping[str, Metadata] | None = None) -> Samples:
+        """The same samples with these prompts, in turn, and what is known of them; as they are if there are none."""
         if not prompts:
             return self
-        return replace(self, prompts=[prompts[i % len(prompts)] for i in range(len(self))], metadata={})
+        return replace(self, prompts=[prompts[i % len(prompts)] for i in range(len(self))], metadata=known or {})
 
 
 def choose_samples(
@@ -64,6 +66,7 @@ def choose_samples(
     count: int = 32,
     side: int | None = None,
     rewards: Sequence[Mapping[str, Any]] = (),
+    known: Mapping[str, Metadata] | None = None,
 ) -> Samples:
     """The samples that the options of `diffusion-rtb check-reward` ask for.
 
@@ -75,6 +78,7 @@ def choose_samples(
         count: How many samples.
         side: Pixels of square pictures, from a folder or made here (256 by default).
         rewards: Components that will be asked: where one wants quotations in its prompts, pictures of words are made.
+        known: The metadata of `prompts`.
 
     Raises:
         ValueError: more than one source, `side` for samples that have their own size, or what the sources refuse.
@@ -85,7 +89,8 @@ def choose_samples(
     if side is not None and (prior is not None or dim is not None):
         raise ValueError(f"--size is {side}, but {given[0]} decides the size of its samples: leave it out.")
     if prior is not None:
-        return drawn_samples(prior, prompts, count)
+        drawn = drawn_samples(prior, prompts, count)
+        return drawn if known is None else replace(drawn, metadata=known)
     if dim is not None:
         found = vector_samples(dim, count)
     elif images is not None:
@@ -95,7 +100,7 @@ def choose_samples(
         if not prompts and not _taken(rewards, found):
             words = word_samples(count, side or 256)
             found = words if _taken(rewards, words) else found
-    return found.with_prompts(prompts)
+    return found.with_prompts(prompts, known)
 
 
 def _taken(rewards: Sequence[Mapping[str, Any]], samples: Samples) -> bool:
@@ -243,7 +248,8 @@ def _squared(picture: Image.Image, side: int) -> Image.Image:
 def _lines(path: Path) -> dict[str, tuple[str, Metadata]]:
     """Prompt and metadata by file name."""
     found: dict[str, tuple[str, Metadata]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):
+    text = decoded(path) if path.is_file() else ""
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         try:
             entry = json.loads(line) if line.strip() else None
             if entry is not None:
@@ -267,7 +273,7 @@ def _by_prompt(rows: Iterable[tuple[str, Metadata]], where: Path) -> dict[str, M
 def _prompt_beside(path: Path) -> str:
     note = path.with_suffix(".txt")
     if note.is_file():
-        return note.read_text(encoding="utf-8").strip()
+        return decoded(note).strip()
     return path.stem.replace("_", " ").replace("-", " ")
 
 

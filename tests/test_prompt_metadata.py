@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from diffusion_rtb.assemble import assemble, check_components
+from diffusion_rtb.cli import app
 from diffusion_rtb.config import RunConfig, load_config
 from diffusion_rtb.locate import build, check_component
 from diffusion_rtb.report import evaluate_run
@@ -184,6 +186,26 @@ def test_a_warm_up_is_scored_with_metadata(prior_folder: Path, tmp_path: Path) -
     trainer = assemble(run_config(prior_folder, tmp_path, behaviour=behaviour, objective=objective))
     held = trainer.sources["prior"][0].everything(trainer.actor)  # type: ignore[attr-defined]
     assert torch.equal(held.reward.cpu(), held.prompt.cpu().float())
+
+
+# check-reward
+
+
+def checked(folder: Path, *more: str) -> Any:
+    words = ["check-reward", f"{__name__}:by_row", "--prompt-file", str(folder / "p.jsonl"), "-n", "4", "--size", "16"]
+    return CliRunner().invoke(app, [*words, *more])
+
+
+def test_check_reward_takes_a_prompt_file(tmp_path: Path) -> None:
+    rows = [{"prompt": f"a {i}", "value": float(i)} for i in range(6)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-16")
+    found = checked(tmp_path, "--json", str(tmp_path / "report.json"))
+    (report,) = json.loads((tmp_path / "report.json").read_text())["rewards"]
+    assert report["values"] == [0.0, 1.0, 2.0, 3.0], found.output
+    assert "give one of them" in checked(tmp_path, "--prompt", "a").stderr
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "says \\"open\\""}\n')
+    words = ["check-reward", "ocr", "--prompt-file", str(tmp_path / "p.jsonl")]
+    assert "1 quote no text, the first is 'a cat'" in CliRunner().invoke(app, words).stderr.replace("\n", " ")
 
 
 # All prompts before training

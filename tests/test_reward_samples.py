@@ -16,6 +16,15 @@ from tests.tiny import save_tiny
 from tests.tiny_rewards import some_images
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_notes_are_read_as_windows_writes_them(tmp_path: Path, encoding: str) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (16, 16), "red").save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("eine Bärin\n", encoding=encoding)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "b\u2028"}', encoding=encoding)
+    assert folder_samples(tmp_path).prompts == ["eine Bärin", "b\u2028"]
+
+
 def test_the_standard_pictures_are_the_same_at_every_call_and_all_different() -> None:
     samples, again = standard_samples(32, 64), standard_samples(32, 64)
     assert samples.images.shape == (32, 3, 64, 64)
