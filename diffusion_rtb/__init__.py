@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
     from diffusion_rtb.recorder import TrajectoryRecorder
     from diffusion_rtb.rollout import replay, replay_backward
+    from diffusion_rtb.seeds import trajectory_noise
     from diffusion_rtb.trajectory import Trajectory
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "load_config",
     "replay",
     "replay_backward",
+    "trajectory_noise",
 ]
 
 _MODULES = {
@@ -38,6 +40,7 @@ _MODULES = {
     "interfaces": ("Loss", "Objective", "Prior", "Reward", "Terms"),
     "recorder": ("TrajectoryRecorder",),
     "rollout": ("replay", "replay_backward"),
+    "seeds": ("trajectory_noise",),
     "trajectory": ("Trajectory",),
 }
 

@@ -37,7 +37,7 @@ def export_posterior(
     card = model_card(
         config.model_dump(mode="json"),
         base_model=getattr(prior, "base_model", config.prior.component),
-        snippet=snippet(prompt=config.prompts.texts()[0]) if snippet else f'pipe.load_lora_weights("{target.name}")',
+        snippet=snippet(prompt=config.prompts.texts()[0]) if snippet else "",
         fingerprint=prior.fingerprint(),
         elsewhere=elsewhere() if elsewhere else "",
         trained=trained,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusion_rtb.component_members import check_objective_members
 from diffusion_rtb.interfaces import Objective, Prior
 from diffusion_rtb.recordable import check_single_step
 from diffusion_rtb.settings import BehaviourConfig, RunConfig
@@ -23,11 +24,12 @@ __all__ = [
 
 
 def check_settings(config: RunConfig, objective: Objective) -> None:
-    """The checks here that need nothing loaded: behaviour, annealing and updates.
+    """The checks here that need nothing loaded: the objective's members, behaviour, annealing and updates.
 
     Raises:
         ValueError: see each of them.
     """
+    check_objective_members(objective)
     check_behaviour(objective, config.behaviour)
     check_annealing(objective, config)
     check_updates(objective, config.train.updates_per_iteration)

@@ -47,8 +47,19 @@ class Prior(Protocol):
     The posterior is the network with its adapters on, the prior is the same network with its adapters off:
     there is no second copy of the weights.
 
-    Optional attribute `entry`: how `pipe` gets to a recorded first state, "latents", "noise" or "step" (see `rollout.replay`),
-    where that does not follow from its call.
+    Optional members; all of them are looked at before training (`component_members.py`):
+
+    * `check(**arguments)`, static: refuses constructor arguments that no annotation can exclude, before anything loads;
+    * `entry`: how `pipe` gets to a recorded first state, "latents", "noise" or "step" (see `rollout.replay`), where that does
+      not follow from its call;
+    * `base_model`: by what text the model card calls the prior; default: the component's name;
+    * `snippet(prompt=...)`: Python that samples what `export` wrote, for the card; without it a LoRA's card has
+      `load_lora_weights`, and any other card says that there is no such code;
+    * `elsewhere()`: Markdown for the card on files for other programs;
+    * `exact_target(reward, beta)`: the posterior where it is known, for `diffusion-rtb compare` (`comparison/exact.py`).
+
+    `rollout` gives `pipe` one generator per trajectory. A loop of one's own draws all noise of a call by
+    `seeds.trajectory_noise`: trajectory by trajectory and step by step it takes several times as long.
     """
 
     @property
@@ -72,7 +83,11 @@ class Prior(Protocol):
         """Images in [0, 1], (batch, 3, height, width), or vectors (batch, n); float32, without gradients."""
 
     def attach(self, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> None:
-        """Add the posterior's adapters (identity at the start: posterior = prior) and freeze everything else."""
+        """Add the posterior's adapters (identity at the start: posterior = prior) and freeze everything else.
+
+        All four arguments come by name, from `posterior` and `seed` of the config. One with the default None has nothing to act
+        on here: it is left out, unless the config asks for another value than its own default; then refuse it, saying why.
+        """
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The posterior's trainable parameters by name; empty before `attach`."""
@@ -81,10 +96,19 @@ class Prior(Protocol):
         """Inside the block the network is the prior (adapters off)."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint must agree with: architecture, adapter shape, sampler, guided or unguided prior."""
+        """What a checkpoint must agree with, as plain JSON values, the same at every call.
+
+        Any keys, of which the model card reads these; each is optional:
+
+        * `family`, `dtype`: texts;
+        * `adapter`: None before `attach`, then a mapping; of a LoRA with `rank`, `alpha` and `target_modules`;
+        * `guidance`: a mapping with `tilted_prior` ("guided" or "unguided"), `scale` and `negative_prompt`, for a prior with
+          classifier-free guidance;
+        * `sampler`: a mapping; beside `guidance` with `scheduler`, `steps` and `eta` (None: it has none).
+        """
 
     def export(self, folder: Path, card: str) -> None:
-        """Write the posterior in the format plain diffusers loads, with its model card."""
+        """Write the posterior into a folder, in the format plain diffusers loads where there is one, and `card` as README.md."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,12 +25,16 @@ TEMPLATE = """---
 where p is the {% if guidance %}{{ guidance.tilted_prior }} {% endif %}prior and r the reward {{ reward|code }}. \
 It was trained with the objective {{ objective|code }} by `diffusion_rtb`.
 
-## Use it with plain diffusers
+{% if snippet %}## Use it with plain diffusers
 
 {{ snippet|fence }}python
 {{ snippet }}
 {{ snippet|fence }}
+{% else %}## Use it
 
+It is not a LoRA, and {{ prior|code }} names no code that loads it: `diffusion-rtb sample RUN`, with the folder of the run that
+trained it and the package of that prior, draws from it.
+{% endif %}
 {% if guidance %}It samples the posterior of the {{ guidance.tilted_prior }} chain: guidance scale {{ guidance.scale }}, \
 {{ sampler.scheduler }}, {{ sampler.steps }} steps{% if sampler.eta is not none %}, eta {{ sampler.eta }}{% endif %}.
 Another guidance scale samples neither this posterior nor that of another prior; another sampler or number of steps
@@ -74,7 +78,7 @@ def model_card(
     Args:
         config: The resolved run config.
         base_model: Hub id or folder of the prior.
-        snippet: Python that samples the posterior with plain diffusers.
+        snippet: Python that samples the posterior with plain diffusers; "": of a LoRA the line that loads it, else none.
         fingerprint: The prior's; its sampler, guidance and adapter are listed.
         trained: How far it was trained, and for which beta.
         elsewhere: Markdown on further files and the programs that they are for.
@@ -102,7 +106,8 @@ def model_card(
         objective=_component(config["objective"]),
         guidance=fingerprint.get("guidance"),
         sampler=fingerprint.get("sampler"),
-        snippet=snippet.rstrip(),
+        snippet=snippet.rstrip() or ('pipe.load_lora_weights("lora")' if lora else ""),
+        prior=_component(config["prior"]),
         elsewhere=elsewhere.rstrip(),
         recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint, trained).items()],
         evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],

@@ -41,7 +41,7 @@ def check_gradient(subject: Subject, count: int = 4) -> Check:
     """Gradients with respect to samples: none are needed here, but where there are some they should be right."""
     try:
         found = measures.slope(subject.call, subject.images[:count], subject.prompts[:count])
-    except Exception as error:  # noqa: BLE001 — whatever a reward raises is a finding
+    except (Exception, SystemExit) as error:  # noqa: BLE001 — whatever a reward raises is a finding
         return Check("gradient", "info", f"none: asked for, the reward raised {type(error).__name__}: {error}")
     if found is None:
         return Check(
@@ -80,7 +80,7 @@ def _parts(subject: Subject, count: int) -> tuple[list[str], list[str]]:
         with torch.enable_grad():
             try:
                 values = call_reward(reward, subject.images[:count].clone().requires_grad_(), prompts, rows)
-            except Exception:  # noqa: BLE001 — some refuse images that ask for gradients
+            except (Exception, SystemExit):  # noqa: BLE001 — some refuse images that ask for gradients
                 values = None
         found[isinstance(values, Tensor) and values.requires_grad].append(name)
     return found[False], found[True]

@@ -105,6 +105,6 @@ def _runs(reward: Callable[..., Any], first: Any, second: Any) -> bool:
     try:
         with torch.no_grad():
             reward(first, second, *rows)
-    except Exception:  # noqa: BLE001 — it is only tried
+    except (Exception, SystemExit):  # noqa: BLE001 — it is only tried
         return False
     return True

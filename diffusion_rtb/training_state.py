@@ -15,6 +15,7 @@ from diffusion_rtb.actor import Actor
 from diffusion_rtb.behaviours.kl_budget import KlBudget
 from diffusion_rtb.behaviours.mixture import Mixture
 from diffusion_rtb.checkpoint_reading import read_latest
+from diffusion_rtb.component_members import check_attached, check_prior_members
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.interfaces import Objective, Prior
 from diffusion_rtb.progress import Progress, trained_beta
@@ -99,7 +100,11 @@ def attach_posterior(config: RunConfig, prior: Prior) -> None:
 
     A prior whose `attach` has None for a setting has nothing to apply it to, and gets it only where the config asks for another
     value than the default: then it says why not.
+
+    Raises:
+        ValueError: the prior is not what it will be taken for, see `component_members.py`; or a setting has nothing to act on.
     """
+    check_prior_members(prior)
     posterior, default = config.posterior, PosteriorConfig()
     settings = {"rank": posterior.rank, "alpha": posterior.alpha, "target_modules": posterior.target_modules}
     parameters = inspect.signature(prior.attach).parameters
@@ -108,6 +113,7 @@ def attach_posterior(config: RunConfig, prior: Prior) -> None:
         if optional and settings[name] == getattr(default, name):
             del settings[name]
     prior.attach(**settings, seed=config.seed)  # type: ignore[arg-type]
+    check_attached(prior, config.prompts.texts()[0])
 
 
 def load_parameters(prior: Prior, tensors: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_rtb.seeds import trajectory_noise
+
 __all__ = ["VectorDenoiser", "VectorOutput", "VectorPipeline"]
 
 
@@ -142,7 +144,8 @@ class VectorPipeline(DiffusionPipeline):  # type: ignore[misc]
         options = {name: value for name, value in offered.items() if name in taken}
         noise = None
         if isinstance(generator, list) and "variance_noise" in taken:
-            noise = self._noise(generator, len(scheduler.timesteps))
+            steps, network = len(scheduler.timesteps), self.denoiser
+            noise = trajectory_noise(generator, steps, (network.dim,), dtype=network.dtype, device=network.device)
             del options["generator"]
         x = self._start(batch_size, generator, noise) if latents is None else latents
         x = x * scheduler.init_noise_sigma
@@ -154,13 +157,6 @@ class VectorPipeline(DiffusionPipeline):  # type: ignore[misc]
         if output_type != "latent":
             x = self.denoiser.data_units(x)
         return VectorOutput(vectors=x) if return_dict else (x,)
-
-    def _noise(self, generators: list[torch.Generator], steps: int) -> Float[Tensor, "steps_and_one batch dim"]:
-        """All noise of a call at once: drawn vector by vector and step by step it would take longer than the network."""
-        size = (steps + 1, self.denoiser.dim)
-        options = {"dtype": self.denoiser.dtype, "device": generators[0].device}
-        drawn = torch.stack([torch.randn(size, generator=g, **options) for g in generators], dim=1)
-        return drawn.to(self.denoiser.device)
 
     def _start(self, batch_size: int, generator: Any, noise: Tensor | None) -> Float[Tensor, "batch dim"]:
         if noise is not None:

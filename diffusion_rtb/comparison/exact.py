@@ -1,7 +1,7 @@
 """What a pipeline whose posterior is known can tell about it, for comparisons of samplers with the truth.
 
 A prior that has the method `exact_target(reward, beta)` takes part; nothing else is asked of it, and nothing here knows of any
-particular pipeline. What a target cannot give stays None (`modes`, `log_density`), and then no number is made of it.
+particular pipeline. What a target cannot give stays None (`as_exact`, `modes`, `log_density`), and then no number is made of it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class ExactTarget:
     """log E_p[exp(beta·r(x))]; nats."""
     sample: Callable[[int, torch.Generator], Tensor]
     """(count, generator) -> exact, independent samples (count, dim), float64."""
-    as_exact: Callable[[], AbstractContextManager[None]]
+    as_exact: Callable[[], AbstractContextManager[None]] | None = None
     """Inside this block the prior's network is the exact posterior's own denoiser, run through the same chain and steps.
 
     Where no denoiser makes the chain exact it is the best one. How far it is from the truth is the error of the chain: training
-    cannot do better.
+    cannot do better. None: there is none, as for a learned prior; then the truth is no row of the comparison.
     """
     modes: Modes | None = None
     """Where the posterior is in pieces that can be counted; None: it is not."""

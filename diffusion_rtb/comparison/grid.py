@@ -73,7 +73,7 @@ class Comparison:
     plan: Plan
     floor: Distance
     truth: list[Result] = field(default_factory=list)
-    """One for each seed."""
+    """One for each seed; none where no denoiser is the truth's."""
     results: dict[tuple[str, str], list[tuple[int, Result]]] = field(default_factory=dict)
     """Objective and behaviour -> seed and result of each of its runs that is finished."""
 
@@ -147,7 +147,7 @@ def run(work: Plan, tell: Callable[[str], None], done: Callable[[Comparison], No
         reward: Any = build(work.config.reward, "reward")
         found = Comparison(work, _floor(work.folder, target, looks, tell))
         by_seed = {cell.config.seed: cell.config for cell in work.cells}
-        for seed, one in by_seed.items():
+        for seed, one in by_seed.items() if target.as_exact is not None else ():
             tell(f"truth, seed {seed}")
             found.truth.append(measure_truth(work.folder / "truth" / str(seed), prior, reward, target, one, looks))
         for number, cell in enumerate(work.cells, 1):

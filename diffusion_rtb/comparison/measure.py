@@ -55,7 +55,7 @@ def draw_posterior(
     wanted = count if scored is None else min(scored, count)
     vectors, kept = [], []
     for chunk in actor.chunks(count):
-        with truth.as_exact() if truth is not None else nullcontext():
+        with truth.as_exact() if truth is not None and truth.as_exact is not None else nullcontext():
             found = actor.from_posterior(rows[chunk], seeds[chunk])
         vectors.append(prior.decode(found.trajectory.x_0).flatten(1).double().cpu())
         if chunk.start < wanted:

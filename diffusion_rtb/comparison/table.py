@@ -74,11 +74,12 @@ def seconds_to(curve: Sequence[Mapping[str, Any]], clock: str = "seconds", tv: f
 
 
 def rows(found: Comparison) -> list[Row]:
-    """The truth first, then every pair in the order of the grid; a pair without a finished run has none."""
+    """The truth first, where it has a denoiser, then all pairs in the order of the grid; one without a finished run has none."""
     seeds = list(dict.fromkeys(cell.config.seed for cell in found.plan.cells))
     truth = [(seed, _numbers(result, found)) for seed, result in zip(seeds, found.truth, strict=False)]
     pairs = dict.fromkeys(cell.pair for cell in found.plan.cells)
-    return [Row("truth", "exact denoiser", truth)] + [
+    exact = [Row("truth", "exact denoiser", truth)] if found.plan.target.as_exact is not None else []
+    return exact + [
         Row(*pair, [(seed, _numbers(result, found)) for seed, result in found.results.get(pair, [])]) for pair in pairs
     ]
 
@@ -130,7 +131,9 @@ def _legend(found: Comparison) -> str:
     block = min(BLOCK, looks.samples)
     sentences = [
         f"Median [least, most] over seeds; {looks.samples:,} samples each; log Z = {target.log_z:.4f} nats.",
-        "`truth` is the exact posterior's denoiser through the same chain and number of steps: its errors are not of learning.",
+        "`truth` is the exact posterior's denoiser through the same chain and number of steps: its errors are not of learning."
+        if target.as_exact is not None
+        else "No denoiser is the exact posterior's, so the error of the chain is not known.",
         f"W2 is to {block:,} exact samples, mean over {looks.samples // block} such blocks; between exact samples it is "
         f"{floor.mean:.3f}{error} (floor).",
     ]
