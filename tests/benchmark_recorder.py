@@ -3,8 +3,9 @@
     python -m tests.benchmark_recorder
 
 prints the overhead of recording (share of the CPU seconds of sampling, which other jobs blur less than wall time; median over
-interleaved pairs) and the peak of live activations while the exact gradient of a whole trajectory is taken, at 5 and at 50 steps, beside
-that of plain autograd through the chain. Activations are counted, not timed: every tensor that autograd saves, until freed.
+interleaved pairs) and the peak of live activations while the exact gradient of a whole trajectory is taken, at 5 and at 50
+steps, beside that of plain autograd through the chain. Activations are counted, not timed: every tensor that autograd saves,
+until freed.
 """
 
 from __future__ import annotations
