@@ -31,7 +31,7 @@ def naming(what: str, source: Any) -> Iterator[None]:
         source: The class, or the name of the module that is imported. Refusals by this package's own need nothing added.
 
     Raises:
-        ComponentError: the block tried to end the program.
+        ComponentError: the block tried to end the program, or raised StopIteration.
     """
     module = source if isinstance(source, str) else str(getattr(source, "__module__", ""))
     own = module.partition(".")[0] in OWN
@@ -41,6 +41,10 @@ def naming(what: str, source: Any) -> Iterator[None]:
         raise ComponentError(
             f"{what} tried to end the program (SystemExit: {error.code}){_in(place(error))}. What a config names is imported: put "
             "what a script does below `if __name__ == '__main__':`."
+        ) from error
+    except StopIteration as error:  # Python turns it into another error on its way through generators
+        raise ComponentError(
+            f"{what} raised StopIteration{_in(place(error))}: it asked for more than there was."
         ) from error
     except Exception as error:
         noted = any(note.startswith("It came from ") for note in getattr(error, "__notes__", ()))

@@ -106,8 +106,8 @@ class Tracker:
             return
         if iteration == 0 and self.start > 0:
             raise CheckpointError(
-                f"All checkpoints beside {self.path} are damaged, the newest was of iteration {self.start}. Put a sound one back to go on; to "
-                f"train again from the start, delete {self.path} and {self.path.with_name('checkpoints')}."
+                f"All checkpoints beside {self.path} are damaged, the newest was of iteration {self.start}. Put a sound one back to "
+                f"go on; to train again from the start, delete {self.path} and {self.path.with_name('checkpoints')}."
             )
         cut_rows(self.path, iteration)
         if self.progress is not None:
@@ -175,9 +175,10 @@ def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any], 
         accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=tracker_arguments(folder, names, start))
     except Exception as error:  # each tracker has kinds of its own
         login = "`wandb login`, or WANDB_MODE=offline in the environment, or " if "wandb" in names else ""
+        said = f"{type(error).__name__}: {str(error).rstrip('.')}"
         raise TrackerError(
-            f"train.tracker {', '.join(names)} could not be started: {type(error).__name__}: {str(error).rstrip('.')}. Nothing was loaded yet. "
-            f"Remedies: {login}take it out, metrics.jsonl is written in any case."
+            f"train.tracker {', '.join(names)} could not be started: {said}. Nothing was loaded yet. Remedies: {login}take it out, "
+            "metrics.jsonl is written in any case."
         ) from error
     return accelerator
 
