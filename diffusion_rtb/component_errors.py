@@ -42,10 +42,11 @@ def naming(what: str, source: Any) -> Iterator[None]:
             f"{what} tried to end the program (SystemExit: {error.code}){_in(place(error))}. What a config names is imported: put "
             "what a script does below `if __name__ == '__main__':`."
         ) from error
-    except StopIteration as error:  # Python turns it into another error on its way through generators
+    except StopIteration as error:
+        # Generators turn it into another error on its way, and contextlib any RuntimeError that it is the cause of back into it.
         raise ComponentError(
             f"{what} raised StopIteration{_in(place(error))}: it asked for more than there was."
-        ) from error
+        ) from None
     except Exception as error:
         noted = any(note.startswith("It came from ") for note in getattr(error, "__notes__", ()))
         if not noted and not (own and isinstance(error, ValueError | OSError)):

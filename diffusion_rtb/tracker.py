@@ -106,8 +106,8 @@ class Tracker:
             return
         if iteration == 0 and self.start > 0:
             raise CheckpointError(
-                f"All checkpoints beside {self.path} are damaged, the newest was of iteration {self.start}. Put a sound one back to "
-                f"go on; to train again from the start, delete {self.path} and {self.path.with_name('checkpoints')}."
+                f"All checkpoints beside {self.path} are damaged, the newest was of iteration {self.start}. Put a sound one back "
+                f"to go on; to train again from the start, delete {self.path} and {self.path.with_name('checkpoints')}."
             )
         cut_rows(self.path, iteration)
         if self.progress is not None:

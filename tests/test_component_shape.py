@@ -286,7 +286,7 @@ def test_a_constructor_that_fails_is_named(
     assert code == 1
     assert expected in said
     assert "reward 'faulty:R'" in said
-    assert f"({tmp_path / 'faulty.py'}, line 3)" in said
+    assert f"{tmp_path / 'faulty.py'}, line 3)" in said
     assert not list((tmp_path / "runs").glob("*"))
 
 
