@@ -154,6 +154,11 @@ class Actor:
         experience = self.rewarded(trajectory, rows)
         return replace(experience, log_p=trajectory.log_prob)
 
+    def samples_of_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *dims"]:
+        """x_0 of the prior, one per row and seed."""
+        with self.stopwatch("rollout"), self.prior.as_prior():
+            return self._rollout(rows, seeds, None).x_0
+
     def completed(self, experience: Experience) -> Experience:
         """The same trajectories with both log-densities."""
         with self.stopwatch("score"):
@@ -205,10 +210,23 @@ class Actor:
         return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([mean for _, mean in parts])
 
     def rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Experience:
-        with self.stopwatch("reward"):
-            images = torch.cat([decoded(self.prior, trajectory.x_0[chunk]) for chunk in self.chunks(trajectory.batch)])
-            name = getattr(self.reward, "__name__", type(self.reward).__name__)
-            metadata = [self.metadata[int(row)] for row in rows]
-            reward = evaluate_reward(self.reward, images, self.texts(rows), name, metadata=metadata)
+        """Trajectories, one per row, with their prompts and rewards."""
         prompt = torch.tensor(rows, device=trajectory.x.device)
-        return Experience(trajectory=trajectory, prompt=prompt, reward=reward.to(prompt.device))
+        reward = self.rewards(trajectory.x_0, rows).to(prompt.device)
+        return Experience(trajectory=trajectory, prompt=prompt, reward=reward)
+
+    def rewards(self, x_0: Float[Tensor, "batch *dims"], rows: Sequence[int]) -> Float[Tensor, " batch"]:
+        """r of each sample, decoded and scored one micro-batch after the other: only one of them is held as images."""
+        name = getattr(self.reward, "__name__", type(self.reward).__name__)
+        with self.stopwatch("reward"):
+            parts = [
+                evaluate_reward(
+                    self.reward,
+                    decoded(self.prior, x_0[chunk]),
+                    self.texts(rows[chunk]),
+                    name,
+                    metadata=[self.metadata[int(row)] for row in rows[chunk]],
+                )
+                for chunk in self.chunks(len(x_0))
+            ]
+        return torch.cat(parts)

@@ -6,18 +6,17 @@ The core imports no pipeline and no reward; only the names in a config lead to t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-
-from accelerate import Accelerator
 
 from diffusion_rtb.checkpoint_reading import latest_state
 from diffusion_rtb.components import check_components, paths_explained
 from diffusion_rtb.config import RunConfig
-from diffusion_rtb.fitness import check_configured_steps, check_settings
+from diffusion_rtb.fitness import check_configured_steps, check_processes, check_reward_memory, check_settings
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.locate import build, check_component
+from diffusion_rtb.processes import Processes
 from diffusion_rtb.reward_prompts import check_reward_prompts
 from diffusion_rtb.runs import CHECKPOINTS, find_run, hold_run, name_free_again, open_run, run_folder
 from diffusion_rtb.stored_size import check_room
@@ -28,21 +27,22 @@ from diffusion_rtb.trainer import Trainer
 __all__ = ["Parts", "assemble", "check_components", "check_run", "load_posterior", "load_prior", "parts", "training"]
 
 
-Parts = tuple[RunConfig, Path, Prior, Any, Any, Accelerator, Tracker]
+Parts = tuple[RunConfig, Path, Prior, Any, Any, Processes, Tracker]
 """What a `Trainer` is made of, in its order."""
 
 
-def assemble(config: RunConfig, folder: Path | None = None) -> Trainer:
+def assemble(config: RunConfig, folder: Path | None = None, processes: Processes | None = None) -> Trainer:
     """The trainer of a run, in the run's folder; a run that exists already is continued.
 
     Args:
         config: The run's.
         folder: Where it is; None: out/name.
+        processes: Those that train it; None: those that were launched.
 
     Raises:
         ValueError: see `parts`.
     """
-    return Trainer(*parts(config, folder))
+    return Trainer(*parts(config, folder, processes))
 
 
 @contextmanager
@@ -55,9 +55,14 @@ def training(config: RunConfig, folder: Path | None = None) -> Iterator[Trainer]
     """
     folder = run_folder(config) if folder is None else folder
     check_run(config, folder)
-    main = Accelerator().is_main_process  # the others wait in `parts` until it holds the folder
-    with name_free_again(config, folder, main), hold_run(config, folder, main):
-        yield assemble(config, folder)
+    processes = Processes.start(config.train.process_timeout)
+    check_processes(config, processes.count)
+    with ExitStack() as stack:
+        with processes.guarded():  # the others wait in `parts` until the main process holds the folder
+            stack.enter_context(name_free_again(config, folder, processes.main))
+            stack.enter_context(hold_run(config, folder, processes.main))
+            trainer = assemble(config, folder, processes)
+        yield trainer
 
 
 def check_run(config: RunConfig, folder: Path) -> None:
@@ -74,7 +79,7 @@ def check_run(config: RunConfig, folder: Path) -> None:
         check_configured_steps(config, objective)
 
 
-def parts(config: RunConfig, folder: Path | None = None) -> Parts:
+def parts(config: RunConfig, folder: Path | None = None, processes: Processes | None = None) -> Parts:
     """What a run's trainer is made of; what does not fit together is refused before anything is loaded.
 
     Raises:
@@ -82,26 +87,29 @@ def parts(config: RunConfig, folder: Path | None = None) -> Parts:
     """
     folder = run_folder(config) if folder is None else folder
     check_run(config, folder)
-    accelerator = Accelerator()
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
+    processes = Processes.start(config.train.process_timeout) if processes is None else processes
+    check_processes(config, processes.count)
+    with processes.guarded():
+        if processes.main:
             open_run(config, folder)
-    tracker = Tracker(
-        folder,
-        config.train.tracker,
-        config.train.iterations,
-        config=config.model_dump(mode="json"),
-        start=_iterations_done(folder),
-        main=accelerator.is_main_process,
-    )
-    objective: Any = build(config.objective, "objective")
-    with paths_explained(folder):
-        reward: Any = build(config.reward, "reward")
-        table = config.prompts.table()
-        check_reward_prompts(reward, table.texts, table.metadata)
-        prior: Prior = build(config.prior, "prior")
-    check_room(config, prior, objective, folder)
-    return config, folder, prior, reward, objective, accelerator, tracker
+        processes.agree()  # the others go on once the folder is there
+        tracker = Tracker(
+            folder,
+            config.train.tracker,
+            config.train.iterations,
+            config=config.model_dump(mode="json"),
+            start=_iterations_done(folder),
+            main=processes.main,
+        )
+        objective: Any = build(config.objective, "objective")
+        with paths_explained(folder):
+            reward: Any = build(config.reward, "reward")
+            table = config.prompts.table()
+            check_reward_prompts(reward, table.texts, table.metadata)
+            check_reward_memory(reward, objective, config.behaviour)
+            prior: Prior = build(config.prior, "prior")
+        check_room(config, prior, objective, folder)
+    return config, folder, prior, reward, objective, processes, tracker
 
 
 def _iterations_done(folder: Path) -> int:

@@ -23,6 +23,9 @@ class ExplorationConfig(Section):
     """Iteration from which on there is none."""
     kind: Literal["relative", "added"] = "relative"
     """relative: std·(1 + scale); added: sqrt(std² + scale²)."""
+    measured: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """While there is some: trajectories without it, as a share of the group (two at least), from which reward, elbo, kl and ess are
+    measured; 0: these are not logged."""
 
 
 class ReplayConfig(Section):
@@ -48,7 +51,10 @@ class BackAndForthConfig(Section):
 
 
 class KlBudgetConfig(Section):
-    """beta is adapted until KL(posterior || prior) is as many nats; the config's `beta` is where it starts."""
+    """beta is adapted until KL(posterior || prior) is as many nats; the config's `beta` is where it starts.
+
+    At 4 times what the posterior has realised it waits for it, and a warning says so: such a posterior may never reach `nats`.
+    """
 
     nats: PositiveFloat
     """The KL to reach; mean over the prompts."""
@@ -62,7 +68,7 @@ class BehaviourConfig(Section):
     prior_share: Share = 0.0
     """Share of each prompt's group that is taken from stored prior trajectories."""
     prior_buffer: Natural = 64
-    """Prior trajectories kept per prompt; drawn before training starts."""
+    """Prior trajectories per prompt, drawn once: for prior_share, which keeps them, and for an objective's warm-up."""
     resample: bool = True
     """Take stored prior trajectories with probability proportional to exp(beta·r) instead of uniformly."""
     refresh: Natural = 0
@@ -88,6 +94,15 @@ class BehaviourConfig(Section):
             used = ", ".join(f"{key} {share:g}" for key, share in self.shares.items() if share > 0)
             raise ValueError(
                 f"{used} together leave nothing to the posterior's own trajectories: they must sum to less than 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measured(self) -> BehaviourConfig:
+        if self.kl_budget is not None and self.exploration.scale > 0 and self.exploration.measured == 0:
+            raise ValueError(
+                "exploration.measured 0 leaves kl_budget without a KL to measure: explored trajectories are wider; "
+                "give it a share of the group, e.g. 0.25"
             )
         return self
 

@@ -64,7 +64,7 @@ def train(
 
         python train.py configs/quickstart.yaml             # the same in a clone
 
-        accelerate launch train.py configs/quickstart.yaml  # several devices
+        torchrun --nproc_per_node 2 train.py configs/quickstart.yaml  # two GPUs, or processes
     """
     with errors_explained(traceback):
         if print_config:
@@ -236,7 +236,7 @@ def _train(source: Path, overrides: Sequence[str]) -> None:
                 f"Stopped after {trainer.iteration} of {run.train.iterations} iterations; the same command goes on from there."
             )
             raise typer.Exit(INTERRUPTED)
-        if trainer.accelerator.is_main_process:
+        if trainer.processes.main:
             lora = export_posterior(run, trainer.prior, folder, progress(trainer))
             say(f"The posterior is in {lora}, pictures in {folder / 'samples'}. Next: python eval.py {folder}")
 

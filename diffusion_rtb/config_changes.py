@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "train.grid_every",
     "train.grid_samples",
     "train.tracker",
+    "train.process_timeout",
 )
 """Keys, or sections, that change no number of the iterations done: where a run lies, how long it is, what is kept and shown."""
 

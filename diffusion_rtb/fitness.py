@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from diffusion_rtb.component_members import check_objective_members
-from diffusion_rtb.interfaces import Objective, Prior
+from diffusion_rtb.interfaces import Objective, Prior, Reward
 from diffusion_rtb.recordable import check_single_step
+from diffusion_rtb.reward_state import moving_rewards
 from diffusion_rtb.settings import BehaviourConfig, RunConfig
 
 __all__ = [
@@ -15,22 +16,26 @@ __all__ = [
     "check_configured_steps",
     "check_fitness",
     "check_group",
+    "check_owner",
     "check_processes",
+    "check_reward_memory",
     "check_settings",
     "check_step_weights",
     "check_steps",
     "check_updates",
+    "check_warm_up",
 ]
 
 
 def check_settings(config: RunConfig, objective: Objective) -> None:
-    """The checks here that need nothing loaded: the objective's members, behaviour, annealing and updates.
+    """The checks here that need nothing loaded: the objective's members, behaviour, warm-up, annealing and updates.
 
     Raises:
         ValueError: see each of them.
     """
     check_objective_members(objective)
     check_behaviour(objective, config.behaviour)
+    check_warm_up(objective, config.behaviour)
     check_annealing(objective, config)
     check_updates(objective, config.train.updates_per_iteration)
     check_group(objective, config.train.group)
@@ -70,6 +75,37 @@ def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
         _check_densities(name, behaviour)
     if behaviour.kl_budget is not None:
         _check_value_follows(objective, "behaviour.kl_budget")
+
+
+def check_warm_up(objective: Objective, behaviour: BehaviourConfig) -> None:
+    """Refuse a warm-up on prior trajectories of which none are drawn.
+
+    Raises:
+        ValueError: the objective has `warm_up_updates` and behaviour.prior_buffer is 0.
+    """
+    updates = getattr(objective, "warm_up_updates", 0)
+    if updates > 0 and behaviour.prior_buffer == 0:
+        raise ValueError(
+            f"objective {type(objective).__name__} warms up for {updates} updates on the prior's trajectories, and "
+            "behaviour.prior_buffer 0 draws none. Give it the number per prompt, e.g. 64, or set warm_up_updates to 0."
+        )
+
+
+def check_reward_memory(reward: Reward, objective: Objective, behaviour: BehaviourConfig) -> None:
+    """Refuse rewards that go on changing beside what is kept with the rewards of one day: trajectories, or a V learned once.
+
+    Raises:
+        ValueError: naming the reward and what keeps them.
+    """
+    moving = moving_rewards(reward)
+    keeping = [f"behaviour.{key} keeps trajectories" for key, share in behaviour.shares.items() if share > 0]
+    if getattr(objective, "value_loss", None) == "none":
+        keeping.append(f"objective {type(objective).__name__} with value_loss: none keeps its V")
+    if moving and keeping:
+        raise ValueError(
+            f"reward {moving[0]} goes on changing while training, and {keeping[0]} with the rewards of their day. Let it stay "
+            "(standardise: a number of samples, or mean and std), or do without the other."
+        )
 
 
 def check_annealing(objective: Objective, config: RunConfig) -> None:
@@ -186,25 +222,40 @@ def _steps(arguments: dict[str, Any]) -> int | None:
     return len(timesteps) if timesteps is not None else None if steps is None else int(steps)
 
 
-def check_processes(
-    objective: Objective, owns_parameters: bool, processes: int, behaviour: BehaviourConfig | None = None
-) -> None:
-    """Refuse several processes for what only one of them would know.
+def check_processes(config: RunConfig, processes: int) -> None:
+    """Refuse several processes where they would give other numbers than one; nothing has to be loaded.
 
     Raises:
-        ValueError: an objective with parameters of its own, or a behaviour with a memory of past trajectories.
+        ValueError: prompts that cannot be shared evenly, or a behaviour with a memory that only one of them would know.
     """
     if processes < 2:
         return
-    if owns_parameters:
+    count, behaviour = config.train.prompts_per_iteration, config.behaviour
+    if count % processes:
+        fitting = [str(n) for n in range(processes, len(config.prompts.texts()) + 1, processes)]
+        remedy = f"use {', '.join(fitting[:8])}" if fitting else "start fewer processes, or add prompts"
+        raise ValueError(
+            f"train.prompts_per_iteration {count} cannot be shared evenly by {processes} processes, which would give some prompts "
+            f"more weight than others: {remedy}."
+        )
+    remembering = [f"{key}.share" for key in ("replay", "back_and_forth") if behaviour.shares[f"{key}.share"] > 0]
+    if behaviour.prior_share > 0 and behaviour.refresh > 0:
+        remembering.append("refresh")
+    if remembering:
+        raise ValueError(
+            f"behaviour.{remembering[0]} keeps past trajectories in the process that drew them, and checkpoints keep those of "
+            f"one; there are {processes}. Set it to 0, or use one process."
+        )
+
+
+def check_owner(objective: Objective, owns_parameters: bool, processes: int) -> None:
+    """Refuse several processes for an objective with parameters of its own.
+
+    Raises:
+        ValueError: it has some.
+    """
+    if owns_parameters and processes > 1:
         raise ValueError(
             f"objective {type(objective).__name__} has parameters of its own (log Z or V), which are not shared between "
             f"{processes} processes. Use log_z: vargrad, or one process."
         )
-    if behaviour is not None:
-        remembering = [key for key in ("replay.share", "back_and_forth.share") if behaviour.shares[key] > 0]
-        if remembering:
-            raise ValueError(
-                f"behaviour.{remembering[0]} keeps past trajectories in the process that drew them, and checkpoints keep those of "
-                f"one; there are {processes}. Set it to 0, or use one process."
-            )

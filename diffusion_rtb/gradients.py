@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.processes import Processes
 from diffusion_rtb.rollout import entry_of, replay_backward
 
 __all__ = [
@@ -185,13 +185,12 @@ def check_parity(parity: float, tolerance: float, iteration: int) -> None:
         )
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter], accelerator: Accelerator) -> None:
+def average_gradients(parameters: Iterable[torch.nn.Parameter], processes: Processes) -> None:
     """The mean over processes; no DDP wrapper sees these gradients, because backward runs inside the sampler."""
-    if accelerator.num_processes < 2:
-        return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+    given = [parameter for parameter in parameters if parameter.grad is not None]
+    means = processes.mean([parameter.grad for parameter in given if parameter.grad is not None])
+    for parameter, mean in zip(given, means, strict=True):
+        parameter.grad = mean
 
 
 def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float, iteration: int) -> float:

@@ -7,13 +7,23 @@ and the functions here find the memories inside it. A reward without either need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Gather", "StatefulReward", "load_reward", "observing", "reward_tensors", "stateful_rewards"]
+__all__ = [
+    "Gather",
+    "StatefulReward",
+    "innermost",
+    "load_reward",
+    "moving_rewards",
+    "observing",
+    "reward_tensors",
+    "stateful_rewards",
+    "wanting_rewards",
+]
 
 Gather = Callable[[Tensor], Tensor]
 """(1, n) of this process -> (processes, n) of all of them."""
@@ -21,7 +31,14 @@ Gather = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class StatefulReward(Protocol):
-    """A reward with a memory. Between `observe` and `settle` its calls are collected; outside they change nothing."""
+    """A reward with a memory. Between `observe` and `settle` its calls are collected; outside they change nothing.
+
+    Optional attributes:
+
+    * `wanted`: samples of the prior to show it before training, inside one `observe` and `settle`; 0 where it lacks it;
+    * `moves`: False where its answers stay the same once it has seen those. Rewards that go on changing are refused beside
+      behaviours that keep trajectories with the rewards of their day.
+    """
 
     def tensors(self) -> dict[str, Tensor]:
         """The settled memory, for a checkpoint; empty if there is none yet."""
@@ -44,6 +61,22 @@ def stateful_rewards(reward: Any, path: str = "") -> dict[str, StatefulReward]:
         for name, part in inner.items():
             found |= stateful_rewards(part, f"{path}{name}/")
     return found
+
+
+def wanting_rewards(reward: Any) -> dict[str, int]:
+    """How many samples of the prior each reward with a memory still wants to be shown, by path; those that want some."""
+    wanted = {path: int(getattr(part, "wanted", 0)) for path, part in stateful_rewards(reward).items()}
+    return {path: count for path, count in wanted.items() if count > 0}
+
+
+def moving_rewards(reward: Any) -> list[str]:
+    """Names of the rewards with a memory whose answers go on changing while training."""
+    return [type(part).__name__ for part in stateful_rewards(reward).values() if getattr(part, "moves", True)]
+
+
+def innermost(paths: Collection[str]) -> list[str]:
+    """Those of the paths that have no other of them inside."""
+    return [path for path in paths if not any(other != path and other.startswith(path) for other in paths)]
 
 
 def reward_tensors(reward: Any) -> dict[str, Tensor]:
@@ -74,19 +107,24 @@ def load_reward(reward: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def observing(reward: Any, gather: Gather = lambda row: row) -> Iterator[None]:
+def observing(reward: Any, gather: Gather = lambda row: row, only: Collection[str] | None = None) -> Iterator[None]:
     """Let running statistics learn from the rewards of this block; an exception leaves them as they were.
 
     Every process of a run opens and closes the block at the same place: `gather` may be a collective.
+
+    Args:
+        reward: Whose memories learn.
+        gather: Collects over the processes.
+        only: Paths of those that keep what they saw; None: all.
     """
-    parts = stateful_rewards(reward).values()
-    for part in parts:
+    parts = stateful_rewards(reward)
+    for part in parts.values():
         part.observe()
     try:
         yield
     except BaseException:
-        for part in parts:
+        for part in parts.values():
             part.settle(None)
         raise
-    for part in parts:
-        part.settle(gather)
+    for path, part in parts.items():
+        part.settle(gather if only is None or path in only else None)

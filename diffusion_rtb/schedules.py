@@ -9,7 +9,7 @@ import torch
 from diffusion_rtb.config import TrainConfig
 from diffusion_rtb.seeds import seed_of
 
-__all__ = ["learning_rate_factor", "nth_prompt"]
+__all__ = ["learning_rate_factor", "nth_prompt", "prompt_rows"]
 
 
 def learning_rate_factor(train: TrainConfig, iteration: int) -> float:
@@ -22,5 +22,31 @@ def learning_rate_factor(train: TrainConfig, iteration: int) -> float:
 
 def nth_prompt(run_seed: int, n: int, total: int) -> int:
     """The n-th prompt of an endless sequence of shuffled passes over the table."""
-    generator = torch.Generator().manual_seed(seed_of(run_seed, "prompts", n // total))
-    return int(torch.randperm(total, generator=generator)[n % total])
+    return _shuffled(run_seed, n // total, total)[n % total]
+
+
+def prompt_rows(run_seed: int, iteration: int, count: int, total: int) -> list[int]:
+    """The `count` prompts of an iteration: every prompt once before any comes again, and none twice in one iteration.
+
+    Where a pass over the table ends within an iteration, the next pass begins with prompts that are not in it yet.
+    """
+    number, place = divmod(iteration * count, total)
+    order = _pass(run_seed, number, count, total)[place:]
+    if len(order) < count:
+        order += _pass(run_seed, number + 1, count, total)
+    return order[:count]
+
+
+def _pass(run_seed: int, number: int, count: int, total: int) -> list[int]:
+    """One shuffled pass over the table; the prompts of the iteration that it begins in the middle of come last."""
+    shuffled = _shuffled(run_seed, number, total)
+    before = number * total % count
+    if before == 0:
+        return shuffled
+    just_seen = set(_pass(run_seed, number - 1, count, total)[-before:])
+    return [row for row in shuffled if row not in just_seen] + [row for row in shuffled if row in just_seen]
+
+
+def _shuffled(run_seed: int, number: int, total: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed_of(run_seed, "prompts", number))
+    return torch.randperm(total, generator=generator).tolist()

@@ -173,6 +173,8 @@ class TrainConfig(Section):
     """Optimizer updates on the trajectories of one iteration."""
     parity_tolerance: PositiveFloat = 1e-3
     """Largest |recorded − replayed| log-density of a trajectory, nats, before training stops."""
+    process_timeout: PositiveFloat = 1800.0
+    """Seconds that one of several processes waits for the others before it stops with an error."""
     checkpoint_every: PositiveInt = 10
     """Iterations between checkpoints; one is also written at the end and when interrupted."""
     keep_checkpoints: PositiveInt = 2

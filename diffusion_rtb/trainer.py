@@ -8,22 +8,23 @@ at a time, so the exact full-trajectory gradient needs the activation memory of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.actor import Actor, Experience
 from diffusion_rtb.behaviours.anneal import annealed
 from diffusion_rtb.behaviours.kl_budget import realised
-from diffusion_rtb.behaviours.mixture import budget, draw, settle, share_rewards, sources
+from diffusion_rtb.behaviours.mixture import budget, draw, settle, sources
+from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.config import RunConfig
-from diffusion_rtb.fitness import check_fitness, check_processes
+from diffusion_rtb.fitness import check_fitness, check_owner, check_reward_memory
 from diffusion_rtb.gradients import (
     average_gradients,
     check_parity,
@@ -33,20 +34,30 @@ from diffusion_rtb.gradients import (
     some_steps,
 )
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
-from diffusion_rtb.noising import noised
-from diffusion_rtb.reward_state import observing
-from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
+from diffusion_rtb.processes import Processes
+from diffusion_rtb.reward_state import observing, reward_tensors
+from diffusion_rtb.schedules import learning_rate_factor, prompt_rows
 from diffusion_rtb.seeds import seed_of
 from diffusion_rtb.sheets import write_sheet
-from diffusion_rtb.stop_signal import StopSignal
+from diffusion_rtb.stop_signal import Stopped, StopSignal
 from diffusion_rtb.tracker import Tracker
-from diffusion_rtb.training_metrics import iteration_metrics, parity
-from diffusion_rtb.training_state import attach_posterior, restore_training, save_training
+from diffusion_rtb.training_metrics import Measured, batch_metrics, parity, posterior_metrics
+from diffusion_rtb.training_state import (
+    attach_posterior,
+    load_snapshot,
+    restore_training,
+    save_training,
+    snapshot,
+)
+from diffusion_rtb.warm_up import learn_statistics, warm_up
 
 __all__ = ["Trainer"]
 
 ADAM_EPS = 1e-15
 """Next to nothing: a gradient of 1e-9 is as good as one of 1, and an objective may come in any unit."""
+
+ECHO = 2.0
+"""Seconds within which a launcher passes on the signal that the terminal gave its processes already."""
 
 
 class Trainer:
@@ -58,7 +69,7 @@ class Trainer:
         prior: Loaded; its adapters are attached here.
         reward: r(x).
         objective: Loss on trajectories.
-        accelerator: Devices, gradient reduction.
+        processes: Those that train together.
         tracker: Where metrics go.
     """
 
@@ -69,21 +80,25 @@ class Trainer:
         prior: Prior,
         reward: Reward,
         objective: Objective,
-        accelerator: Accelerator,
+        processes: Processes,
         tracker: Tracker,
     ) -> None:
         self.config = config
         self.folder = folder
         self.prior = prior
         self.objective = objective
-        self.accelerator = accelerator
+        self.processes = processes
         self.tracker = tracker
         table = config.prompts.table()
         prompts = table.texts
         self.actor = Actor(prior, reward, prompts, config.train.micro_batch, table.metadata)
         self.sources = sources(config)
+        on_policy, _ = self.sources["posterior"]
+        assert isinstance(on_policy, OnPolicy)
+        self.on_policy = on_policy
         self.budget = budget(config)
         check_fitness(config, objective, prior)
+        check_reward_memory(reward, objective, config.behaviour)
         attach_posterior(config, prior)
         check_trainable(prior.parameters())
         torch.manual_seed(seed_of(config.seed, "objective"))
@@ -93,9 +108,11 @@ class Trainer:
         self.uses_kl = bool(getattr(objective, "uses_kl", False))
         self.optimizer = self._optimizer()
         learns = len(self.optimizer.param_groups) > 1
-        check_processes(objective, learns, accelerator.num_processes, config.behaviour)
+        check_owner(objective, learns, processes.count)
         self.iteration = 0
-        self._stop = StopSignal()
+        self.warmed = False
+        self._stop = StopSignal(together=ECHO if processes.count > 1 else 0.0)
+        self._left = False
 
     def _optimizer(self) -> torch.optim.AdamW:
         train = self.config.train
@@ -112,40 +129,78 @@ class Trainer:
     def fit(self) -> None:
         """Train to the configured number of iterations, from wherever the latest checkpoint left off."""
         train = self.config.train
-        with self._stop, self.tracker:
-            self.resume()
-            if self.iteration == 0:
-                self._warm_up()
-            while self.iteration < train.iterations and not self.interrupted:
-                try:
-                    metrics = self.step()
-                except Exception:
-                    self.save()  # nothing of the failed iteration is in the state
-                    raise
-                self.tracker.log(self.iteration, metrics)
-                self.iteration += 1
-                if train.grid_every and self.iteration % train.grid_every == 0:
-                    self.sample_grid()
-                if train.checkpoint_every and self.iteration % train.checkpoint_every == 0:
-                    self.save()
-        self.save()
+        with self.processes.guarded():
+            with self._stop, self.tracker, suppress(Stopped):
+                self.resume()
+                self._begin()
+                while self.iteration < train.iterations:
+                    self._leave_if_asked()
+                    with self._all_or_nothing():
+                        metrics = self.step()
+                    self.tracker.log(self.iteration, metrics)
+                    self.iteration += 1
+                    if train.grid_every and self.iteration % train.grid_every == 0:
+                        self.sample_grid()
+                    if train.checkpoint_every and self.iteration % train.checkpoint_every == 0:
+                        self.save()
+            self.save()
+            self.processes.agree()  # nobody leaves while the checkpoint may still fail
 
-    def _warm_up(self) -> None:
-        """Let an objective with a value network learn it from the prior's trajectories, where there are any."""
-        buffer, count = self.sources["prior"]
-        warm_up = getattr(self.objective, "warm_up", None)
-        if count == 0 or warm_up is None:
+    def _begin(self) -> None:
+        """What comes before the first iteration: the reward's statistics and the objective's V."""
+        if self.iteration > 0 or self.warmed:
             return
+        with self._all_or_nothing():
+            learn_statistics(self.actor, self.config.seed, self.processes, self._leave_if_asked)
+        buffer, count = self._prior_buffer()
+        with self._all_or_nothing(), self._leaving_buffer():
+            self.warmed = warm_up(self.objective, self.actor, buffer, count > 0, self.beta, self._leave_if_asked)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Where the block fails or is left, everything is as it was before it, and that is what is saved after a failure."""
+        before = snapshot(self)
+        try:
+            yield
+        except (Exception, Stopped) as error:
+            load_snapshot(self, before)
+            begun = self.iteration > 0 or self.warmed or bool(reward_tensors(self.actor.reward))
+            if begun and not isinstance(error, Stopped):
+                self.save()
+            raise
+
+    def _leave_if_asked(self) -> None:
+        """Give up what is not finished when any process was sent a signal; all processes call it at the same places."""
+        if self.processes.agree(self._stop.came):
+            self._left = True
+            raise Stopped
+
+    @contextmanager
+    def _leaving_buffer(self, *, alone: bool = False) -> Iterator[None]:
+        """Filling the prior's buffer takes longer than an iteration: it is left in the middle.
+
+        With `alone` only by a single process: of several, some may have nothing to fill, and could not agree.
+        """
+        buffer, _ = self._prior_buffer()
+        buffer.between = (lambda: None) if alone and self.processes.count > 1 else self._leave_if_asked
+        try:
+            yield
+        finally:
+            buffer.between = lambda: None
+
+    def _prior_buffer(self) -> tuple[PriorBuffer, int]:
+        buffer, count = self.sources["prior"]
         assert isinstance(buffer, PriorBuffer)
-        held = buffer.everything(self.actor)
-        noise = partial(noised, self.prior.pipe.scheduler)
-        warm_up(self._terms(replace(held, log_q=held.log_p)), self.config.beta, noise)
+        return buffer, count
 
     def step(self) -> dict[str, float]:
         """One iteration; returns its metrics."""
-        beta = self.beta
-        rows = self._rows()
-        with observing(self.actor.reward, self.accelerator.gather):
+        beta, seconds = self.beta, self.actor.stopwatch
+        rows = self.processes.share(self._rows())
+        explored = self.on_policy.noise_scale(self.iteration) is not None
+        own = self.on_policy.own(self.actor, rows, self.iteration) if explored else None
+        own = None if own is None else self.actor.completed(own)
+        with observing(self.actor.reward, self._gather_row), self._leaving_buffer(alone=True):
             parts = draw(self.sources, self.actor, rows, self.iteration, beta)
         metrics: dict[str, float] = {}
         for update in range(self.config.train.updates_per_iteration):
@@ -155,16 +210,25 @@ class Trainer:
             parts = {name: complete(part) for name, part in parts.items()}
             loss, replayed, norm = self._update(list(parts.values()), beta, update)
             if update == 0:
-                shown = [parts[name] for name in ("posterior", "prior") if name in parts]
-                metrics = iteration_metrics(shown, loss, replayed, beta) | share_rewards(parts)
-                metrics |= {"beta": beta, "gradient_norm": norm}
-                first = parts["posterior"]
+                own = own if explored else parts["posterior"]
+                metrics = batch_metrics(parts, loss, replayed, self.processes) | {"beta": beta, "gradient_norm": norm}
+        if own is not None:
+            metrics |= self._measure(own, beta)
         settle(self.sources, parts)
+        return metrics | {f"seconds/{phase}": spent for phase, spent in seconds.read().items()}
+
+    def _measure(self, own: Experience, beta: float) -> dict[str, float]:
+        """What the posterior's own trajectories say of it, and where beta goes from there."""
+        measured = Measured.of(own).gathered(self.processes)
+        metrics = posterior_metrics(measured, beta)
         if self.budget is not None:
-            moments = self.accelerator.reduce(realised(first), reduction="mean")
+            moments = realised(measured)
+            metrics["beta_realised"] = float(moments[1] / moments[2]) if moments[2] > 0 else 0.0
             self.budget.settle(moments, learning_rate_factor(self.config.train, self.iteration))
-        seconds = self.actor.stopwatch.read()
-        return metrics | {f"seconds/{phase}": spent for phase, spent in seconds.items()}
+        return metrics
+
+    def _gather_row(self, row: Tensor) -> Tensor:
+        return self.processes.gather(row)[0]
 
     @property
     def beta(self) -> float:
@@ -177,11 +241,10 @@ class Trainer:
         return annealed(self.config.beta, self.iteration, start=anneal.start, iterations=anneal.iterations)
 
     def _rows(self) -> list[int]:
-        """This process's prompts of the iteration: every prompt once before any comes again."""
-        count, total = self.config.train.prompts_per_iteration, len(self.actor.prompts)
-        accelerator = self.accelerator
-        rows = [nth_prompt(self.config.seed, self.iteration * count + k, total) for k in range(count)]
-        return rows[accelerator.process_index :: accelerator.num_processes]
+        """The prompts of the iteration, of all processes."""
+        return prompt_rows(
+            self.config.seed, self.iteration, self.config.train.prompts_per_iteration, len(self.actor.prompts)
+        )
 
     def _update(
         self, parts: list[Experience], beta: float, update: int
@@ -205,7 +268,7 @@ class Trainer:
         if update == 0:  # before the step: a rejected gradient must not reach the parameters
             assert parts[0].log_q is not None
             check_parity(parity(parts[0].log_q, replayed[0]), train.parity_tolerance, self.iteration)
-        average_gradients([p for group in self.optimizer.param_groups for p in group["params"]], self.accelerator)
+        average_gradients([p for group in self.optimizer.param_groups for p in group["params"]], self.processes)
         norm = clip_gradients(self.prior.parameters().values(), train.grad_clip, self.iteration)
         factor = learning_rate_factor(train, self.iteration)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
@@ -235,7 +298,7 @@ class Trainer:
 
     def sample_grid(self) -> None:
         """Write samples of the posterior, one row per prompt at fixed seeds, to samples/."""
-        if not self.accelerator.is_main_process:
+        if not self.processes.main:
             return
         path = self.folder / "samples" / f"{self.iteration:06d}.png"
         write_sheet(self.actor, self.config.seed, self.config.train.grid_samples, path)
@@ -244,15 +307,15 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint that `resume` continues from number for number."""
-        if self.accelerator.is_main_process:
+        if self.processes.main:
             save_training(self)
 
     def resume(self) -> None:
         """Continue from the latest checkpoint of the run folder, if there is one."""
-        self.iteration = restore_training(self)
+        restore_training(self)
         self.tracker.resume(self.iteration)
 
     @property
     def interrupted(self) -> bool:
         """A signal ended `fit` before the last iteration."""
-        return self._stop.came
+        return (self._stop.came or self._left) and self.iteration < self.config.train.iterations

@@ -1,51 +1,89 @@
-"""The numbers logged each iteration; the README explains each in one line."""
+"""The numbers logged each iteration, of all processes together; the README explains each in one line."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.actor import Experience
 from diffusion_rtb.interfaces import Loss
-from diffusion_rtb.metrics import elbo, ess, kl
+from diffusion_rtb.metrics import elbo, ess, kl, within_prompts
+from diffusion_rtb.processes import Processes
 
-__all__ = ["iteration_metrics", "parity"]
+__all__ = ["Measured", "batch_metrics", "parity", "posterior_metrics"]
 
 
-def iteration_metrics(
-    parts: list[Experience], loss: Loss, replayed: list[Float[Tensor, "_ steps"]], beta: float
-) -> dict[str, float]:
-    """Metrics of one iteration.
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What the posterior's own trajectories say of it."""
+
+    prompt: Int[Tensor, " batch"]
+    reward: Float[Tensor, " batch"]
+    log_ratio: Float[Tensor, "batch steps"]
+    """log_q - log_p of each transition, float64, nats."""
+
+    @staticmethod
+    def of(own: Experience) -> Measured:
+        """Of trajectories with both log-densities."""
+        assert own.log_q is not None
+        assert own.log_p is not None
+        return Measured(own.prompt, own.reward.double(), own.log_q.double() - own.log_p.double())
+
+    def gathered(self, processes: Processes) -> Measured:
+        """Those of all processes."""
+        return Measured(*processes.gather(self.prompt, self.reward, self.log_ratio))
+
+
+def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
+    """What an iteration says of the posterior; every prompt has the same say.
 
     Args:
-        parts: One batch per behaviour, the posterior's own trajectories first, both log-densities known.
-        loss: The objective's answer on all of them.
-        replayed: log_q of each part as the gradient pass saw it; 0 where a step was left out.
+        own: The posterior's own trajectories, drawn without exploration noise.
         beta: nats per unit of reward.
     """
-    own = parts[0]
-    assert own.log_q is not None
-    assert own.log_p is not None
-    log_ratio = (own.log_q - own.log_p).sum(1)
-    weight = beta * own.reward.double() - log_ratio
-    metrics = {
-        "parity": parity(own.log_q, replayed[0]),
-        "loss": float(loss.loss.detach()),
-        "reward": float(own.reward.double().mean()),
-        "reward_std": float(own.reward.double().std(correction=0)),
-        "elbo": float(elbo(own.reward.double(), own.log_q, own.log_p, beta)),
-        "kl": float(kl(own.log_q, own.log_p)),
-        "ess": float(ess(weight)),
-        "log_z": float(loss.log_z.mean()),
-        "residual_mean": float(loss.residual.mean()),
-        "residual_std": float(loss.residual.std(correction=0)),
+    prior = torch.zeros_like(own.log_ratio)
+    profile = own.log_ratio.mean(0)
+    return {
+        "reward": within_prompts(lambda r: float(r.mean()), own.reward, own.prompt),
+        "reward_std": float(own.reward.std(correction=0)),
+        "elbo": elbo(own.reward, own.log_ratio, prior, beta, own.prompt),
+        "kl": kl(own.log_ratio, prior, own.prompt),
+        "ess": ess(beta * own.reward - own.log_ratio.sum(1), own.prompt),
+        "kl_peak_step": float(profile.abs().argmax()),
+        "kl_peak_share": float(profile.abs().max() / profile.abs().sum().clamp(min=1e-12)),
     }
-    if len(parts) > 1:
-        metrics["prior_share_reward"] = float(parts[1].reward.double().mean())
-    profile = (own.log_q - own.log_p).mean(0)
-    metrics["kl_peak_step"] = float(profile.abs().argmax())
-    metrics["kl_peak_share"] = float(profile.abs().max() / profile.abs().sum().clamp(min=1e-12))
-    return metrics
+
+
+def batch_metrics(
+    parts: Mapping[str, Experience], loss: Loss, replayed: list[Float[Tensor, "_ steps"]], processes: Processes
+) -> dict[str, float]:
+    """What an iteration says of the batch that was trained on.
+
+    Args:
+        parts: One batch per behaviour, the posterior's first, with log_q.
+        loss: The objective's answer on all of them.
+        replayed: log_q of each part as the gradient pass saw it; 0 where a step was left out.
+        processes: Whose batches they are.
+    """
+    first = next(iter(parts.values()))
+    assert first.log_q is not None
+    device = loss.residual.device
+    single = torch.tensor([[parity(first.log_q, replayed[0]), float(loss.loss.detach())]], device=device)
+    others = {name: part.reward.double() for name, part in parts.items() if name != "posterior"}
+    single, residual, log_z, *rewards = processes.gather(single, loss.residual, loss.log_z, *others.values())
+    shares = {f"{name}_share_reward": float(r.mean()) for name, r in zip(others, rewards, strict=True)}
+    return {
+        "parity": float(single[:, 0].max()),
+        "loss": float(single[:, 1].mean()),
+        "log_z": float(log_z.mean()),
+        "residual_mean": float(residual.mean()),
+        "residual_std": float(residual.std(correction=0)),
+        "processes": float(processes.count),
+    } | shares
 
 
 def parity(recorded: Float[Tensor, "batch steps"], replayed: Float[Tensor, "batch steps"]) -> float:

@@ -20,22 +20,25 @@ __all__ = ["Standardise"]
 ROUNDING, SMALLEST = 1e-7, 1e-30
 """A spread below this share of the mean is that of float32 numbers which are all the same; below the other it has no inverse."""
 
+FIRST_SAMPLES = 256
+"""Samples of the prior before training where the statistics never stay."""
+
 
 class Standardise(Nested):
     r"""r(x) = (r_inner(x) − mean) / std, with beta then in nats per standard deviation of the inner reward.
 
-    mean and std are given, or learned while training: every iteration's rewards are merged into running ones (Chan et al.,
-    "Algorithms for Computing the Sample Variance", 1983, https://doi.org/10.1080/00031305.1983.10483115) until `samples`
-    images were seen. From then on they stay, since a std that keeps moving moves the posterior p(x)·exp(beta·r(x)) with it.
-    An iteration's values use what the earlier ones taught; those of the first, its own. At the start the
-    posterior is the prior, so these are close to the prior's mean and std. Values without spread are divided by 1.
-    Statistics learned are part of a run's checkpoints (`diffusion_rtb/reward_state.py`).
+    mean and std are given, or learned from `samples` samples of the prior before training starts, spread over the prompts. From
+    then on they stay, since a std that moves moves the posterior p(x)·exp(beta·r(x)) with it, and a trajectory that is kept
+    would keep the reward of another day. With `samples: null` they do move: every iteration's rewards are merged into running
+    ones (Chan et al., "Algorithms for Computing the Sample Variance", 1983, https://doi.org/10.1080/00031305.1983.10483115), and
+    an iteration's values use what the earlier ones taught. Values without spread are divided by 1. Statistics learned are part of
+    a run's checkpoints (`diffusion_rtb/reward_state.py`).
 
     Args:
         reward: The inner reward, `{component: NAME, argument: value}`.
         mean: Known mean; together with `std`.
         std: Known standard deviation, e.g. the prior's, which `eval.py` prints; together with `mean`.
-        samples: Images after which the statistics stay; None: never.
+        samples: Samples of the prior that the statistics are learned from; None: from 256 at first, and they never stay.
     """
 
     def __init__(
@@ -94,13 +97,27 @@ class Standardise(Nested):
         count, mean, squares = row.tolist()
         if count == 0:
             raise RewardError(
-                f"standardise has seen no values of {self.name!r} yet: it learns its statistics while training and takes them "
+                f"standardise has seen no values of {self.name!r} yet: it learns its statistics before training and takes them "
                 "from a run's checkpoint. Elsewhere give `mean` and `std`."
             )
         std = math.sqrt(squares / count)
         return mean, std if std > max(ROUNDING * abs(mean), SMALLEST) else 1.0
 
     # diffusion_rtb.reward_state.StatefulReward
+
+    @property
+    def wanted(self) -> int:
+        """Samples of the prior to see before training."""
+        if self._known is not None:
+            return 0
+        if self.samples is None:
+            return FIRST_SAMPLES if self._settled[0] == 0 else 0
+        return max(0, self.samples - int(self._settled[0]))
+
+    @property
+    def moves(self) -> bool:
+        """Whether the statistics go on changing while training."""
+        return self._known is None and self.samples is None
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self._settled[0] == 0 else {"moments": self._settled.clone()}

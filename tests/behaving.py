@@ -21,7 +21,10 @@ BETA = 1.3
 
 
 def run(out: Path, *, reward: dict[str, Any] = LINEAR, **sections: Any) -> Trainer:
-    """A trainer of 4 steps in 2 dimensions; sections are merged into the defaults."""
+    """A trainer of 4 steps in 2 dimensions; sections are merged into the defaults.
+
+    `reward` is a component, or the arguments of a density.
+    """
     data: dict[str, Any] = {
         "name": "known",
         "out": str(out),
@@ -32,7 +35,7 @@ def run(out: Path, *, reward: dict[str, Any] = LINEAR, **sections: Any) -> Train
             "steps": 4,
             "schedule": {"signal": 1e-4},  # memoryless: log F(x_T) is log Z
         },
-        "reward": {"component": "density", "density": reward},
+        "reward": reward if "component" in reward else {"component": "density", "density": reward},
         "beta": BETA,
         "prompts": {"list": [""]},
         "train": {

@@ -11,7 +11,16 @@ from pydantic import ValidationError
 
 from diffusion_rtb.assemble import assemble, check_components
 from diffusion_rtb.config import ConfigError, RunConfig, load_config, save_config
-from diffusion_rtb.fitness import check_annealing, check_behaviour, check_processes, check_steps, check_updates
+from diffusion_rtb.fitness import (
+    check_annealing,
+    check_behaviour,
+    check_owner,
+    check_processes,
+    check_reward_memory,
+    check_settings,
+    check_steps,
+    check_updates,
+)
 from diffusion_rtb.interfaces import Objective
 from diffusion_rtb.objectives.ddpo import DDPO
 from diffusion_rtb.objectives.dpok import DPOK
@@ -23,6 +32,8 @@ from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from diffusion_rtb.settings import BehaviourConfig
 from diffusion_rtb.training_state import attach_posterior
 from pipelines.gaussian import Gaussian
+from rewards.standardise import Standardise
+from rewards.weighted_sum import WeightedSum
 
 
 def behaviour(**settings: Any) -> BehaviourConfig:
@@ -98,19 +109,71 @@ def test_others_are_not(build: Callable[[], Objective], settings: dict[str, Any]
 
 
 def test_an_objective_that_learns_needs_one_process() -> None:
-    check_processes(RTB(), owns_parameters=True, processes=1)
-    check_processes(RTB(), owns_parameters=False, processes=2)
+    check_owner(RTB(), owns_parameters=True, processes=1)
+    check_owner(RTB(), owns_parameters=False, processes=2)
     with pytest.raises(ValueError, match=r"RTB has parameters of its own.* 2 processes"):
-        check_processes(RTB(), owns_parameters=True, processes=2)
+        check_owner(RTB(), owns_parameters=True, processes=2)
 
 
 def test_a_memory_needs_one_process() -> None:
-    for name in ("replay", "back_and_forth"):
-        remembering = behaviour(**{name: {"share": 0.5}})
-        check_processes(RTB(), False, 1, remembering)
-        with pytest.raises(ValueError, match=rf"behaviour\.{name}\.share keeps past trajectories.*there are 2"):
-            check_processes(RTB(), False, 2, remembering)
-    check_processes(RTB(), False, 2, behaviour(prior_share=0.5))
+    two = {"prompts": {"list": ["a", "b"]}, "train": {"prompts_per_iteration": 2, "group": 8, "micro_batch": 8}}
+    for key, settings in {
+        "replay.share": {"replay": {"share": 0.5}},
+        "back_and_forth.share": {"back_and_forth": {"share": 0.5}},
+        "refresh": {"prior_share": 0.5, "refresh": 1},
+    }.items():
+        remembering = run(**two, behaviour=settings)
+        check_processes(remembering, 1)
+        with pytest.raises(ValueError, match=rf"behaviour\.{key} keeps past trajectories.*there are 2"):
+            check_processes(remembering, 2)
+    check_processes(run(**two, behaviour={"prior_share": 0.5}), 2)
+    check_processes(run(**two, behaviour={"refresh": 1}), 2)  # nothing is taken from the buffer
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count", "processes", "remedy"),
+    [
+        (3, 3, 2, "use 2"),
+        (1, 1, 2, "start fewer processes, or add prompts"),
+        (9, 2, 3, "use 3, 6, 9"),
+        (9, 8, 3, "use 3, 6, 9"),
+    ],
+)
+def test_prompts_that_processes_cannot_share_are_refused(prompts: int, count: int, processes: int, remedy: str) -> None:
+    config = run(
+        prompts={"list": [f"prompt {i}" for i in range(prompts)]},
+        train={"prompts_per_iteration": count, "group": 2, "micro_batch": 2},
+    )
+    check_processes(config, 1)
+    with pytest.raises(ValueError, match=rf"prompts_per_iteration {count} .* by {processes} processes.*{remedy}\."):
+        check_processes(config, processes)
+
+
+def test_a_warm_up_without_trajectories_is_refused() -> None:
+    unfit = run(objective={"component": "trust_pcl", "length": 1, "warm_up_updates": 5}, behaviour={"prior_buffer": 0})
+    with pytest.raises(ValueError, match=r"warms up for 5 updates.*prior_buffer 0 draws none"):
+        check_settings(unfit, TrustPCL(length=1, warm_up_updates=5))
+    check_settings(unfit, TrustPCL(length=1))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"prior_share": 0.5}, {"replay": {"share": 0.5}}, {"back_and_forth": {"share": 0.5}}]
+)
+def test_what_is_kept_needs_a_reward_that_stays(settings: dict[str, Any]) -> None:
+    inner = {"component": "brightness"}
+    moving = WeightedSum([{"component": "standardise", "reward": inner, "samples": None}])
+    with pytest.raises(ValueError, match=r"reward Standardise goes on changing.*behaviour\.\w+(\.share)? keeps traj"):
+        check_reward_memory(moving, RTB(), behaviour(**settings))
+    check_reward_memory(moving, RTB(), behaviour())
+    check_reward_memory(Standardise(inner), RTB(), behaviour(**settings))
+    check_reward_memory(Standardise(inner, mean=0.0, std=1.0, samples=None), RTB(), behaviour(**settings))
+
+
+def test_a_value_that_stays_needs_a_reward_that_does() -> None:
+    frozen = TrustPCL(length=1, value_loss="none", warm_up_updates=5)
+    with pytest.raises(ValueError, match=r"value_loss: none keeps its V"):
+        check_reward_memory(Standardise({"component": "brightness"}, samples=None), frozen, behaviour())
+    check_reward_memory(Standardise({"component": "brightness"}), frozen, behaviour())
 
 
 @pytest.mark.parametrize("build", [ReinforceNaive, ReinforceKL])

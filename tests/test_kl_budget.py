@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from diffusion_rtb.behaviours.kl_budget import KlBudget, realised
 from diffusion_rtb.trained_run import open_trained_run
+from diffusion_rtb.training_metrics import Measured
 from pipelines._linear_gaussian import kl
 from tests.behaving import BETA, LINEAR, QUADRATIC, begin_at_the_posterior, differing, known, rows, run, state
 
@@ -64,7 +65,7 @@ def test_the_posterior_says_its_own_beta(tmp_path: Path) -> None:
     trainer = run(tmp_path, prior={"dtype": "float64"})
     begin_at_the_posterior(trainer)
     drawn = trainer.actor.completed(trainer.actor.from_posterior([0] * 4000, range(4000)))
-    found, covariance, variance = realised(drawn).tolist()
+    found, covariance, variance = realised(Measured.of(drawn)).tolist()
     # log q - log p = beta·r - log F(x_T): a signal of 1e-4 in x_T, and rewards in float32.
     assert covariance / variance == pytest.approx(BETA, rel=1e-4)
     tilt = known(trainer)
@@ -82,7 +83,7 @@ def test_moments_are_taken_within_prompts(tmp_path: Path) -> None:
     second = torch.arange(64) >= 32
     shift = torch.where(second, -7.0, 0.0)[:, None]
     shifted = replace(drawn, prompt=second.long(), reward=drawn.reward + 5 * second, log_q=drawn.log_q + shift)
-    moments, plain = realised(shifted), realised(replace(drawn, prompt=second.long()))
+    moments, plain = (realised(Measured.of(d)) for d in (shifted, replace(drawn, prompt=second.long())))
     assert float(moments[1] / moments[2]) == pytest.approx(BETA, rel=1e-3)
     assert float(moments[0]) == pytest.approx(float(plain[0]) - 7 * 4 / 2, rel=1e-9)
 

@@ -29,7 +29,8 @@ reward: {component: jpeg}
 beta: 1.0
 posterior: {rank: 1, alpha: 1.0}
 prompts: {list: [a cat]}
-behaviour: {prior_share: 0.25, prior_buffer: 2, replay: {share: 0.25}, back_and_forth: {share: 0.25}}
+behaviour:
+  {prior_share: 0.25, prior_buffer: 2, replay: {share: 0.25}, back_and_forth: {share: 0.25}, kl_budget: {nats: 1.0}}
 train: {iterations: 1, prompts_per_iteration: 1, group: 4, micro_batch: 4, grid_every: 0}
 """
 

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.actor import Experience
+from diffusion_rtb.training_metrics import Measured
 
 __all__ = ["KlBudget", "realised"]
 
+AHEAD = 4.0
+"""How many times what q has realised beta may be before it waits: a q that follows, however slowly, stays below."""
 
-def realised(own: Experience) -> Float[Tensor, "3"]:
+WAITED = 20
+"""Iterations in a row that beta has waited when it is said."""
+
+log = logging.getLogger(__name__)
+
+
+def realised(own: Measured) -> Float[Tensor, "3"]:
     """What q says of its beta: E[l], Cov(l, r) and Var(r) with l = log_q - log_p of trajectories.
 
     E[l] is KL(q || p). At p(x)·exp(b·r(x)) / Z it is l = b·r - log Z, so Cov / Var is b, whatever Z. Moments are taken within each
-    prompt and averaged over prompts. Trajectories that exploration noise widened will do: log_q - log_p of a step is linear in
-    x_s, so its mean at a state is KL(q || p) of that step whatever the width.
+    prompt and averaged over prompts.
 
     Args:
-        own: The posterior's own trajectories, with both log-densities.
+        own: The posterior's own trajectories, drawn without exploration noise: wider ones visit other states.
     """
-    assert own.log_q is not None
-    assert own.log_p is not None
-    reward, log_ratio = own.reward.double(), (own.log_q - own.log_p).double().sum(1)
+    reward, log_ratio = own.reward, own.log_ratio.sum(1)
     moments = []
     for row in torch.unique(own.prompt):
         here = (own.prompt == row).nonzero().flatten()
@@ -47,6 +53,10 @@ class KlBudget:
     beta it was given, and pace, the learning rate as a share of its full value, from moving on when q no longer does: without
     them, beta overshoots by as much as q lags.
 
+    A q that cannot go that far, for want of adapters, of a learning rate, or of samples with another reward, stays where it is
+    while beta grows. At 4 times b, or 4 times where it started, whichever is more, beta therefore waits, and goes on once q has
+    come after; when it has waited for 20 iterations, a warning says what was reached.
+
     Trust-PCL likewise sets its lambda (alpha = 1/beta here) so that the divergence from the reference policy is a number that one
     chooses, because one knows beforehand what distance is safe and not what a reward is worth in nats; it finds it by a line
     search over returns re-weighted by exp(return / lambda), whose effective sample size is of the order of exp(-KL): fine within a
@@ -63,9 +73,11 @@ class KlBudget:
     """
 
     def __init__(self, beta: float, *, nats: float, rate: float) -> None:
-        self.beta = beta
+        self.beta = self.start = beta
         self.nats = nats
         self.rate = rate
+        self.waiting = 0
+        """Iterations in a row that beta has waited for q."""
 
     def settle(self, moments: Float[Tensor, "3"], pace: float) -> None:
         """Move beta after an iteration.
@@ -77,8 +89,26 @@ class KlBudget:
         kl, covariance, variance = moments.tolist()
         error = min(1.0, max(-1.0, (self.nats - kl) / self.nats))
         b = max(0.0, covariance / variance) if variance > 0 else 0.0
+        ahead = error > 0 and AHEAD * max(b, self.start) <= self.beta
+        self._wait(ahead, kl, b)
+        if ahead:
+            return
         if error > 0:
             error *= min(1.0, b / self.beta)
         elif b > 0:
             error *= min(1.0, self.beta / b)
         self.beta *= math.exp(self.rate * pace * error)
+
+    def _wait(self, ahead: bool, kl: float, b: float) -> None:
+        """Count, and say so once."""
+        self.waiting = self.waiting + 1 if ahead else 0
+        if self.waiting == WAITED:
+            log.warning(
+                "behaviour.kl_budget: beta stays at %.3g. KL is %.3g of the %.3g nats asked for, and the posterior has realised a "
+                "beta of %.2g: so far it goes no further. beta grows again if it does; if not, lower nats to what it reaches, or "
+                "give it more rank, iterations or train.lr, or prior trajectories (behaviour.prior_share).",
+                self.beta,
+                kl,
+                self.nats,
+                b,
+            )

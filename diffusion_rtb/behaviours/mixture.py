@@ -13,7 +13,7 @@ from diffusion_rtb.behaviours.replay import Replay
 from diffusion_rtb.behaviours.source import Source
 from diffusion_rtb.config import RunConfig
 
-__all__ = ["Mixture", "budget", "draw", "settle", "share_rewards", "sources"]
+__all__ = ["Mixture", "budget", "draw", "settle", "sources"]
 
 Mixture = dict[str, tuple[Source, int]]
 """The behaviours of a run by name, each with its trajectories per prompt; the posterior's own come first."""
@@ -24,7 +24,10 @@ def sources(config: RunConfig) -> Mixture:
     behaviour, group, seed = config.behaviour, config.train.group, config.seed
     exploration, replay, back = behaviour.exploration, behaviour.replay, behaviour.back_and_forth
     counts = {key: round(share * group) for key, share in behaviour.shares.items()}
-    on_policy = OnPolicy(seed, scale=exploration.scale, until=exploration.until, kind=exploration.kind)
+    measured = max(2, round(exploration.measured * group)) if exploration.measured > 0 else 0
+    on_policy = OnPolicy(
+        seed, scale=exploration.scale, until=exploration.until, kind=exploration.kind, measured=measured
+    )
     buffer = PriorBuffer(seed, size=behaviour.prior_buffer, resample=behaviour.resample, refresh=behaviour.refresh)
     found: Mixture = {
         "posterior": (on_policy, group - sum(counts.values())),
@@ -51,15 +54,6 @@ def settle(mixture: Mixture, parts: Mapping[str, Experience]) -> None:
     """Tell every behaviour what the iteration's trajectories were."""
     for source, _ in mixture.values():
         source.settle(parts)
-
-
-def share_rewards(parts: Mapping[str, Experience]) -> dict[str, float]:
-    """Mean reward of each behaviour but the posterior's own; metrics for the log."""
-    return {
-        f"{name}_share_reward": float(part.reward.double().mean())
-        for name, part in parts.items()
-        if name != "posterior"
-    }
 
 
 def budget(config: RunConfig) -> KlBudget | None:

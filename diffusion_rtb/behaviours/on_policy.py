@@ -22,22 +22,32 @@ class OnPolicy:
 
         "relative":  (1 + e)·std                     "added":  sqrt(std² + e²)     (RTB 2024, arXiv 2405.20971, section 3.1)
 
-    log_q stays the density of the posterior itself: the objectives are valid for any behaviour with full support.
+    log_q stays the density of the posterior itself: the objectives are valid for any behaviour with full support. What such
+    trajectories say of the posterior's reward, KL and ELBO is wrong, however: their states are wider too. So `measured` more per
+    prompt are drawn without the noise, to be looked at and not to be trained on.
 
     Args:
         seed: The run's seed.
         scale: e at the first iteration; 0 is on-policy.
         until: The iteration from which there is no exploration.
         kind: How e enters.
+        measured: Trajectories per prompt without exploration while there is some; 0: none.
     """
 
     def __init__(
-        self, seed: int, *, scale: float = 0.0, until: int = 1, kind: Literal["relative", "added"] = "relative"
+        self,
+        seed: int,
+        *,
+        scale: float = 0.0,
+        until: int = 1,
+        kind: Literal["relative", "added"] = "relative",
+        measured: int = 2,
     ) -> None:
         self.seed = seed
         self.scale = scale
         self.until = until
         self.kind = kind
+        self.measured = measured
 
     def noise_scale(self, iteration: int) -> Callable[[float], float] | None:
         """The factor on a transition's standard deviation, or None when there is no exploration."""
@@ -54,6 +64,15 @@ class OnPolicy:
         pairs = [(row, n * count + sample) for row, n in nth for sample in range(count)]
         seeds = [seed_of(self.seed, "train", iteration, row, sample) for row, sample in pairs]
         return actor.from_posterior([row for row, _ in pairs], seeds, self.noise_scale(iteration))
+
+    def own(self, actor: Actor, rows: Sequence[int], iteration: int) -> Experience | None:
+        """Trajectories of the posterior itself, where `draw` answers wider ones; None where none are asked for."""
+        if self.measured == 0:
+            return None
+        nth = zip(rows, occurrences(rows), strict=True)
+        pairs = [(row, n * self.measured + sample) for row, n in nth for sample in range(self.measured)]
+        seeds = [seed_of(self.seed, "measured", iteration, row, sample) for row, sample in pairs]
+        return actor.from_posterior([row for row, _ in pairs], seeds)
 
     def settle(self, parts: Mapping[str, Experience]) -> None:
         """Nothing is remembered."""

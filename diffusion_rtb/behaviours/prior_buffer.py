@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,24 @@ from diffusion_rtb.behaviours.source import occurrences
 from diffusion_rtb.behaviours.storage import Memory, pack, unpack, with_newest
 from diffusion_rtb.seeds import seed_of
 
-__all__ = ["PriorBuffer"]
+__all__ = ["PriorBuffer", "prior_trajectories"]
+
+
+def prior_trajectories(
+    actor: Actor, run_seed: int, numbered: Sequence[tuple[int, int]], between: Callable[[], object] = lambda: None
+) -> Iterator[Experience]:
+    """Trajectories of the prior, with log_p and reward: one micro-batch after the other, each on the CPU.
+
+    Args:
+        actor: Draws them.
+        run_seed: The run's seed.
+        numbered: (prompt row, number) of each; the number decides its noise.
+        between: Called before each micro-batch; what it raises ends the drawing.
+    """
+    for chunk in actor.chunks(len(numbered)):
+        between()
+        here = numbered[chunk]
+        yield actor.from_prior([row for row, _ in here], [seed_of(run_seed, "prior", *pair) for pair in here]).to("cpu")
 
 
 class PriorBuffer:
@@ -22,6 +39,9 @@ class PriorBuffer:
     Per prompt it keeps the last `size` prior trajectories, all drawn on first use, and adds `refresh` new ones each time the
     prompt is drawn. With `resample` they are drawn with weights exp(beta·r), that is, approximately from the posterior: the
     one behaviour that found all modes in the right proportions where exploration noise alone did not.
+
+    What is stored is on the CPU, and is drawn, decoded and scored one micro-batch at a time: neither the device nor the reward ever
+    sees more. Buffers are filled prompt by prompt, so that a prompt's trajectories do not depend on which others it is drawn with.
 
     Args:
         seed: The run's seed.
@@ -40,6 +60,8 @@ class PriorBuffer:
         """Prior trajectories drawn so far per prompt row; the next one's seed follows from it."""
         self.extended: tuple[Memory, dict[int, int]] = {}, {}
         """What memory and drawn become once the iteration has succeeded."""
+        self.between: Callable[[], object] = lambda: None
+        """Called before each micro-batch that fills a buffer; what it raises ends the filling, and nothing of it is kept."""
 
     def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
         """See `Source`; log_p is known, log_q is not."""
@@ -52,27 +74,27 @@ class PriorBuffer:
             parts.append(held[systematic_draw(weights, count, seed)])
         return Experience.cat(parts).to(actor.prior.device)
 
-    def everything(self, actor: Actor) -> Experience:
-        """All stored trajectories of all prompts, with log_p; buffers that are empty are filled first."""
+    def everything(self, actor: Actor) -> list[Experience]:
+        """All stored trajectories, one batch per prompt, with log_p, on the CPU; buffers that are empty are filled first."""
         missing = [row for row in range(len(actor.prompts)) if row not in self.memory]
         self.memory, self.drawn = self._extended(actor, missing)
-        return Experience.cat([self.memory[row] for row in sorted(self.memory)]).to(actor.prior.device)
+        return [self.memory[row] for row in sorted(self.memory)]
 
     def _extended(self, actor: Actor, rows: Sequence[int]) -> tuple[Memory, dict[int, int]]:
         """Memory and counts with the buffers of new rows filled and those of old ones refreshed."""
         memory, drawn = dict(self.memory), dict(self.drawn)
-        wanted = [(row, self.refresh if row in memory else self.size) for row in dict.fromkeys(rows)]
-        pairs = [(row, drawn.get(row, 0) + k) for row, count in wanted for k in range(count)]
-        if not pairs:
-            return memory, drawn
-        seeds = [seed_of(self.seed, "prior", row, k) for row, k in pairs]
-        fresh = actor.from_prior([row for row, _ in pairs], seeds).to("cpu")
-        start = 0
-        for row, count in wanted:
-            part = fresh[start : start + count]
-            start += count
-            memory[row] = with_newest(memory, row, part, self.size)
-            drawn[row] = drawn.get(row, 0) + count
+        known = [row for row in dict.fromkeys(rows) if row in memory]
+        for row in dict.fromkeys(rows):
+            if row not in memory:
+                first = [(row, k) for k in range(self.size)]
+                memory[row] = Experience.cat(list(prior_trajectories(actor, self.seed, first, self.between)))
+                drawn[row] = self.size
+        pairs = [(row, drawn[row] + k) for row in known for k in range(self.refresh)]
+        if pairs:
+            fresh = Experience.cat(list(prior_trajectories(actor, self.seed, pairs)))
+            for row in known:
+                memory[row] = with_newest(memory, row, fresh[(fresh.prompt == row).nonzero().flatten()], self.size)
+                drawn[row] += self.refresh
         return memory, drawn
 
     def settle(self, parts: Mapping[str, Experience]) -> None:

@@ -54,9 +54,9 @@ class MeasuredTrainer(Trainer):
             metrics = super().step()
         return metrics | {"training_seconds": self.seconds, "training_cpu_seconds": self.cpu_seconds}
 
-    def _warm_up(self) -> None:
+    def _begin(self) -> None:
         with self._clock():
-            super()._warm_up()
+            super()._begin()
 
     def resume(self) -> None:
         """Continue from the latest checkpoint, with the clock and the curve as they were there."""
