@@ -175,7 +175,7 @@ def _unfit(samples: Samples, check: Callable[..., None]) -> str | None:
     try:
         check(prompts=texts, metadata=[samples.metadata.get(text, {}) for text in texts])
     except ValueError as error:
-        return f"{error} Prompts of your own: --prompt, --images or --prior."
+        return f"{error} Prompts of your own: --prompt, --prompt-file, --images or --prior."
     return None
 
 

@@ -26,7 +26,7 @@ LEVELS = f"{HERE}: for 8-bit levels use (images * 255).round().to(torch.uint8)"
 ORDER = "a reward is called with (images, prompts), in this order"
 ROWS = (
     "it takes `metadata`, and the prompt has none of that name: prompts.file may be a .jsonl or .csv with it; check-reward has "
-    "it from --prior CONFIG, or --images FOLDER with a metadata.jsonl"
+    "it from --prompt-file FILE, --prior CONFIG, or --images FOLDER with a metadata.jsonl"
 )
 
 TEXTS = ("prompts", "prompt", "captions", "caption", "texts", "text")
