@@ -25,6 +25,7 @@ from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.fitness import check_fitness, check_owner, check_reward_memory
+from diffusion_rtb.folder_lock import folder_lock
 from diffusion_rtb.gradients import (
     average_gradients,
     check_parity,
@@ -129,7 +130,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the configured number of iterations, from wherever the latest checkpoint left off."""
         train = self.config.train
-        with self.processes.guarded():
+        with self.processes.guarded(), folder_lock(self.folder, self.processes.main):
             with self._stop, self.tracker, suppress(Stopped):
                 self.resume()
                 self._begin()
@@ -164,8 +165,7 @@ class Trainer:
             yield
         except (Exception, Stopped) as error:
             load_snapshot(self, before)
-            begun = self.iteration > 0 or self.warmed or bool(reward_tensors(self.actor.reward))
-            if begun and not isinstance(error, Stopped):
+            if not isinstance(error, Stopped):
                 self.save()
             raise
 
@@ -306,8 +306,9 @@ class Trainer:
         self.actor.stopwatch.read()
 
     def save(self) -> None:
-        """Write a checkpoint that `resume` continues from number for number."""
-        if self.processes.main:
+        """Write a checkpoint that `resume` continues from number for number, once there is anything to continue."""
+        begun = self.iteration > 0 or self.warmed or bool(reward_tensors(self.actor.reward))
+        if begun and self.processes.main:  # a run without a checkpoint leaves its name free
             save_training(self)
 
     def resume(self) -> None:

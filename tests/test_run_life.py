@@ -487,3 +487,49 @@ def test_a_group_of_one_is_refused_where_trajectories_are_compared(
 def test_a_group_of_one_is_taken_where_none_are(objective: str) -> None:
     small = ["train.group=1", "train.micro_batch=1", "train.iterations=1"]
     assert command("train", "g.yaml", f"objective={objective}", *small) == 0
+
+
+REWARDS = """
+import torch
+
+def broken(images, prompts):
+    raise RuntimeError("no scorer here")
+
+def flaky(images, prompts):
+    flaky.calls += 1
+    if flaky.calls == FAILS:
+        raise RuntimeError("no scorer here")
+    return -images.square().sum(1)
+
+flaky.calls = 0
+"""
+
+
+@pytest.mark.parametrize(
+    "wrong", ["reward={component: 'broken_reward:broken'}", "beta=1e300", "train.lr=1e300 train.grad_clip=1e300"]
+)
+def test_a_failure_in_iteration_0_leaves_the_name_free(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "broken_reward.py").write_text(REWARDS)
+    assert command("train", "g.yaml", "train.iterations=1", *wrong.split(maxsplit=0 if "{" in wrong else -1)) == 1
+    assert not Path("runs/g").exists()
+    assert command("train", "g.yaml", "train.iterations=1") == 0
+
+
+def test_a_failure_in_iteration_0_of_a_folder_that_was_there_leaves_what_was_in_it(tmp_path: Path) -> None:
+    (tmp_path / "broken_reward.py").write_text(REWARDS)
+    Path("runs/g").mkdir(parents=True)
+    wrong = "reward={component: 'broken_reward:broken'}"
+    assert command("train", "g.yaml", wrong) == 1
+    assert list(Path("runs/g").iterdir()) == []
+    assert command("train", "g.yaml") == 0
+    before = sorted(Path("runs/g").rglob("*"))
+    assert command("train", "g.yaml", wrong) == 1  # another config
+    assert sorted(Path("runs/g").rglob("*")) == before
+
+
+def test_a_failure_later_keeps_what_was_done(tmp_path: Path) -> None:
+    (tmp_path / "later_reward.py").write_text(REWARDS.replace("FAILS", "3"))
+    assert command("train", "g.yaml", "reward={component: 'later_reward:flaky'}") == 1
+    assert [path.name for path in Path("runs/g/checkpoints").iterdir()] == ["00000002"]
+    assert command("train", "g.yaml", "reward={component: 'later_reward:flaky'}") == 0
+    assert [row["iteration"] for row in rows(Path("runs/g"))] == [0, 1, 2, 3]
