@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "out",
     "eval",
     "train.iterations",
+    "train.rounding_share",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.grid_every",

@@ -71,7 +71,8 @@ def score_with_means(
 ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
     """`score`, and the mean of each transition; 0 for a step without a density."""
     rows: dict[int, Tensor] = {}
-    means = torch.zeros_like(trajectory.x[:, 1:])
+    # Not in the states' own dtype: rounded to it, means that are the same would have a KL, and a gradient of it.
+    means = torch.zeros_like(trajectory.x[:, 1:], dtype=torch.promote_types(trajectory.x.dtype, torch.float32))
 
     def keep(i: int, log_prob: Tensor, mean: Tensor) -> None:
         rows[i] = log_prob

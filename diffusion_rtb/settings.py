@@ -175,6 +175,9 @@ class TrainConfig(Section):
     """Largest |recorded − replayed| log-density of a trajectory, nats, before training stops."""
     process_timeout: PositiveFloat = 1800.0
     """Seconds that one of several processes waits for the others before it stops with an error."""
+    rounding_share: PositiveFloat | None = 1.0
+    """Largest rounding floor of a network below float32, as a share of the tilt asked for (`kl_budget`, or beta·sd(r)). More is
+    refused at iteration 0, more than a tenth of it gives a warning; null: neither. It is logged in any case."""
     checkpoint_every: PositiveInt = 10
     """Iterations between checkpoints; one is also written at the end and when interrupted."""
     keep_checkpoints: PositiveInt = 2

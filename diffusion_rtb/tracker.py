@@ -29,6 +29,7 @@ SHOWN = {
     "ess": "ess",
     "residual_std": "residual",
     "log_z": "log Z",
+    "rounding_floor": "rounding floor",
 }
 """What the terminal shows of an iteration, in this order."""
 

@@ -37,6 +37,7 @@ from diffusion_rtb.gradients import (
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
 from diffusion_rtb.processes import Processes
 from diffusion_rtb.reward_state import observing, reward_tensors
+from diffusion_rtb.rounding_floor import first_floor
 from diffusion_rtb.schedules import learning_rate_factor, prompt_rows
 from diffusion_rtb.seeds import seed_of
 from diffusion_rtb.sheets import write_sheet
@@ -202,6 +203,8 @@ class Trainer:
         own = None if own is None else self.actor.completed(own)
         with observing(self.actor.reward, self._gather_row), self._leaving_buffer(alone=True):
             parts = draw(self.sources, self.actor, rows, self.iteration, beta)
+        drawn = parts["posterior"] if own is None else own
+        floor = {} if self.iteration > 0 else first_floor(self.actor, drawn, self.config, self.processes)
         metrics: dict[str, float] = {}
         for update in range(self.config.train.updates_per_iteration):
             if update > 0:  # the posterior has moved
@@ -215,7 +218,7 @@ class Trainer:
         if own is not None:
             metrics |= self._measure(own, beta)
         settle(self.sources, parts)
-        return metrics | {f"seconds/{phase}": spent for phase, spent in seconds.read().items()}
+        return metrics | floor | {f"seconds/{phase}": spent for phase, spent in seconds.read().items()}
 
     def _measure(self, own: Experience, beta: float) -> dict[str, float]:
         """What the posterior's own trajectories say of it, and where beta goes from there."""

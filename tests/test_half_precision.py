@@ -112,6 +112,21 @@ def test_an_update_has_the_gradient_of_float32_at_any_scale_of_the_reward(
         assert float(gradients[0].norm() / gradients[1].norm()) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("dtype", COSINE)
+def test_where_q_is_p_the_kl_has_no_gradient(dtype: str, folder: Path, tmp_path: Path) -> None:
+    """The prior's means are kept as they were computed: rounded to bfloat16 they would pull the posterior anywhere."""
+    made = trainer(folder, tmp_path, dtype)
+    for name, parameter in made.prior.parameters().items():
+        if ".lora_B." in name:
+            parameter.data.zero_()
+    part = made.actor.with_kl(made.actor.from_posterior([0, 1], [1, 2]))
+    assert part.kl is not None
+    assert float(part.kl.abs().max()) == 0
+    zero = torch.zeros(2, 4, dtype=torch.float64)
+    push_back(made.actor, [part], zero, torch.ones_like(zero))
+    assert float(gradient(made).abs().max()) == 0
+
+
 def test_a_step_of_tiny_deviation_does_not_overflow(folder: Path, tmp_path: Path) -> None:
     """dlog_q/dmean is 1/std of the noise: at eta 1e-3 it leaves float16 at a cotangent of 1, and not at 2^-10."""
     made = trainer(folder, tmp_path, "float16", {"eta": 1e-3})

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 SMALL = """
-prior: {component: stable_diffusion, path: tiny, steps: 2}
+prior: {component: stable_diffusion, path: tiny, steps: 2, dtype: float16}
 reward: {component: jpeg}
 beta: 1.0
 posterior: {rank: 1, alpha: 1.0}

@@ -62,7 +62,8 @@ def trained(out: Path, c: float, variant: dict[str, Any]) -> tuple[list[dict[str
     for row in found:
         for key in row.keys() & {"reward", "reward_std", "prior_share_reward"}:
             row[key] /= c
-        row["beta"] *= c
+        for key in row.keys() & {"beta", "beta_realised"}:
+            row[key] *= c
         row.pop("loss")  # in its own unit, which is another for each objective
     return found, torch.cat([p.detach().flatten() for p in trainer.prior.parameters().values()])
 
