@@ -21,13 +21,13 @@ from diffusion_rtb.config import EvalConfig
 from diffusion_rtb.decoding import decoded
 from diffusion_rtb.diversity import mean_pairwise_cosine_distance, vendi_score
 from diffusion_rtb.eval_choice import PICTURED, spread
+from diffusion_rtb.jackknife import log_z_with_error
 from diffusion_rtb.metrics import (
     elbo,
     ess,
     kl,
     kl_profile,
     log_weights,
-    log_z_from_prior,
     log_z_importance,
     reweighted_mean,
     standard_error,
@@ -204,20 +204,24 @@ def _numbers(prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) ->
     log_w = log_weights(posterior.reward, log_q, log_p, beta)
     log_ratio = (log_q.double() - log_p.double()).sum(1)
     reward = _reward(prior, posterior, beta, config)
-    log_z = log_z_from_prior(prior.reward, beta, prior.prompt)
+    log_z = log_z_with_error(prior.reward, beta, prior.prompt, config.confidence)
     return {
         "reward": reward,
         "kl": {
             "mean": kl(log_q, log_p, posterior.prompt),
             "standard_error": standard_error(log_ratio, posterior.prompt),
             # What the exact posterior's would be: log p*/p = beta·r - log Z.
-            "reweighted_prior": beta * reward["reweighted_prior"] - log_z,
+            "reweighted_prior": beta * reward["reweighted_prior"] - log_z.estimate,
         },
         "kl_profile": kl_profile(log_q, log_p).tolist(),
         "elbo": elbo(posterior.reward, log_q, log_p, beta, posterior.prompt),
         "log_z": {
             "from_posterior": log_z_importance(log_w, posterior.prompt),
-            "from_prior": log_z,
+            "from_prior": log_z.estimate,
+            "from_prior_low": log_z.low,
+            "from_prior_high": log_z.high,
+            "from_prior_bias": log_z.bias,
+            "effective_prior_samples": log_z.effective,
         },
         "ess": {
             "posterior": ess(log_w, posterior.prompt),

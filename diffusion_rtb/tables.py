@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_rtb.eval_choice import LISTED, listed
+from diffusion_rtb.jackknife import FEW
 from diffusion_rtb.plain_text import plain
 from diffusion_rtb.terminal import shown
 
@@ -24,11 +25,29 @@ def show(numbers: Mapping[str, Any], console: Console) -> None:
     console.print(_cost_table(numbers))
     if len(numbers["per_prompt"]) > LISTED:
         console.print(shown(_left_out(numbers)), soft_wrap=True)
+    console.print(shown(_log_z(numbers["overall"]["log_z"])), soft_wrap=True)
     console.print(shown(_exact(numbers["overall"])), soft_wrap=True)
     console.print(shown(_rise(numbers["overall"], numbers["samples"]["prior"])), "", soft_wrap=True, sep="\n")
     for check in numbers["posterior_check"]:
         console.print(_check_table(check))
         console.print(shown(_verdict(check)), "", soft_wrap=True, sep="\n")
+
+
+def _log_z(log_z: Mapping[str, Any]) -> str:
+    """How well log Z is known from prior samples."""
+    if log_z["from_prior_bias"] is None:
+        return f"log Z {log_z['from_prior']:.2f}, from prior samples, errs low; by how much, one sample per prompt does not say."
+    text = (
+        f"log Z {log_z['from_prior']:.2f}, from prior samples, errs low, here by about {max(0.0, -log_z['from_prior_bias']):.2f}: "
+        f"interval [{log_z['from_prior_low']:.2f}, {log_z['from_prior_high']:.2f}]"
+    )
+    few = log_z["effective_prior_samples"]
+    if few >= FEW:
+        return f"{text}."
+    return (
+        f"{text}, which is too narrow, as a prompt has only {few:.0f} effective samples: log Z may be higher still, and an ELBO "
+        "above it is no error. Draw more (eval.prior_samples)."
+    )
 
 
 def _exact(overall: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from diffusion_rtb.behaviours.priority import systematic_resample
 from diffusion_rtb.config import TrainConfig
 from diffusion_rtb.fitness import check_behaviour
 from diffusion_rtb.locate import build
-from diffusion_rtb.schedules import learning_rate_factor, nth_prompt
+from diffusion_rtb.schedules import learning_rate_factor, nth_prompt, prompt_rows
 from diffusion_rtb.seeds import generators, global_seed, seed_of
 from tests.behaving import begin_at_the_posterior, known, rows, run
 
@@ -124,6 +124,19 @@ def test_every_prompt_comes_once_before_any_comes_again() -> None:
     for start in (0, 5, 10):
         assert sorted(rows[start : start + 5]) == list(range(5))
     assert rows[:5] != rows[5:10] or rows[5:10] != rows[10:]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 99), total=st.integers(1, 12), share=st.floats(0, 1))
+def test_no_prompt_comes_twice_in_an_iteration_or_before_all_others_came(seed: int, total: int, share: float) -> None:
+    count = max(1, round(share * total))
+    dealt = [prompt_rows(seed, iteration, count, total) for iteration in range(3 * total)]
+    assert all(len(set(rows)) == count for rows in dealt)
+    flat = [row for rows in dealt for row in rows]
+    for start in range(0, len(flat) - total + 1, total):
+        assert sorted(flat[start : start + total]) == list(range(total))
+    if total % count == 0:  # then nothing had to be put off
+        assert flat == [nth_prompt(seed, n, total) for n in range(len(flat))]
 
 
 # --------------------------------------------------------------------------------- every behaviour with every objective

@@ -107,6 +107,41 @@ def test_the_budget_is_reached(reward: dict[str, Any], start: float, nats: float
     assert open_trained_run(trainer.folder).progress.beta == trainer.beta
 
 
+@pytest.mark.parametrize(("start", "most"), [(1.0, 8.0), (0.1, 8.0), (20.0, 80.0)])
+def test_a_posterior_that_goes_no_further_is_waited_for(
+    start: float, most: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """q follows beta up to 2, where KL = b²·v/2 is 2 of the 5 nats asked for, with v = 1 and a lag of 10 iterations."""
+    budget, b = KlBudget(start, nats=5.0, rate=0.05), 0.0
+    for _ in range(4000):
+        b += (min(budget.beta, 2.0) - b) / 10
+        budget.settle(torch.tensor([b**2 / 2, b, 1.0], dtype=torch.float64), 1.0)
+    assert budget.beta <= most * math.exp(0.05)
+    if start < 20:
+        assert budget.beta >= most / math.exp(0.05)
+        assert len(caplog.records) == 1, "said once"
+        assert "KL is 2 of the 5 nats" in caplog.text
+        assert "realised a beta of 2:" in caplog.text
+    # Once it can follow again, beta goes on, and finds the five nats.
+    for _ in range(2000):
+        b += (budget.beta - b) / 10
+        budget.settle(torch.tensor([b**2 / 2, b, 1.0], dtype=torch.float64), 1.0)
+    assert budget.beta == pytest.approx(math.sqrt(10), rel=1e-3)
+
+
+def test_more_nats_than_a_chain_can_be_from_its_prior(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The reward has a maximum and the steps a fixed variance: however large beta, KL stays where that mean is reached."""
+    sizes = {"iterations": 200, "group": 32, "micro_batch": 32}
+    budget = {"kl_budget": {"nats": 500.0, "rate": 0.5}}
+    trainer = run(tmp_path, reward=QUADRATIC, behaviour=budget, train=sizes)
+    trainer.fit()
+    assert trainer.beta < 2000  # 0.5 of log beta per iteration would be e^100
+    last = rows(trainer)[-1]
+    assert last["kl"] < 500
+    assert last["beta_realised"] <= last["beta"]
+    assert "behaviour.kl_budget: beta stays at" in caplog.text
+
+
 def test_a_resumed_run_goes_on_with_the_same_beta(tmp_path: Path) -> None:
     budget = {"kl_budget": {"nats": NATS, "rate": 0.3}}
     whole = run(tmp_path / "whole", behaviour=budget, train={"iterations": 6})
