@@ -238,7 +238,8 @@ def _train(source: Path, overrides: Sequence[str]) -> None:
             raise typer.Exit(INTERRUPTED)
         if trainer.processes.main:
             lora = export_posterior(run, trainer.prior, folder, progress(trainer))
-            say(f"The posterior is in {lora}, pictures in {folder / 'samples'}. Next: python eval.py {folder}")
+            pictures = f", pictures in {folder / 'samples'}" if (folder / "samples").is_dir() else ""
+            say(f"The posterior is in {lora}{pictures}. Next: python eval.py {folder}")
 
 
 def _sample(

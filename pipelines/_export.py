@@ -14,7 +14,7 @@ from diffusion_rtb.plain_text import markdown_code
 __all__ = ["KOHYA", "elsewhere", "kohya_lora", "plain_lora", "snippet", "write_lora"]
 
 KOHYA = "kohya_lora.safetensors"
-"""File for ComfyUI, the WebUIs and kohya's scripts; no name that `load_lora_weights` would take for its own."""
+"""File for ComfyUI and the WebUIs; no name that `load_lora_weights` would take for its own."""
 
 SAMPLERS = {
     "DDIMScheduler": (
@@ -53,7 +53,7 @@ def kohya_lora(network: nn.Module, alpha: float) -> dict[str, Tensor]:
 
         W x + (alpha / rank) · up(down(x))      lora_unet_MODULE.lora_down.weight, .lora_up.weight and .alpha, dots in MODULE as _
 
-    ComfyUI, AUTOMATIC1111's WebUI and Forge, kohya's scripts and diffusers itself read them; alpha is in the file.
+    ComfyUI, AUTOMATIC1111's WebUI, Forge and diffusers itself read them; alpha is in the file.
     """
     from diffusers.utils import convert_state_dict_to_kohya
     from peft import get_peft_model_state_dict
@@ -96,7 +96,7 @@ def elsewhere(base_model: str, scheduler: str, settings: Mapping[str, Any]) -> s
 | diffusers | `pytorch_lora_weights.safetensors` | anywhere, see above |
 | ComfyUI | `{KOHYA}` | `models/loras`, node *Load LoRA*, strength 1 |
 | AUTOMATIC1111's WebUI, Forge | `{KOHYA}` | `models/Lora`, `<lora:NAME:1>` in the prompt |
-| kohya's scripts, other programs that read their names | `{KOHYA}` | |
+| other programs that read kohya's names | `{KOHYA}` | not looked into: they may leave out layers that are no attention |
 
 Both files hold the same adapters; rename the second as you like. Load it on {markdown_code(base_model)} itself, with
 these settings:

@@ -13,6 +13,20 @@ from diffusion_rtb.cli import main
 ROOT = Path(__file__).parents[1]
 
 
+def test_only_pictures_that_were_drawn_are_pointed_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [f"out={tmp_path}", "train.iterations=1", "train.group=8", "train.micro_batch=8"]
+    for name, every in (("none", 0), ("some", 1)):
+        command = [
+            "train",
+            str(ROOT / "configs" / "gaussian.yaml"),
+            *small,
+            f"name={name}",
+            f"train.grid_every={every}",
+        ]
+        assert left_with(command) == 0
+        assert (f"pictures in {tmp_path / name / 'samples'}" in capsys.readouterr().err) == (every > 0)
+
+
 def left_with(argv: list[str]) -> int:
     with pytest.raises(SystemExit) as left:
         main(argv)
