@@ -185,7 +185,9 @@ def test_a_warm_up_is_scored_with_metadata(prior_folder: Path, tmp_path: Path) -
     behaviour = {"prior_share": 0.5, "prior_buffer": 2}
     trainer = assemble(run_config(prior_folder, tmp_path, behaviour=behaviour, objective=objective))
     held = trainer.sources["prior"][0].everything(trainer.actor)  # type: ignore[attr-defined]
-    assert torch.equal(held.reward.cpu(), held.prompt.cpu().float())
+    assert sum(len(part) for part in held) == 2 * len(trainer.actor.prompts)
+    for part in held:
+        assert torch.equal(part.reward, part.prompt.float())
 
 
 # check-reward
