@@ -143,7 +143,7 @@ class TrajectoryRecorder:
         if not bool(((x_s - noiseless).abs() <= 16 * call.residue).all()):
             raise ValueError(
                 f"{call.name} draws noise that does not come from torch.randn (timestep {call.timestep:g}), so its "
-                f" density is unknown. Use {STOCHASTIC}."
+                f"density is unknown. Use {STOCHASTIC}."
             )
         if not self.steps:
             refuse_deterministic(self.scheduler, call.timestep)

@@ -92,9 +92,8 @@ class StepCall:
         self.scheduler = scheduler
         self.step = step
         self.args, self.kwargs = args, kwargs
-        self.residue = (
-            0.0  # deviation of a step that counts as one without noise: DDPM clamps its last variance to 1e-20
-        )
+        self.residue = 0.0
+        """Largest deviation of a step that counts as one without noise: DDPM clamps its last variance to 1e-20."""
         self.names, self.takes_noise = parameter_names(getattr(step, "__func__", step))
 
     def get(self, name: str) -> Any:
@@ -167,11 +166,10 @@ class StepCall:
         low, high, median = torch.stack([std.min(), std.max(), std[0].median()]).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(self._not_finite())
-        alike = high == 0 or math.isclose(low, high, rel_tol=1e-4)
         if high < NO_NOISE:
-            self.residue = high if alike else 0.0
+            self.residue = high
             return 0.0
-        if alike:
+        if math.isclose(low, high, rel_tol=1e-4):
             # Rounded to the trajectory's dtype, so that a deviation read back from it is the same number: replayed = recorded.
             return float(torch.tensor(median, dtype=_precise(self.sample).dtype))
         raise ValueError(

@@ -184,6 +184,37 @@ def test_the_final_step_without_variance_carries_no_density(name: str) -> None:
     assert (trajectory.log_prob[:, -1] == 0).all()
 
 
+def denoise(scheduler: Any, x: Tensor) -> None:
+    """Down the whole schedule with a network that answers a tenth of the state."""
+    for t in scheduler.timesteps:
+        x = scheduler.step(0.1 * x, t, x).prev_sample
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_a_variance_clamped_to_nothing_is_none_in_every_dimension(size: float, dtype: torch.dtype) -> None:
+    """DDPM's last variance is 1e-20: the noise moves states near 0 by bits, which shows in large batches only."""
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    scheduler.set_timesteps(timesteps=[700, 150])
+    x_T = size * torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    with TrajectoryRecorder(scheduler) as recorder:
+        denoise(scheduler, x_T)
+    assert recorder.trajectory.std[-1] == 0
+
+
+def test_hardly_any_noise_from_elsewhere_is_refused_in_a_last_step() -> None:
+    class Foreign(DDPMScheduler):  # type: ignore[misc]
+        def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+            output = super().step(model_output, timestep, sample, **kwargs)
+            output.prev_sample = output.prev_sample + 1e-4 * torch.empty_like(sample).uniform_() * (timestep == 0)
+            return output
+
+    scheduler = Foreign()
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match=r"does not come from torch\.randn"), TrajectoryRecorder(scheduler):
+        denoise(scheduler, torch.randn(2, 4, 8, 8))
+
+
 def test_ddim_keeps_a_density_at_the_final_step_unless_alpha_is_one() -> None:
     pipe, call = with_scheduler("ddim")
     with TrajectoryRecorder(pipe.scheduler) as recorder:
