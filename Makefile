@@ -17,7 +17,7 @@ RUN := runs/quickstart
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart   fine-tune the bundled emoji prior, sample, evaluate; about eight minutes on two cores"
+	@echo "make quickstart   fine-tune the bundled emoji prior, sample, evaluate; seven to ten minutes on two cores"
 	@echo "make test         lint, types and tests"
 	@echo "make install      only make $(VENV) and install into it"
 	@echo "make clean        delete $(RUN) and the caches; $(VENV) stays"
