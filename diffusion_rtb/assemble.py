@@ -5,7 +5,7 @@ The core imports no pipeline and no reward; only the names in a config lead to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from diffusion_rtb.reward_prompts import check_reward_prompts
 from diffusion_rtb.runs import CHECKPOINTS, find_run, hold_run, name_free_again, open_run, run_folder
 from diffusion_rtb.stored_size import check_room
 from diffusion_rtb.tracker import Tracker, check_trackers
-from diffusion_rtb.trained_run import open_trained_run
 from diffusion_rtb.trainer import Trainer
 
-__all__ = ["Parts", "assemble", "check_components", "check_run", "load_posterior", "load_prior", "parts", "training"]
+__all__ = ["Parts", "assemble", "check_components", "check_run", "load_prior", "parts", "training"]
 
 
 Parts = tuple[RunConfig, Path, Prior, Any, Any, Processes, Tracker]
@@ -123,9 +122,3 @@ def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
     with paths_explained(folder):
         check_component(config.prior, "prior")
         return config, build(config.prior, "prior")
-
-
-def load_posterior(run: Path | str, overrides: Sequence[str] = ()) -> tuple[RunConfig, Prior]:
-    """The config of a run and its prior with the latest checkpoint's posterior attached; see `open_trained_run`."""
-    trained = open_trained_run(run, overrides)
-    return trained.config, trained.prior()

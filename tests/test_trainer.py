@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_rtb.assemble import assemble, load_posterior
+from diffusion_rtb.assemble import assemble
 from diffusion_rtb.checkpoint import latest_checkpoint, load_checkpoint
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.gradients import push_back
 from diffusion_rtb.rewarding import RewardError
 from diffusion_rtb.rollout import replay
+from diffusion_rtb.trained_run import open_trained_run
 from diffusion_rtb.trainer import Trainer
 from tests.tiny import save_tiny
 
@@ -256,7 +257,8 @@ def test_random_step_subsets_are_unbiased(prior_folder: Path, tmp_path: Path) ->
 
 
 def test_the_posterior_loads_back(uninterrupted: Path) -> None:
-    config, prior = load_posterior(uninterrupted)
+    trained = open_trained_run(uninterrupted)
+    config, prior = trained.config, trained.prior()
     saved = parameters(uninterrupted)
     assert config.name == "tiny"
     assert all(torch.equal(p.detach(), saved[name]) for name, p in prior.parameters().items())

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_rtb.actor import Actor
-from diffusion_rtb.assemble import assemble, load_posterior
+from diffusion_rtb.assemble import assemble
 from diffusion_rtb.config import RunConfig
 from diffusion_rtb.evaluation import DOTS, draw, summarise
 from diffusion_rtb.grids import DOT, PANEL, grid, panels, side_by_side, to_pil
 from diffusion_rtb.report import _picture
 from diffusion_rtb.rewarding import RewardError, evaluate_reward
+from diffusion_rtb.trained_run import open_trained_run
 from pipelines.gaussian import Gaussian
 from rewards.density import Density
 
@@ -128,7 +129,8 @@ def test_a_run_on_vectors_is_trained_and_evaluated(tmp_path: Path) -> None:
     trainer.fit()
     (sheet,) = (tmp_path / "small" / "samples").iterdir()
     assert Image.open(sheet).width > PANEL
-    loaded, prior = load_posterior(tmp_path / "small")
+    trained = open_trained_run(tmp_path / "small")
+    loaded, prior = trained.config, trained.prior()
     assert loaded == config
     actor = Actor(prior, Density(QUADRATIC), [""], config.eval.batch)
     before = draw(actor, config.eval, 1500, 0, posterior=False)
