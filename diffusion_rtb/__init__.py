@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusion_rtb.config import RunConfig, load_config
+    from diffusion_rtb.chain.recorder import TrajectoryRecorder
+    from diffusion_rtb.chain.rollout import replay, replay_backward
+    from diffusion_rtb.chain.seeds import trajectory_noise
+    from diffusion_rtb.chain.trajectory import Trajectory
+    from diffusion_rtb.config.load import RunConfig, load_config
     from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
-    from diffusion_rtb.recorder import TrajectoryRecorder
-    from diffusion_rtb.rollout import replay, replay_backward
-    from diffusion_rtb.seeds import trajectory_noise
-    from diffusion_rtb.trajectory import Trajectory
 
 __version__ = "0.1.0"
 
@@ -36,12 +36,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "config": ("RunConfig", "load_config"),
+    "config.load": ("load_config",),
+    "config.sections": ("RunConfig",),
     "interfaces": ("Loss", "Objective", "Prior", "Reward", "Terms"),
-    "recorder": ("TrajectoryRecorder",),
-    "rollout": ("replay", "replay_backward"),
-    "seeds": ("trajectory_noise",),
-    "trajectory": ("Trajectory",),
+    "chain.recorder": ("TrajectoryRecorder",),
+    "chain.rollout": ("replay", "replay_backward"),
+    "chain.seeds": ("trajectory_noise",),
+    "chain.trajectory": ("Trajectory",),
 }
 
 

@@ -34,7 +34,7 @@ class Reward(Protocol):
 
     A third parameter, if there is one called `metadata`, gets a mapping per sample: what the run's prompt file says of its prompt
     besides the prompt, empty where it says nothing. A method `check_prompts(prompts, metadata)` sees all of a run's prompts
-    before training and refuses by a ValueError those that the reward cannot judge; see `reward_prompts.py`.
+    before training and refuses by a ValueError those that the reward cannot judge; see `scoring/prompts.py`.
     """
 
     def __call__(self, images: Float[Tensor, "batch *shape"], prompts: Sequence[str]) -> Float[Tensor, " batch"]: ...
@@ -47,7 +47,7 @@ class Prior(Protocol):
     The posterior is the network with its adapters on, the prior is the same network with its adapters off:
     there is no second copy of the weights.
 
-    Optional members; all of them are looked at before training (`component_members.py`):
+    Optional members; all of them are looked at before training (`run/members.py`):
 
     * `check(**arguments)`, static: refuses constructor arguments that no annotation can exclude, before anything loads;
     * `entry`: how `pipe` gets to a recorded first state, "latents", "noise" or "step" (see `rollout.replay`), where that does

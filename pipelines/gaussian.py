@@ -7,7 +7,7 @@ Data x ~ N(mean, C) in any dimension, a stock DDIM or DDPM chain, and the reward
 (`rewards.density` takes the same words). Every transition is affine with Normal noise, so `solve` gives the posterior of
 the *discrete* chain, not of its limit: log F and V at every state, the posterior's transitions, log Z, KL. With a linear reward
 the trainable correction can become the posterior itself, residual 0 on every trajectory; with a quadratic one it can become
-the best chain of fixed variances, whose gap to log Z is known. See `pipelines._linear_gaussian` for the equations.
+the best chain of fixed variances, whose gap to log Z is known. See `pipelines._analytic.linear_gaussian` for the equations.
 
 It is the first example, the oracle of the objectives' tests, and, in many dimensions, a problem whose difficulty is one's choice.
 """
@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.comparison.exact import ExactTarget
-from pipelines._linear_gaussian import AffineChain, Quadratic, Tilt
-from pipelines._vector import VectorPrior, check_vector_settings, refuse_lora
-from pipelines._vector_schedule import Schedule
+from diffusion_rtb.exact import ExactTarget
+from pipelines._analytic.linear_gaussian import AffineChain, Quadratic, Tilt
+from pipelines._analytic.prior import VectorPrior, check_vector_settings, refuse_lora
+from pipelines._analytic.schedule import Schedule
 
 __all__ = ["Gaussian"]
 
@@ -46,7 +46,7 @@ class Gaussian(VectorPrior):
         steps: Denoising steps T.
         eta: Noise level of DDIM in (0, 1]; 1 is memoryless.
         scheduler: "DDIMScheduler" or "DDPMScheduler".
-        schedule: What differs from the default noise schedule, see `pipelines._vector_schedule.Schedule`.
+        schedule: What differs from the default noise schedule, see `pipelines._analytic.schedule.Schedule`.
         dtype: "float32" or "float64".
         device: Where to run; the CPU by default.
 
@@ -67,7 +67,7 @@ class Gaussian(VectorPrior):
         device: str | None = None,
     ) -> None:
         self.check(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
-        from pipelines._gaussian_denoiser import GaussianDenoiser
+        from pipelines._analytic.gaussian_denoiser import GaussianDenoiser
 
         m, C = vector("mean", mean).tolist(), matrix("covariance", covariance, len(mean)).tolist()
         super().__init__(

@@ -5,7 +5,7 @@ and so is log Z = 0. `as_exact` runs the posterior's own exact denoiser through 
 many steps apart from that of learning: in T steps of fixed variance no chain meets the posterior exactly.
 
 The trainable correction is a small network of sines and cosines of x_t and of the prior's E[x_0 | x_t]; see
-`pipelines._mixture_denoiser`.
+`pipelines._analytic.mixture_denoiser`.
 
 Example: Venkatraman, Jain, Scimeca, Kim, Sendera et al. 2024, https://arxiv.org/abs/2405.20971, with the component variance of
 its code, 0.3.
@@ -19,11 +19,11 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal
 
-from diffusion_rtb.comparison.exact import ExactTarget
-from pipelines._exact_mixture import known_posterior, target_of
-from pipelines._mixture import Mixture
-from pipelines._vector import VectorPrior, check_vector_settings, refuse_lora
-from pipelines._vector_schedule import Schedule
+from diffusion_rtb.exact import ExactTarget
+from pipelines._analytic.exact import known_posterior, target_of
+from pipelines._analytic.mixture import Mixture
+from pipelines._analytic.prior import VectorPrior, check_vector_settings, refuse_lora
+from pipelines._analytic.schedule import Schedule
 
 __all__ = ["GMM"]
 
@@ -61,7 +61,7 @@ class GMM(VectorPrior):
         steps: Denoising steps T.
         eta: Noise level of DDIM in (0, 1]; 1 is memoryless.
         scheduler: "DDIMScheduler" or "DDPMScheduler".
-        schedule: What differs from the default noise schedule, see `pipelines._vector_schedule.Schedule`.
+        schedule: What differs from the default noise schedule, see `pipelines._analytic.schedule.Schedule`.
         width: Of the hidden layers of the posterior's network.
         layers: Hidden layers of the posterior's network.
         frequencies: Octaves of its features of a vector, from 1/2 radian per standard deviation of the data.
@@ -89,7 +89,7 @@ class GMM(VectorPrior):
         device: str | None = None,
     ) -> None:
         self.check(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
-        from pipelines._mixture_denoiser import MixtureDenoiser
+        from pipelines._analytic.mixture_denoiser import MixtureDenoiser
 
         self.mixture = Mixture.of(MEANS if means is None else means, weights, variance)
         density = {

@@ -28,11 +28,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipelines._export import elsewhere, snippet, write_lora
-from pipelines._folder import BUNDLED, is_hub_id, load_pipeline, prepare
-from pipelines._lora import ATTENTION, adapters_off, add_lora, load_lora, lora_parameters
-from pipelines._scheduler import check_eta, own_settings, scheduler_class, takes_eta
-from pipelines._settings import (
+from pipelines._diffusers.export import elsewhere, snippet, write_lora
+from pipelines._diffusers.folder import BUNDLED, is_hub_id, load_pipeline, prepare
+from pipelines._diffusers.lora import ATTENTION, adapters_off, add_lora, load_lora, lora_parameters
+from pipelines._diffusers.scheduler import check_eta, own_settings, scheduler_class, takes_eta
+from pipelines._diffusers.settings import (
     DTYPES,
     check_device,
     check_dtype,
@@ -205,7 +205,7 @@ class StableDiffusion:
             seed: Of the initial A matrices; the global random generators are left as they were.
 
         Raises:
-            ValueError: see `pipelines._lora.add_lora`.
+            ValueError: see `pipelines._diffusers.lora.add_lora`.
         """
         add_lora(self._pipe.unet, rank=rank, alpha=alpha, target_modules=target_modules, seed=seed)
         self._adapter = {"rank": rank, "alpha": float(alpha), "target_modules": sorted(target_modules)}

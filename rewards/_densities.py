@@ -141,7 +141,7 @@ _KEYS: Mapping[Any, tuple[set[str], set[str]]] = {
 
 
 def _named(path: str) -> LogDensity:
-    from diffusion_rtb.locate import locate
+    from diffusion_rtb.config.components import locate
 
     found = locate(path)
     method = getattr(found, "log_prob", None)

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Reward
-from diffusion_rtb.locate import build, check_component
-from diffusion_rtb.prompts import Metadata
-from diffusion_rtb.reward_form import form_problem
-from diffusion_rtb.reward_prompts import call_reward, takes_metadata
-from diffusion_rtb.rewarding import RewardError, evaluate_reward
+from diffusion_rtb.scoring.call import RewardError, evaluate_reward
+from diffusion_rtb.scoring.form import form_problem
+from diffusion_rtb.scoring.prompts import call_reward, takes_metadata
 
 __all__ = ["Nested", "build_inner", "check_inner", "entry_name", "inner_values"]
 

@@ -8,10 +8,10 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._linear_head import aesthetic_head
-from rewards._open_clip import OpenClip
-from rewards._settings import Dtype, check_settings, gradients_if_asked
-from rewards._weights import check_weights, fetch, fill, read_weights
+from rewards._models.linear_head import aesthetic_head
+from rewards._models.open_clip import OpenClip
+from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.weights import check_weights, fetch, fill, read_weights
 
 __all__ = ["Aesthetic"]
 

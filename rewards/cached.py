@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.prompts import Metadata
-from diffusion_rtb.reward_state import stateful_rewards
+from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.scoring.memory import stateful_rewards
 from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["Cached"]

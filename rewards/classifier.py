@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.completeness import check_finite
-from diffusion_rtb.locate import nearest
-from rewards._image_text import check_image_text_model, image_text_model
-from rewards._settings import Dtype, check_settings, gradients_if_asked
-from rewards._trained import check_architecture, check_file, labels, library_of, load_network
-from rewards._two_towers import TwoTowers
+from diffusion_rtb.config.components import nearest
+from diffusion_rtb.files.completeness import check_finite
+from rewards._models.image_text import check_image_text_model, image_text_model
+from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.trained import check_architecture, check_file, labels, library_of, load_network
+from rewards._models.two_towers import TwoTowers
 
 __all__ = ["Classifier"]
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._image_text import check_image_text_model, image_text_model
-from rewards._settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.image_text import check_image_text_model, image_text_model
+from rewards._models.settings import Dtype, check_settings, gradients_if_asked
 
 __all__ = ["ClipScore"]
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.prompts import Metadata
-from diffusion_rtb.rewarding import RewardError
+from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.scoring.call import RewardError
 from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["Constraint"]

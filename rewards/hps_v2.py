@@ -8,9 +8,9 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._open_clip import OpenClip
-from rewards._settings import Dtype, check_settings, gradients_if_asked
-from rewards._weights import check_weights
+from rewards._models.open_clip import OpenClip
+from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.weights import check_weights
 
 __all__ = ["HpsV2"]
 

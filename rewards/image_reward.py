@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffusion_rtb.completeness import check_finite
-from rewards._blip import UNUSED, BlipReward, BlipSizes
-from rewards._linear_head import LinearHead
-from rewards._preprocess import Preprocess
-from rewards._settings import Dtype, check_settings, gradients_if_asked
-from rewards._weights import check_weights, fetch, fill, read_weights
+from diffusion_rtb.files.completeness import check_finite
+from rewards._models.blip import UNUSED, BlipReward, BlipSizes
+from rewards._models.linear_head import LinearHead
+from rewards._models.preprocess import Preprocess
+from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.weights import check_weights, fetch, fill, read_weights
 
 __all__ = ["ImageReward"]
 

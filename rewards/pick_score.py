@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._settings import Dtype, check_settings, gradients_if_asked
-from rewards._transformers_clip import TransformersClip
+from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.transformers_clip import TransformersClip
 
 __all__ = ["PickScore"]
 

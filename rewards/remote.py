@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.prompts import Metadata
-from diffusion_rtb.reward_client import TOKEN_VARIABLE, Patience, RemoteRewardError, RewardClient, read_token
-from diffusion_rtb.reward_http import check_url
-from diffusion_rtb.reward_wire import ENCODINGS, Encoding
+from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.remote_reward.client import TOKEN_VARIABLE, Patience, RemoteRewardError, RewardClient, read_token
+from diffusion_rtb.remote_reward.http import check_url
+from diffusion_rtb.remote_reward.messages import ENCODINGS, Encoding
 
 __all__ = ["Remote"]
 

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.prompts import Metadata
-from diffusion_rtb.reward_state import Gather
-from diffusion_rtb.rewarding import RewardError
+from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.scoring.call import RewardError
+from diffusion_rtb.scoring.memory import Gather
 from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
 
 __all__ = ["Standardise"]
@@ -32,7 +32,7 @@ class Standardise(Nested):
     would keep the reward of another day. With `samples: null` they do move: every iteration's rewards are merged into running
     ones (Chan et al., "Algorithms for Computing the Sample Variance", 1983, https://doi.org/10.1080/00031305.1983.10483115), and
     an iteration's values use what the earlier ones taught. Values without spread are divided by 1. Statistics learned are part of
-    a run's checkpoints (`diffusion_rtb/reward_state.py`).
+    a run's checkpoints (`diffusion_rtb/scoring/memory.py`).
 
     Args:
         reward: The inner reward, `{component: NAME, argument: value}`.
@@ -103,7 +103,7 @@ class Standardise(Nested):
         std = math.sqrt(squares / count)
         return mean, std if std > max(ROUNDING * abs(mean), SMALLEST) else 1.0
 
-    # diffusion_rtb.reward_state.StatefulReward
+    # diffusion_rtb.scoring.memory.StatefulReward
 
     @property
     def wanted(self) -> int:

@@ -67,7 +67,7 @@ def test_importing_the_package_imports_no_pipelines() -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    assert "torch" not in _loaded_by("import diffusion_rtb.cli")
+    assert "torch" not in _loaded_by("import diffusion_rtb.cli.main")
 
 
 def test_the_public_face_is_small_and_real() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_rtb.assemble import check_components
-from diffusion_rtb.config import load_config
-from diffusion_rtb.locate import build
-from diffusion_rtb.rewarding import evaluate_reward
+from diffusion_rtb.config.components import build
+from diffusion_rtb.config.load import load_config
+from diffusion_rtb.scoring.call import evaluate_reward
+from diffusion_rtb.training.assemble import check_components
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/prompts.md").read_text(encoding="utf-8")

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_rtb.assemble import check_components
-from diffusion_rtb.cli import main
-from diffusion_rtb.config import load_config
-from diffusion_rtb.locate import build
-from diffusion_rtb.yaml_text import read_yaml
+from diffusion_rtb.cli.main import main
+from diffusion_rtb.config.components import build
+from diffusion_rtb.config.load import load_config
+from diffusion_rtb.config.yaml_text import read_yaml
+from diffusion_rtb.training.assemble import check_components
 from pipelines.stable_diffusion import StableDiffusion
-from tests.tiny import save_tiny
+from tests.oracles.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

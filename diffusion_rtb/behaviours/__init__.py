@@ -9,7 +9,8 @@ several (`mixture.py`), and the trainer fills in the log-densities a source does
     replay           replay: {share, …}              the posterior's of earlier iterations               known, unless by priority
     back_and_forth   back_and_forth: {share, …}      good samples noised back and denoised again         unknown
 
-Objectives with importance weights need that density, on-policy ones take only their own: `fitness.py` refuses the rest.
-`anneal` and `kl_budget` decide beta. A new behaviour is a file here, its section in `behaviour_settings.py` and its line in
+Objectives with importance weights need that density, on-policy ones take only their own: `training/compatibility.py`
+refuses the rest.
+`anneal` and `kl_budget` decide beta. A new behaviour is a file here, its section in `config/behaviour.py` and its line in
 `mixture.sources`; resuming, logging and refusing follow from these.
 """

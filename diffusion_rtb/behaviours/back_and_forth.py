@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.actor import Actor, Experience
-from diffusion_rtb.behaviours.continuation import continued
-from diffusion_rtb.behaviours.priority import rank_weights, systematic_draw
-from diffusion_rtb.behaviours.source import occurrences
-from diffusion_rtb.noising import noised_chain
-from diffusion_rtb.seeds import generators, seed_of
-from diffusion_rtb.trajectory import Trajectory
+from diffusion_rtb.behaviours._memory import rank_weights, systematic_draw
+from diffusion_rtb.chain.continuation import continued
+from diffusion_rtb.chain.forward_process import noised_chain
+from diffusion_rtb.chain.seeds import generators, seed_of
+from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.sampler import Actor, occurrences
 
 __all__ = ["BackAndForth"]
 
@@ -31,7 +31,7 @@ class BackAndForth:
     last `pool` of each prompt, the posterior's own and those that came out of this.
 
     The density of such a trajectory is an integral over the good samples that nobody knows, so objectives that need
-    importance weights refuse (`fitness.py`); squared residuals need none.
+    importance weights refuse (`training/compatibility.py`); squared residuals need none.
 
     Args:
         seed: The run's seed.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from diffusion_rtb.actor import Actor, Experience
 from diffusion_rtb.behaviours.back_and_forth import BackAndForth
-from diffusion_rtb.behaviours.kl_budget import KlBudget
 from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.behaviours.replay import Replay
 from diffusion_rtb.behaviours.source import Source
-from diffusion_rtb.config import RunConfig
+from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.sampler import Actor
 
-__all__ = ["Mixture", "budget", "draw", "settle", "sources"]
+__all__ = ["Mixture", "draw", "settle", "sources"]
 
 Mixture = dict[str, tuple[Source, int]]
 """The behaviours of a run by name, each with its trajectories per prompt; the posterior's own come first."""
@@ -54,9 +54,3 @@ def settle(mixture: Mixture, parts: Mapping[str, Experience]) -> None:
     """Tell every behaviour what the iteration's trajectories were."""
     for source, _ in mixture.values():
         source.settle(parts)
-
-
-def budget(config: RunConfig) -> KlBudget | None:
-    """What adapts beta, if anything does."""
-    given = config.behaviour.kl_budget
-    return None if given is None else KlBudget(config.beta, nats=given.nats, rate=given.rate)

@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from diffusion_rtb.actor import Actor, Experience
-from diffusion_rtb.behaviours.source import occurrences
-from diffusion_rtb.seeds import seed_of
+from diffusion_rtb.chain.seeds import seed_of
+from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.sampler import Actor, occurrences
 
 __all__ = ["OnPolicy"]
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffusion_rtb.actor import Actor, Experience
-from diffusion_rtb.behaviours.priority import systematic_draw
-from diffusion_rtb.behaviours.source import occurrences
-from diffusion_rtb.behaviours.storage import Memory, pack, unpack, with_newest
-from diffusion_rtb.seeds import seed_of
+from diffusion_rtb.behaviours._memory import Memory, pack, systematic_draw, unpack, with_newest
+from diffusion_rtb.chain.seeds import seed_of
+from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.sampler import Actor, occurrences
 
 __all__ = ["PriorBuffer", "prior_trajectories"]
 

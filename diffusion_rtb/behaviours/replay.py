@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.actor import Actor, Experience
-from diffusion_rtb.behaviours.priority import rank_weights, systematic_draw
-from diffusion_rtb.behaviours.source import occurrences
-from diffusion_rtb.behaviours.storage import Memory, pack, stored, unpack, with_newest
-from diffusion_rtb.seeds import seed_of
+from diffusion_rtb.behaviours._memory import Memory, pack, rank_weights, stored, systematic_draw, unpack, with_newest
+from diffusion_rtb.chain.seeds import seed_of
+from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.sampler import Actor, occurrences
 
 __all__ = ["Replay"]
 
@@ -31,7 +30,8 @@ class Replay:
 
     A trajectory keeps the density it was drawn with (`Trajectory.log_behaviour`, or `log_prob` where there was no exploration),
     so that importance weights q / b are right for "uniform". Once trajectories are selected by reward or weight, the density of
-    what comes out is unknown, and objectives that need it refuse (`fitness.py`). Where a prompt has nothing stored yet, the
+    what comes out is unknown, and objectives that need it refuse (`training/compatibility.py`). Where a prompt has
+    nothing stored yet, the
     posterior draws new ones.
 
     Args:

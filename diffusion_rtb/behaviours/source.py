@@ -7,9 +7,10 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from diffusion_rtb.actor import Actor, Experience
+from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.sampler import Actor
 
-__all__ = ["Source", "occurrences"]
+__all__ = ["Source"]
 
 
 @runtime_checkable
@@ -31,8 +32,3 @@ class Source(Protocol):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` gave."""
-
-
-def occurrences(rows: Sequence[int]) -> list[int]:
-    """How often each row came before in the same list: a prompt that comes twice in an iteration is to be drawn differently."""
-    return [list(rows[:k]).count(row) for k, row in enumerate(rows)]

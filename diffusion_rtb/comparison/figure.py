@@ -11,12 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.comparison.grid import Comparison
-from diffusion_rtb.comparison.runner import Result
-from diffusion_rtb.comparison.table import REACHED, median_run
-from diffusion_rtb.plain_text import plain
-from diffusion_rtb.seeds import seed_of
-from diffusion_rtb.whole_file import whole
+from diffusion_rtb.chain.seeds import seed_of
+from diffusion_rtb.comparison.results import REACHED, Comparison, Result, median_run
+from diffusion_rtb.files.plain_text import plain
+from diffusion_rtb.files.whole import whole
 
 __all__ = ["draw_figure"]
 

@@ -8,18 +8,13 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from diffusion_rtb.comparison.grid import Comparison
-from diffusion_rtb.comparison.runner import Result
-from diffusion_rtb.comparison.wasserstein import BLOCK
-from diffusion_rtb.plain_text import markdown_text
-from diffusion_rtb.whole_file import write_text
+from diffusion_rtb.comparison.results import REACHED, Comparison, Result, seconds_to
+from diffusion_rtb.comparison.transport import BLOCK
+from diffusion_rtb.files.plain_text import markdown_text
+from diffusion_rtb.files.whole import write_text
 
-__all__ = ["REACHED", "Row", "markdown", "median_run", "rows", "seconds_to", "write_tables"]
-
-REACHED = 0.05
-"""The TV whose first second the table tells."""
+__all__ = ["Row", "markdown", "rows", "write_tables"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +63,6 @@ class Row:
         return [numbers[column] for _, numbers in self.runs if column in numbers]
 
 
-def seconds_to(curve: Sequence[Mapping[str, Any]], clock: str = "seconds", tv: float = REACHED) -> float | None:
-    """Training seconds at the first look with at most this total variation; None: not reached, or not looked at."""
-    return next((point[clock] for point in curve if "tv" in point and point["tv"] <= tv), None)
-
-
 def rows(found: Comparison) -> list[Row]:
     """The truth first, where it has a denoiser, then all pairs in the order of the grid; one without a finished run has none."""
     seeds = list(dict.fromkeys(cell.config.seed for cell in found.plan.cells))
@@ -92,12 +82,6 @@ def _numbers(result: Result, found: Comparison) -> dict[str, float]:
     numbers |= {"w2_per_floor": n["w2"] / found.floor.mean, "elbo_gap": n["elbo"] - n["exact_log_z"]}
     reached = seconds_to([*result.curve, *([n] if "seconds" in n else [])], found.plan.clock)
     return numbers if reached is None else numbers | {"seconds_to_tv": reached}
-
-
-def median_run(results: Sequence[Result]) -> Result:
-    """The run of median TV, or of median W2 where there are no modes; of two the better."""
-    ordered = sorted(results, key=lambda result: result.numbers.get("tv", result.numbers["w2"]))
-    return ordered[(len(ordered) - 1) // 2]
 
 
 def markdown(found: Comparison) -> str:

@@ -24,9 +24,9 @@ from typing import Any, Literal
 
 import yaml
 
-from diffusion_rtb.config import ConfigError, RunConfig, load_config
-from diffusion_rtb.locate import nearest, short_names
-from diffusion_rtb.yaml_text import read_yaml
+from diffusion_rtb.config.components import nearest, short_names
+from diffusion_rtb.config.load import ConfigError, RunConfig, load_config
+from diffusion_rtb.config.yaml_text import read_yaml
 
 __all__ = ["AS_CONFIGURED", "Cell", "Variants", "cells", "load_variants"]
 

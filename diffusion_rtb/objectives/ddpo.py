@@ -23,18 +23,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives.baseline import (
-    STD_FLOOR,
-    behaviour,
-    check_choice,
-    check_clip_range,
-    check_policy_terms,
-    check_positive,
-    clipped_loss,
-    group_baseline,
-    group_std,
-    report,
-)
+from diffusion_rtb.objectives._checks import check_choice, check_clip_range, check_policy_terms, check_positive
+from diffusion_rtb.objectives._groups import STD_FLOOR, group_baseline, group_std
+from diffusion_rtb.objectives._policy import behaviour, clipped_loss, report
 
 __all__ = ["DDPO"]
 

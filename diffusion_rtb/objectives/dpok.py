@@ -28,15 +28,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives.baseline import (
-    behaviour,
-    check_choice,
-    check_clip_range,
-    check_policy_terms,
-    clipped_loss,
-    report,
-)
-from diffusion_rtb.objectives.value import ValueNetwork
+from diffusion_rtb.objectives._checks import check_choice, check_clip_range, check_policy_terms
+from diffusion_rtb.objectives._policy import behaviour, clipped_loss, report
+from diffusion_rtb.objectives._value import ValueNetwork
 
 __all__ = ["DPOK"]
 

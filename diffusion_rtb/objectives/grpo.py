@@ -29,18 +29,10 @@ import torch
 from torch import nn
 
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives.baseline import (
-    behaviour,
-    check_choice,
-    check_clip_range,
-    check_policy_terms,
-    check_positive,
-    clipped_loss,
-    group_baseline,
-    group_std,
-    report,
-)
-from diffusion_rtb.objectives.kl_estimators import KlEstimator, KlOption
+from diffusion_rtb.objectives._checks import check_choice, check_clip_range, check_policy_terms, check_positive
+from diffusion_rtb.objectives._groups import group_baseline, group_std
+from diffusion_rtb.objectives._kl_estimators import KlEstimator, KlOption
+from diffusion_rtb.objectives._policy import behaviour, clipped_loss, report
 
 __all__ = ["GRPO"]
 

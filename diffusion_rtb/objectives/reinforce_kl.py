@@ -30,15 +30,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives.baseline import (
-    BASELINES,
-    Baseline,
-    check_choice,
-    check_policy_terms,
-    group_baseline,
-)
-from diffusion_rtb.objectives.log_z import log_weight, same_prompt
+from diffusion_rtb.objectives._checks import check_choice, check_policy_terms
+from diffusion_rtb.objectives._groups import BASELINES, Baseline, group_baseline, same_prompt
 
 __all__ = ["ReinforceKL"]
 

@@ -25,7 +25,9 @@ import torch
 from torch import nn
 
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives.baseline import check_policy_terms, check_positive, group_baseline, report
+from diffusion_rtb.objectives._checks import check_policy_terms, check_positive
+from diffusion_rtb.objectives._groups import group_baseline
+from diffusion_rtb.objectives._policy import report
 
 __all__ = ["ReinforceNaive"]
 

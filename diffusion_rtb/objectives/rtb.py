@@ -29,10 +29,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives.checks import check_terms
-from diffusion_rtb.objectives.log_z import build_log_z, log_weight
-from diffusion_rtb.objectives.penalty import Penalty
+from diffusion_rtb.objectives._checks import check_terms
+from diffusion_rtb.objectives._log_z import build_log_z
+from diffusion_rtb.objectives._penalty import Penalty
 
 __all__ = ["RTB", "rtb_residual"]
 

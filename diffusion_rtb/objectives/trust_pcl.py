@@ -39,12 +39,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives.checks import check_beta, check_terms
-from diffusion_rtb.objectives.log_z import log_weight
-from diffusion_rtb.objectives.penalty import Penalty
+from diffusion_rtb.objectives._checks import check_beta, check_terms
+from diffusion_rtb.objectives._penalty import Penalty
+from diffusion_rtb.objectives._value import ValueNetwork
 from diffusion_rtb.objectives.rtb import RTB, rtb_residual
-from diffusion_rtb.objectives.value import ValueNetwork
 
 __all__ = ["TrustPCL", "trust_pcl_residual"]
 

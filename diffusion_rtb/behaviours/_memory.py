@@ -1,0 +1,98 @@
+"""Stored trajectories by prompt row, as tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.sampling.batch import Experience
+
+__all__ = [
+    "Memory",
+    "pack",
+    "rank_weights",
+    "stored",
+    "systematic_draw",
+    "systematic_resample",
+    "unpack",
+    "with_newest",
+]
+
+Memory = dict[int, Experience]
+"""The stored trajectories of each prompt row, oldest first, on the CPU, with log_p; never changed in place."""
+
+
+def with_newest(memory: Memory, row: int, new: Experience, capacity: int) -> Experience:
+    """What is stored of a row once `new` is: the last `capacity` trajectories."""
+    held = Experience.cat([memory[row], new]) if row in memory else new
+    return held[max(0, len(held) - capacity) :]
+
+
+def stored(experience: Experience) -> Experience:
+    """What is worth keeping: what the posterior of the moment thought of a trajectory is not."""
+    return replace(experience, log_q=None, mean_p=None, kl=None).to("cpu")
+
+
+def pack(memory: Memory) -> dict[str, Tensor]:
+    """A memory as named tensors; empty if it is."""
+    if not memory:
+        return {}
+    held = Experience.cat([memory[row] for row in sorted(memory)])
+    assert held.log_p is not None
+    trajectory = {f"trajectory.{name}": tensor for name, tensor in held.trajectory.tensors().items()}
+    return trajectory | {"prompt": held.prompt, "reward": held.reward, "log_p": held.log_p}
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> Memory:
+    """What `pack` was given."""
+    if not tensors:
+        return {}
+    fields = {name.removeprefix("trajectory."): t for name, t in tensors.items() if name.startswith("trajectory.")}
+    held = Experience(
+        trajectory=Trajectory(**fields), prompt=tensors["prompt"], reward=tensors["reward"], log_p=tensors["log_p"]
+    )
+    rows = torch.unique(held.prompt).tolist()
+    return {row: held[(held.prompt == row).nonzero().flatten()] for row in rows}
+
+
+RANK = 0.01
+"""k below: the best one in a hundred share the highest weights."""
+
+
+def rank_weights(reward: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """1 / (k·n + rank), rank 0 for the highest reward: the same whatever the scale of the reward, and never 0.
+
+    With k = 0.01 the best tenth of a full buffer gets half of the draws.
+
+    Sources: Tripp, Daxberger, Hernández-Lobato 2020, https://arxiv.org/abs/2006.09191; in the replay buffers of diffusion
+    samplers, Sendera et al. 2024, https://arxiv.org/abs/2402.05098, and their code.
+    """
+    n = len(reward)
+    rank = torch.empty(n, dtype=torch.float64)
+    order = torch.argsort(reward.cpu(), descending=True, stable=True)
+    rank[order] = torch.arange(n, dtype=torch.float64)
+    return 1 / (RANK * n + rank)
+
+
+def systematic_draw(weights: Float[Tensor, " n"], count: int, seed: int) -> Int[Tensor, " count"]:
+    """`systematic_resample` with its random number drawn from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    return systematic_resample(weights, count, float(torch.rand((), generator=generator, dtype=torch.float64)))
+
+
+def systematic_resample(weights: Float[Tensor, " n"], count: int, u: float) -> Int[Tensor, " count"]:
+    """Indices drawn with probability ∝ weights, each index at most one away from count·weight times.
+
+    Args:
+        weights: Non-negative, not all zero.
+        count: How many to draw.
+        u: In [0, 1); the one random number of the scheme (Kitagawa 1996, doi 10.2307/1390750).
+    """
+    edges = (weights.double() / weights.double().sum()).cumsum(0)
+    points = (torch.arange(count, dtype=torch.float64) + u) / count
+    return torch.searchsorted(edges, points, right=True).clamp(max=len(weights) - 1)

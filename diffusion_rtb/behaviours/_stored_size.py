@@ -1,0 +1,113 @@
+"""How large the trajectories become that a run's behaviours remember per prompt; what cannot fit is refused before it is drawn."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.files.disk import size_text
+from diffusion_rtb.interfaces import Objective, Prior
+
+__all__ = ["Store", "check_room", "stores"]
+
+DENSITIES = 3 * 8
+"""Bytes of the log-densities of a stored transition: under the prior, when it was drawn, and under the chain that drew it."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """What one behaviour remembers."""
+
+    key: str
+    """The setting that bounds it."""
+    count: int
+    """Trajectories per prompt."""
+    each: int
+    """Bytes of one."""
+    prompts: int
+    """Prompts for which the run comes to store some."""
+    most: int | None = None
+    """Trajectories that the run draws for it in all; None: as many as fill it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all, at the end of the run."""
+        full = self.count * self.prompts
+        return self.each * (full if self.most is None else min(full, self.most))
+
+
+def stores(config: RunConfig, prior: Prior, objective: Objective) -> list[Store]:
+    """The stores of a run.
+
+    A trajectory of T steps has T + 1 states; `back_and_forth` keeps the last one alone. A prompt that never has its turn has none,
+    unless the objective warms up on all of them.
+    """
+    behaviour, train, texts = config.behaviour, config.train, config.prompts.texts()
+    arguments = prior.arguments(texts[:1])
+    steps = _steps(arguments)
+    state = math.prod(prior.dims) * _itemsize(prior)
+    chain = (steps + 1) * state + steps * DENSITIES
+    turns = train.iterations * train.prompts_per_iteration
+    drawn = min(len(texts), turns)
+    warmed = len(texts) if callable(getattr(objective, "warm_up", None)) else drawn
+    shares = {key: round(share * train.group) for key, share in behaviour.shares.items()}
+    own = turns * (train.group - sum(shares.values()))
+    noised = own + turns * shares["back_and_forth.share"]
+    found = {
+        "prior_share": Store("behaviour.prior_buffer", behaviour.prior_buffer, chain, warmed),
+        "replay.share": Store("behaviour.replay.capacity", behaviour.replay.capacity, chain, drawn, own),
+        "back_and_forth.share": Store(
+            "behaviour.back_and_forth.pool", behaviour.back_and_forth.pool, state, drawn, noised
+        ),
+    }
+    return [store for key, store in found.items() if behaviour.shares[key] > 0]
+
+
+def check_room(config: RunConfig, prior: Prior, objective: Objective, folder: Path) -> None:
+    """Refuse stores that fit neither the memory nor the disk: full, they are held twice in memory while a checkpoint is written.
+
+    Raises:
+        ValueError: with the arithmetic and what would fit.
+    """
+    found = stores(config, prior, objective)
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    copies = config.train.keep_checkpoints + 1
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(place).free
+    _fit(found, memory, 2, "It is held twice while a checkpoint is written, and {} of memory are free")
+    _fit(found, disk, copies, f"Up to {copies} checkpoints hold it, and {{}} of disk are free")
+
+
+def _fit(found: Sequence[Store], free: int, times: int, why: str) -> None:
+    needed = sum(store.size for store in found)
+    if times * needed <= free:
+        return
+    said = "; ".join(
+        f"{store.key} keeps up to {store.count} trajectories of {size_text(store.each)} for each of {store.prompts} prompts"
+        for store in found
+    )
+    largest = max(found, key=lambda store: store.size)
+    fitting = (free // times - needed + largest.size) // (largest.each * largest.prompts)
+    remedy = f"Lower {largest.key} to {fitting}" if fitting > 0 else f"Give {largest.key} a share of 0"
+    raise ValueError(
+        f"{said}: {size_text(needed)} in all. {why.format(size_text(free))}. {remedy}, or train on fewer prompts."
+    )
+
+
+def _steps(arguments: Mapping[str, Any]) -> int:
+    """Of the pipeline's call, where that says it; else as if it were one."""
+    timesteps = arguments.get("timesteps")
+    return int(arguments.get("num_inference_steps", 1)) if timesteps is None else len(timesteps)
+
+
+def _itemsize(prior: Prior) -> int:
+    """Bytes of one number of a state."""
+    dtype = getattr(torch, str(prior.fingerprint().get("dtype", "")).removeprefix("torch."), torch.float32)
+    return int(dtype.itemsize) if isinstance(dtype, torch.dtype) else 4

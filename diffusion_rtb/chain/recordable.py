@@ -1,0 +1,103 @@
+"""Which schedulers have a density, which do not, and what to use instead."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from diffusion_rtb.chain.scheduler import ROLES
+
+__all__ = [
+    "STOCHASTIC",
+    "DeterministicStepError",
+    "check_recordable",
+    "check_single_step",
+    "refuse_deterministic",
+    "solver_order",
+]
+
+STOCHASTIC = (
+    "DDIMScheduler with eta=1.0, DDPMScheduler, EulerAncestralDiscreteScheduler, or DPMSolverMultistepScheduler with "
+    "algorithm_type='sde-dpmsolver++' and solver_order=1"
+)
+
+REMEDIES = {
+    "DDIMScheduler": "pass eta=1.0 to the pipeline",
+    "TCDScheduler": "pass eta=1.0 to the pipeline",
+    "DPMSolverMultistepScheduler": 'build it with algorithm_type="sde-dpmsolver++" and solver_order=1',
+    "FlowMatchEulerDiscreteScheduler": "build it with stochastic_sampling=True",
+    "EulerDiscreteScheduler": "use EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)",
+    "KDPM2DiscreteScheduler": "use EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)",
+}
+DEFAULT_REMEDY = "use DDIMScheduler.from_config(pipe.scheduler.config) and pass eta=1.0 to the pipeline"
+
+
+def check_recordable(scheduler: Any) -> None:
+    """Refuse schedulers whose `step` is no transition of one state.
+
+    Raises:
+        ValueError: `step` needs more than the network's output, the timestep and the state; or it keeps the noise of earlier
+            steps, so that a state is no Gaussian given the one before it.
+    """
+    name = type(scheduler).__name__
+    if not hasattr(scheduler, "step"):
+        raise ValueError(f"{name} has no method `step`, so there is nothing to record. Use {STOCHASTIC}.")
+    parameters = [p for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty]
+    needed = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) > len(ROLES):
+        raise ValueError(
+            f"{name}.step needs {', '.join(needed)}: more than {', '.join(ROLES)}, so x_s does not follow from x_t and the "
+            f"network alone. Use {STOCHASTIC}."
+        )
+    if "predictor_order" in getattr(scheduler, "config", {}):
+        raise ValueError(
+            f"{name} corrects each state with the noise of the step before, so x_s is no Gaussian given x_t. Use {STOCHASTIC}."
+        )
+
+
+def solver_order(scheduler: Any) -> int:
+    """How many network outputs one step combines, as its config says; 1 where it does not."""
+    return int(getattr(getattr(scheduler, "config", None), "solver_order", 1) or 1)
+
+
+def check_single_step(scheduler: Any) -> None:
+    """Refuse solvers whose gradient cannot be taken step by step.
+
+    Raises:
+        ValueError: it is multistep: a mean depends on earlier network outputs, whose graphs are gone.
+    """
+    order = solver_order(scheduler)
+    if order > 1:
+        raise ValueError(
+            f"{type(scheduler).__name__} with solver_order={order} combines several network outputs in one step, so its gradient "
+            "cannot be taken step by step. Build it with solver_order=1 (scheduler_arguments: {solver_order: 1} in a config)."
+        )
+
+
+class DeterministicStepError(ValueError):
+    """A step without noise, where there has to be some; `begun`: not at the first step."""
+
+    def __init__(self, message: str, *, begun: bool) -> None:
+        super().__init__(message)
+        self.begun = begun
+
+
+def refuse_deterministic(scheduler: Any, timestep: float, *, begun: bool = False) -> None:
+    """Raise the error for a step without a density, naming what makes this scheduler stochastic.
+
+    Args:
+        scheduler: Which makes the step.
+        timestep: At which it makes it.
+        begun: Steps with noise came before it, and another step comes after it.
+    """
+    name = type(scheduler).__name__
+    remedy = f"To make it stochastic, {REMEDIES.get(name, DEFAULT_REMEDY)}."
+    if begun:
+        remedy = (
+            "Only a last step may be one: the schedule has two equal noise levels, or the loop goes on after its end. Choose "
+            "another number of steps, or other sigmas."
+        )
+    raise DeterministicStepError(
+        f"{name} makes a deterministic step at timestep {timestep:g} (std 0), so log p(x_s | x_t) does not exist. {remedy}",
+        begun=begun,
+    )

@@ -1,0 +1,192 @@
+"""Record every transition that a diffusers pipeline makes, by wrapping its scheduler's `step` inside a `with` block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb.chain.noise import RowNoise
+from diffusion_rtb.chain.normal import normal_log_prob
+from diffusion_rtb.chain.recordable import STOCHASTIC, check_recordable, refuse_deterministic
+from diffusion_rtb.chain.scheduler import StepCall, in_place_of, previous_sample, with_previous_sample
+from diffusion_rtb.chain.trajectory import Trajectory
+
+__all__ = ["Step", "TrajectoryRecorder"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One transition x_t -> x_s as it was made; which one it is, is its place among the steps, as timesteps may repeat."""
+
+    timestep: float
+    x_s: Float[Tensor, "batch *dims"]
+    std: float
+    log_prob: Float[Tensor, " batch"]
+    log_behaviour: Float[Tensor, " batch"] | None
+
+
+class TrajectoryRecorder:
+    """Collect the transitions x_t -> x_s of one pipeline call and their log-densities.
+
+        with TrajectoryRecorder(pipe.scheduler) as recorder:
+            images = pipe("a cat emoji", num_inference_steps=20, eta=1.0).images
+        trajectory = recorder.trajectory
+
+    The samples are bit-identical to those of the unwrapped pipeline: the scheduler's own `step` draws them, and the
+    recorder's questions (see `scheduler.py`) draw from no generator. Only the instance is wrapped, with the same signature,
+    so that `isinstance`, the pipeline's look for `eta` and `save_pretrained` work; it is unwrapped on exit, also after an error.
+
+    Args:
+        scheduler: The pipeline's scheduler; any whose noise comes from `torch.randn`.
+        noise_scale: Exploration. A step with standard deviation std draws its noise with `noise_scale(std)`·std, while
+            `log_prob` stays the density of the unscaled chain; `log_behaviour` is that of the scaled one.
+        dtype: Of the log-densities.
+        generators: One per trajectory. Noise that `step` draws without a generator (pipelines of flow models pass none)
+            comes from these, row by row, instead of the global one: then no sample depends on its batch. What a pipeline
+            passes is left as it is.
+
+    Raises:
+        ValueError: see `recordable.py`; a step that is not the last has no noise, noise comes from elsewhere than
+            `torch.randn`, the pipeline changes the latents between steps, or something is not finite.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        *,
+        noise_scale: Callable[[float], float] | None = None,
+        dtype: torch.dtype = torch.float32,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.noise_scale = noise_scale
+        self.dtype = dtype
+        self._rows = None if generators is None else RowNoise(generators)
+        self.steps: list[Step] = []
+        self._x_T: Tensor | None = None
+        self._handed: tuple[Tensor, int | None] | None = None
+
+    def __enter__(self) -> TrajectoryRecorder:
+        check_recordable(self.scheduler)
+        if "step" in vars(self.scheduler):
+            raise RuntimeError(
+                f"This {type(self.scheduler).__name__} is already being recorded or replayed: leave that block first."
+            )
+        self.steps, self._x_T, self._handed = [], None, None
+        self._step = self.scheduler.step
+        self.scheduler.step = in_place_of(self._step, self._record)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        vars(self.scheduler).pop("step", None)
+
+    def _record(self, *args: Any, **kwargs: Any) -> Any:
+        call = StepCall(self.scheduler, self._step, *args, **kwargs)
+        self._check_state(call)
+        mean, std = self._transition(call)
+        noiseless = previous_sample(call.noiseless()) if std == 0 else None
+        with self._row_by_row(call):
+            output = call.made()
+        x_s = previous_sample(output).detach()
+        if noiseless is not None:
+            self._check_deterministic(call, noiseless, x_s)
+        if self.noise_scale is not None and std > 0:
+            x_s = (mean + self.noise_scale(std) * (x_s - mean)).to(x_s.dtype)
+            output = with_previous_sample(output, x_s)
+        return self._append(call, output, mean, std)
+
+    @torch.no_grad()
+    def _transition(self, call: StepCall) -> tuple[Tensor, float]:
+        mean = previous_sample(call.mean())
+        return mean, call.std(mean)
+
+    def _row_by_row(self, call: StepCall) -> AbstractContextManager[Any]:
+        """Where the step draws without a generator; whether it does although it was given one, its first draw shows."""
+        rows = self._rows
+        needed = rows is not None and (not self.steps or rows.drew or call.get("generator") is None)
+        return rows if rows is not None and needed else nullcontext()
+
+    def _check_state(self, call: StepCall) -> None:
+        """A step begins where the one before it ended, and only a last one is without noise."""
+        if not self.steps or self._handed is None:
+            self._x_T = call.sample.detach().clone()
+            return
+        before, x_t = self.steps[-1], call.sample
+        if before.std == 0:
+            refuse_deterministic(self.scheduler, before.timestep, begun=True)
+        handed, version = self._handed
+        if x_t is handed and version is not None and x_t._version == version:
+            return  # no comparison on the device
+        if not torch.equal(x_t.detach(), before.x_s):
+            broken = "" if x_t.isfinite().all() else " They hold NaN or infinity now."
+            raise ValueError(
+                f"The latents were changed between steps (before timestep {call.timestep:g}): the recorded chain would not be "
+                f"the one that was sampled. Remove the callback or use a pipeline that leaves the latents to its scheduler.{broken}"
+            )
+
+    def _check_deterministic(self, call: StepCall, noiseless: Tensor, x_s: Tensor) -> None:
+        """A step that does not answer to `torch.randn` has to be without noise, bit for bit, and cannot be the first."""
+        if not bool(((x_s - noiseless).abs() <= 16 * call.residue).all()):
+            raise ValueError(
+                f"{call.name} draws noise that does not come from torch.randn (timestep {call.timestep:g}), so its "
+                f"density is unknown. Use {STOCHASTIC}."
+            )
+        if not self.steps:
+            refuse_deterministic(self.scheduler, call.timestep)
+
+    def _append(self, call: StepCall, output: Any, mean: Tensor, std: float) -> Any:
+        handed = previous_sample(output)
+        x_s = handed.detach().clone()  # the pipeline may write over what it is handed
+        zero = torch.zeros(x_s.shape[0], dtype=self.dtype, device=x_s.device)
+        log_prob = zero if std == 0 else normal_log_prob(x_s, mean, std, self.dtype)
+        behaviour = None
+        if self.noise_scale is not None:
+            behaviour = zero if std == 0 else normal_log_prob(x_s, mean, self.noise_scale(std) * std, self.dtype)
+        self.steps.append(Step(call.timestep, x_s, std, log_prob, behaviour))
+        self._handed = (handed, None if handed.is_inference() else handed._version)
+        return output
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What was recorded: x (batch, steps+1, *dims), timesteps and std (steps,), log_prob (batch, steps) in nats.
+
+        Raises:
+            RuntimeError: no step was recorded.
+            ValueError: a state is not finite.
+        """
+        if self._x_T is None:
+            raise RuntimeError("Nothing was recorded: call the pipeline whose scheduler this is inside the with block.")
+        steps = self.steps
+        x = torch.stack([self._x_T, *(step.x_s for step in steps)], dim=1)
+        self._check_finite(x)
+        explored = [step.log_behaviour for step in steps if step.log_behaviour is not None]
+        return Trajectory(
+            x=x,
+            timesteps=_floats([step.timestep for step in steps], x),
+            std=_floats([step.std for step in steps], x),
+            log_prob=torch.stack([step.log_prob for step in steps], dim=1),
+            log_behaviour=torch.stack(explored, dim=1) if explored else None,
+        )
+
+    def _check_finite(self, x: Float[Tensor, "batch steps_and_one *dims"]) -> None:
+        """What the steps' own checks cannot see: a step that overflows in half precision only."""
+        finite = x.isfinite().transpose(0, 1).flatten(1).all(1)
+        if not finite.all():
+            i = int((~finite).nonzero()[0]) - 1
+            raise ValueError(
+                f"The state after step {i} (timestep {self.steps[i].timestep:g}) is NaN or infinity in {x.dtype}, from a finite "
+                "network output: use float32."
+            )
+
+
+def _floats(values: list[float], like: Tensor) -> Float[Tensor, " steps"]:
+    return torch.tensor(values, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)

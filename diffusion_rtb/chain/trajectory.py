@@ -1,0 +1,128 @@
+"""What a recorder records: the states of a batch of denoising chains and the log-density of every transition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion_rtb.files.whole import whole
+
+__all__ = ["Trajectory"]
+
+FORMAT = "diffusion_rtb.trajectory/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    r"""A batch of trajectories x_T, …, x_0 and log N(x_s; mean, std²·I) of each transition x_t -> x_s.
+
+    A step whose `std` is 0 is a deterministic map for prior and posterior alike: it carries no log-density, its
+    `log_prob` is 0, and `stochastic` is False there. Only a final step may be of that kind.
+    """
+
+    x: Float[Tensor, "batch steps_and_one *dims"]
+    """States: x[:, 0] is the initial noise x_T, x[:, i+1] what step i returned, x[:, -1] the clean x_0."""
+    timesteps: Float[Tensor, " steps"]
+    """The scheduler's timestep at each step, decreasing."""
+    std: Float[Tensor, " steps"]
+    """Standard deviation of each transition; 0 marks a deterministic final step."""
+    log_prob: Float[Tensor, "batch steps"]
+    """Log-density of each transition under the network that was recorded: summed over dims, nats, fp32."""
+    log_behaviour: Float[Tensor, "batch steps"] | None = None
+    """Log-density under the chain that drew the step, where exploration noise made it differ from `log_prob`; nats."""
+
+    @property
+    def batch(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def steps(self) -> int:
+        return self.x.shape[1] - 1
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[2:])
+
+    @property
+    def x_0(self) -> Float[Tensor, "batch *dims"]:
+        """The clean end of each chain."""
+        return self.x[:, -1]
+
+    @property
+    def stochastic(self) -> Bool[Tensor, " steps"]:
+        """True where the transition has a density."""
+        return self.std > 0
+
+    def __getitem__(self, index: Sequence[int] | Int[Tensor, " rows"] | slice) -> Trajectory:
+        """The trajectories at `index`, every per-trajectory field cut alike."""
+        rows = index if isinstance(index, slice) else torch.as_tensor(index, device=self.x.device)
+        behaviour = None if self.log_behaviour is None else self.log_behaviour[rows]
+        return replace(self, x=self.x[rows], log_prob=self.log_prob[rows], log_behaviour=behaviour)
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        return Trajectory(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+        """Join batches that were drawn on the same schedule.
+
+        Raises:
+            ValueError: there are no parts, or their timesteps or standard deviations differ.
+        """
+        if not parts:
+            raise ValueError("Trajectory.cat needs at least one trajectory, got none.")
+        first = parts[0]
+        for part in parts[1:]:
+            if not (torch.equal(part.timesteps, first.timesteps) and torch.equal(part.std, first.std)):
+                raise ValueError(
+                    f"Trajectories of different schedules cannot be joined: timesteps {first.timesteps.tolist()} and "
+                    f"{part.timesteps.tolist()}. Record them with the same scheduler, steps and eta."
+                )
+        behaviours = [part.log_prob if part.log_behaviour is None else part.log_behaviour for part in parts]
+        explored = any(part.log_behaviour is not None for part in parts)
+        return replace(
+            first,
+            x=torch.cat([part.x for part in parts]),
+            log_prob=torch.cat([part.log_prob for part in parts]),
+            log_behaviour=torch.cat(behaviours) if explored else None,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are present, by name, contiguous."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v.contiguous() for k, v in found.items() if v is not None}
+
+    def save(self, path: Path | str) -> None:
+        """Write the trajectory as one safetensors file."""
+        with whole(Path(path)) as unfinished:
+            save_file(self.tensors(), unfinished, metadata={"format": FORMAT})
+
+    @staticmethod
+    def load(path: Path | str, device: torch.device | str = "cpu") -> Trajectory:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            ValueError: the file is truncated, or not a trajectory.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"No trajectory file at {path}.")
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                found = (file.metadata() or {}).get("format")
+                if found != FORMAT:
+                    raise ValueError(
+                        f"{path} holds format {found!r}, not {FORMAT!r}: it was not written by Trajectory.save."
+                    )
+                return Trajectory(**{name: file.get_tensor(name) for name in file.keys()})
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is not a readable safetensors file ({error}); record the trajectory again."
+            ) from error

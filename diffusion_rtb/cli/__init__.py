@@ -1,0 +1,1 @@
+"""The commands, one file each; the work is done elsewhere, and nothing imports this."""

@@ -1,0 +1,276 @@
+"""The commands: what they accept, and how they speak about errors. The work is done elsewhere.
+
+Heavy modules are imported inside the commands, so that `--help` and a mistyped key answer at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffusion_rtb import __version__
+from diffusion_rtb.cli.compare import CompareCommand, compare
+from diffusion_rtb.cli.messages import INTERRUPTED, Traceback, errors_explained, say
+from diffusion_rtb.cli.rewards import check_reward, serve_reward
+from diffusion_rtb.config.load import ConfigError, RunConfig, config_schema, config_text, load_config
+from diffusion_rtb.config.prompts import check_prompt
+
+__all__ = ["app", "eval_main", "main", "train_main"]
+
+app = typer.Typer(
+    name="diffusion-rtb",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Fine-tune a diffusion model (the prior) towards the posterior p(x)·exp(beta·r(x)) / Z of a reward r.",
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of a run.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/quickstart.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Override keys; values in YAML: train.lr=1e-4 beta_anneal=null"),
+]
+
+
+def train(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and stop.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Fine-tune the posterior of CONFIG; the run's folder is `out/name` of the config, runs/NAME by default.
+
+    A run that was interrupted goes on from its latest checkpoint, with the same numbers, when the command is given again.
+    With a run's folder as CONFIG, that run goes on, wherever the folder lies now.
+    Ctrl-C finishes the iteration and writes a checkpoint; a second Ctrl-C stops at once.
+
+    A config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
+
+    In the run's folder: config.yaml (resolved), metrics.jsonl (one line per iteration), samples/ (pictures),
+    checkpoints/, lora/ (load it with plain diffusers: `pipe.load_lora_weights("runs/NAME/lora")`).
+
+    **Examples**
+
+        diffusion-rtb train configs/quickstart.yaml
+
+        diffusion-rtb train configs/quickstart.yaml name=hotter beta=2.0 train.iterations=200
+
+        python train.py configs/quickstart.yaml             # the same in a clone
+
+        torchrun --nproc_per_node 2 train.py configs/quickstart.yaml  # two GPUs, or processes
+    """
+    with errors_explained(traceback):
+        if print_config:
+            typer.echo(config_text(load_config(config, overrides or ())), nl=False)
+            return
+        _train(config, overrides or ())
+
+
+def evaluate(
+    run: RunArgument,
+    overrides: Overrides = None,
+    traceback: Traceback = False,
+) -> None:
+    """Compare the prior and the posterior of RUN at the same prompts and seeds.
+
+    Measures reward, diversity, KL, ELBO, ESS and the proportions the config asks for, each with its uncertainty, and
+    writes eval/metrics.json and eval/side_by_side.png into the run's folder.
+
+    A run's config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
+
+    **Examples**
+
+        diffusion-rtb eval runs/quickstart
+
+        diffusion-rtb eval runs/quickstart eval.samples=400 eval.prior_samples=400
+    """
+    with errors_explained(traceback):
+        _only(overrides, "eval.")
+        from diffusion_rtb.evaluation.evaluate import evaluate_run
+
+        evaluate_run(run, overrides or ())
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run; with --prior also a config.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: the prompts of the run.")] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Images per prompt.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same noise, for prior and posterior.")] = 0,
+    prior: Annotated[bool, typer.Option("--prior", help="Sample the prior instead of the posterior.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("samples"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace PNG files that are there.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Draw images from the posterior of RUN, or from its prior, one PNG each.
+
+    A run's config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
+
+    **Examples**
+
+        diffusion-rtb sample runs/quickstart --prompt "a cat emoji" -n 8 --out cats
+
+        diffusion-rtb sample runs/quickstart --prior --prompt "a cat emoji" -n 8 --out cats-before
+    """
+    with errors_explained(traceback):
+        _sample(run, prompt, count, seed, prior, out, overwrite)
+
+
+def show_config(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of a run.")
+    ] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of config files instead.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Check CONFIG and print it with every default filled in.
+
+    A config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
+
+    **Examples**
+
+        diffusion-rtb config configs/quickstart.yaml train.lr=1e-4
+
+        diffusion-rtb config --schema > config.schema.json
+    """
+    with errors_explained(traceback):
+        if schema:
+            import json
+
+            typer.echo(json.dumps(config_schema(), indent=2))
+            return
+        if config is None:
+            raise ConfigError("Which config? Give a YAML file or a run's folder, or --schema.")
+        run = load_config(config, overrides or ())
+        from diffusion_rtb.run.folder import run_folder
+        from diffusion_rtb.training.assemble import check_run
+
+        check_run(run, config if config.is_dir() else run_folder(run))
+        _say_merged(run)
+        typer.echo(config_text(run), nl=False)
+
+
+def _version(wanted: bool | None) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # Options before the command; without this function there would be no --version.
+    return
+
+
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("sample")(sample)
+app.command("config")(show_config)
+app.command("compare", cls=CompareCommand)(compare)
+app.command("check-reward")(check_reward)
+app.command("serve-reward")(serve_reward)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script `diffusion-rtb`."""
+    _run(app, "diffusion-rtb", argv)
+
+
+def train_main(argv: Sequence[str] | None = None) -> None:
+    """`python train.py CONFIG [KEY=VALUE]...`: the command `train` alone."""
+    _run(_alone(train), "python train.py", argv)
+
+
+def eval_main(argv: Sequence[str] | None = None) -> None:
+    """`python eval.py RUN [KEY=VALUE]...`: the command `eval` alone."""
+    _run(_alone(evaluate), "python eval.py", argv)
+
+
+def _alone(command: Callable[..., Any]) -> typer.Typer:
+    single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    single.command()(command)
+    return single
+
+
+def _run(commands: typer.Typer, name: str, argv: Sequence[str] | None) -> None:
+    # Modules of the user's own, named in a config, are looked for where the command was given, after everything else.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding gets escapes instead of an error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    commands(args=None if argv is None else list(argv), prog_name=name)
+
+
+def _say_merged(run: RunConfig) -> None:
+    merged = run.prompts.table().merged
+    if merged and os.environ.get("RANK", "0") == "0":  # one of several processes
+        say(
+            f"{run.prompts.file}: {len(run.prompts.texts())} different prompts; {merged} lines that repeat one count once."
+        )
+
+
+def _train(source: Path, overrides: Sequence[str]) -> None:
+    from diffusion_rtb.run.export import export_posterior
+    from diffusion_rtb.run.folder import find_run
+    from diffusion_rtb.training.assemble import training
+    from diffusion_rtb.training.state import progress
+
+    run, folder = find_run(source, overrides)
+    _say_merged(run)
+    with training(run, folder) as trainer:
+        trainer.fit()
+        if trainer.interrupted:
+            say(
+                f"Stopped after {trainer.iteration} of {run.train.iterations} iterations; the same command goes on from there."
+            )
+            raise typer.Exit(INTERRUPTED)
+        if trainer.processes.main:
+            lora = export_posterior(run, trainer.prior, folder, progress(trainer))
+            pictures = f", pictures in {folder / 'samples'}" if (folder / "samples").is_dir() else ""
+            say(f"The posterior is in {lora}{pictures}. Next: python eval.py {folder}")
+
+
+def _sample(
+    run: Path, prompts: Sequence[str] | None, count: int, seed: int, prior: bool, out: Path, overwrite: bool
+) -> None:
+    from diffusion_rtb.files.disk import check_writable
+    from diffusion_rtb.files.pictures import write_images
+    from diffusion_rtb.run.folder import find_run
+    from diffusion_rtb.run.posterior import load_prior, open_trained_run
+    from diffusion_rtb.sampling.images import draw_batches, image_paths
+
+    out = out.expanduser()
+    trained = None if prior else open_trained_run(run)
+    config = find_run(run)[0] if trained is None else trained.config
+    texts = list(dict.fromkeys(prompts)) if prompts else list(config.prompts.texts())
+    for number, text in enumerate(texts, 1):
+        check_prompt(text, f"prompt {number}")
+    paths = image_paths(texts, count, out, overwrite=overwrite)
+    check_writable(out)
+    if trained is None:
+        model = load_prior(run)[1]
+    else:
+        say(trained.progress.sentence)
+        model = trained.prior()
+    write_images(draw_batches(model, texts, count, seed=seed, batch=config.eval.batch), paths)
+    say(f"{len(paths)} images in {out}, the first is {paths[0].name}.")
+
+
+def _only(overrides: Sequence[str] | None, prefix: str) -> None:
+    for override in overrides or ():
+        if not override.startswith(prefix):
+            raise ConfigError(
+                f"Override {override!r}: a trained run's config is fixed, only {prefix}* keys can be changed."
+            )

@@ -1,0 +1,98 @@
+"""One sampler of a comparison: trained if it has to be, measured, and never twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion_rtb.comparison.clock import CURVE, MeasuredTrainer, read_lines
+from diffusion_rtb.comparison.measure import draw_posterior, measured
+from diffusion_rtb.comparison.results import PICTURED, Looks, Result
+from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.exact import ExactTarget
+from diffusion_rtb.files.whole import whole, write_json
+from diffusion_rtb.interfaces import Prior, Reward
+from diffusion_rtb.run.folder import run_folder
+
+__all__ = ["finished", "measure_truth", "train_and_measure"]
+
+MEASURES, SAMPLES = "measures.json", "samples.safetensors"
+
+
+def finished(config: RunConfig) -> Result | None:
+    """The result of a run that was trained and measured to its last iteration, or None."""
+    folder = run_folder(config)
+    found = _read(folder)
+    if found is None or found.get("iterations") != config.train.iterations:
+        return None
+    samples = _samples(folder)
+    return None if samples is None else Result(found, read_lines(folder / CURVE), samples)
+
+
+def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
+    """Train a run to its end, from wherever it was left, and measure it; None where a signal ended it before.
+
+    Raises:
+        ValueError: see `MeasuredTrainer`; or its folder holds a run with another config.
+    """
+    trainer = MeasuredTrainer(config, points=looks.points, samples=looks.point_samples)
+    trainer.fit()
+    if trainer.interrupted:
+        return None
+    actor = trainer.actor
+    x, drawn = draw_posterior(
+        trainer.prior, actor.reward, actor.prompts, looks.samples, config.seed, metadata=actor.metadata
+    )
+    numbers = measured(x, drawn, trainer.target, config.beta) | {
+        "iterations": trainer.iteration,
+        "seconds": trainer.seconds,
+        "cpu_seconds": trainer.cpu_seconds,
+    }
+    _write(trainer.folder, numbers, x)
+    return finished(config)
+
+
+def measure_truth(
+    folder: Path, prior: Prior, reward: Reward, target: ExactTarget, config: RunConfig, looks: Looks
+) -> Result:
+    """The truth as a sampler: its exact denoiser through the same chain and number of steps, at the noise of this seed."""
+    found, samples = _read(folder), _samples(folder)
+    if found is None or samples is None:
+        table = config.prompts.table()
+        x, drawn = draw_posterior(
+            prior, reward, table.texts, looks.samples, config.seed, truth=target, metadata=table.metadata
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, measured(x, drawn, target, config.beta), x)
+        found, samples = _read(folder), _samples(folder)
+        assert found is not None
+        assert samples is not None
+    return Result(found, [], samples)
+
+
+def _write(folder: Path, numbers: Mapping[str, Any], x: Tensor) -> None:
+    """The samples first: where there are measures, everything is there."""
+    with whole(folder / SAMPLES) as unfinished:
+        save_file({"x": x[:PICTURED].float().contiguous()}, unfinished)
+    write_json(folder / MEASURES, numbers)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """The measures; None where there are none, or no longer readable ones: measured again, they are the same."""
+    try:
+        return dict(json.loads((folder / MEASURES).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _samples(folder: Path) -> Tensor | None:
+    try:
+        return load_file(folder / SAMPLES)["x"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None

@@ -1,0 +1,274 @@
+"""From a name in a config to an object: `{component: NAME, argument: value, ...}`.
+
+NAME is `module:attribute`, a file of the kind's folder (`clip_score` is the first public reward of `rewards/clip_score.py`)
+or a name that an installed package registered under the entry-point group `diffusion_rtb.<kind>s`. A new file is found
+without being registered anywhere. The core imports no pipeline and no reward: only names lead to them.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache, partial, update_wrapper
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from diffusion_rtb.config.component_errors import naming
+from diffusion_rtb.config.component_shape import Kind, check_origin, check_shape
+
+__all__ = ["Kind", "build", "check_component", "locate", "nearest", "short_names"]
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """Where components of one kind live, and the method by which a class is known to be one."""
+
+    package: str
+    methods: frozenset[str]
+    argument: str | None = None
+    """A parameter that tells the method from others of the same name."""
+
+
+_SHELVES: Mapping[str, _Shelf] = {
+    "prior": _Shelf("pipelines", frozenset({"as_prior"})),
+    "reward": _Shelf("rewards", frozenset({"__call__", "forward"})),
+    "objective": _Shelf("diffusion_rtb.objectives", frozenset({"prepare"}), "dims"),
+}
+
+
+def locate(name: str, kind: Kind | None = None) -> Any:
+    """The object that `name` stands for.
+
+    Args:
+        name: `module:attribute`, or with a `kind` also a short name.
+        kind: What is wanted: "prior", "reward" or "objective".
+
+    Raises:
+        ValueError: nothing has that name; the message lists what exists and the nearest of it.
+    """
+    if ":" in name:
+        return _attribute(name)
+    if kind is None:
+        raise ValueError(f"{name!r} is not of the form 'module:attribute', e.g. 'rewards.clip_score:ClipScore'.")
+    known = short_names(kind)
+    path = known.get(name) or known.get(name.replace("-", "_"))
+    if path is None:
+        raise ValueError(
+            f"There is no {kind} named {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}. "
+            f"Your own goes by 'module:attribute', e.g. 'my_module:MyClass'."
+        )
+    return _attribute(path)
+
+
+def build(component: Mapping[str, Any] | BaseModel, kind: Kind, **offered: Any) -> Any:
+    """Construct what a component config names.
+
+    Args:
+        component: `{component: NAME, argument: value, ...}`.
+        kind: What it must be.
+        **offered: Arguments that the constructor gets where it has a parameter of that name and the config is silent.
+
+    Returns:
+        The object; a plain function with a reward's signature is itself the reward, with its arguments bound, and so is a reward
+        that a module made already.
+
+    Raises:
+        ValueError: see `check_component`.
+    """
+    target = locate(_name(component, kind), kind)
+    arguments = check_component(component, kind, offered)
+    taken = _taken(target, arguments, offered)
+    if inspect.isfunction(target):
+        return update_wrapper(partial(target, **arguments), target)
+    if not inspect.isclass(target):
+        return target
+    with naming(f"{kind} {_name(component, kind)!r}", target):
+        return target(**taken, **arguments)
+
+
+def check_component(
+    component: Mapping[str, Any] | BaseModel, kind: Kind, offered: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Check a component config against the constructor it names, without constructing: no weights are loaded.
+
+    A class may have a static method `check(**arguments)` that raises ValueError for values no annotation can exclude.
+
+    Args:
+        component: `{component: NAME, argument: value, ...}`.
+        kind: What it must be.
+        offered: Arguments that `build` will be given besides.
+
+    Returns:
+        The config's arguments, converted to the annotated types.
+
+    Raises:
+        ValueError: no such component; an argument that is unknown, missing or of the wrong type.
+    """
+    name = _name(component, kind)
+    target = locate(name, kind)
+    check_shape(name, kind, target)
+    given = {key: value for key, value in _mapping(component).items() if key != "component"}
+    taken = _taken(target, given, offered or {})
+    _check_names(f"{kind} {name!r}", target, given, taken)
+    hints = _hints(target)
+    arguments = {
+        key: _convert(f"{kind} {name!r}, argument {key!r}", value, hints.get(key, Any)) for key, value in given.items()
+    }
+    own_check = getattr(target, "check", None)
+    if inspect.isclass(target) and callable(own_check):
+        with naming(f"{kind} {name!r}", target):
+            own_check(**taken, **arguments)
+    return arguments
+
+
+def _taken(target: Any, given: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """What the constructor has a parameter for and the config leaves open."""
+    return {key: offered[key] for key in _parameters(target) if key in offered and key not in given}
+
+
+def _check_names(what: str, target: Any, given: Mapping[str, Any], offered: Iterable[str]) -> None:
+    parameters = _parameters(target)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
+    for key in given:
+        if not inspect.isclass(target) and not inspect.isfunction(target):
+            raise ValueError(
+                f"{what} is made already and takes no arguments, got {key!r}: name its class to give some."
+            )
+        if key not in parameters and not open_ended:
+            known = ", ".join(parameters) or "none"
+            raise ValueError(f"{what} has no argument {key!r}.{nearest(key, parameters)} It has: {known}.")
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in {*given, *offered}]
+    if missing:
+        raise ValueError(f"{what} needs {', '.join(map(repr, missing))}: add `{missing[0]}: ...` to it.")
+
+
+def _mapping(component: Mapping[str, Any] | BaseModel) -> Mapping[str, Any]:
+    return component.model_dump() if isinstance(component, BaseModel) else component
+
+
+def _name(component: Mapping[str, Any] | BaseModel, kind: Kind) -> str:
+    found = _mapping(component)
+    name = found.get("component") if isinstance(found, Mapping) else None
+    if not isinstance(name, str):
+        raise ValueError(f"A {kind} is written `{{component: NAME, argument: value}}`, got {found!r}.")
+    return name
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """The named arguments a config may give: a constructor's, or those of a reward function after images, prompts, metadata."""
+    if not inspect.isclass(target) and not inspect.isfunction(target):
+        return {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = {key: p for key, p in inspect.signature(target).parameters.items() if p.kind in named}
+    if not inspect.isfunction(target):
+        return found
+    return {key: p for key, p in list(found.items())[2:] if key != "metadata"}
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):
+        # Annotations that only a type checker can resolve: the names of the arguments are checked all the same.
+        return {}
+
+
+def _convert(what: str, value: Any, hint: Any) -> Any:
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except Exception as error:  # noqa: BLE001 — pydantic raises many kinds for annotations that describe no data
+        del error
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        reasons = "; ".join(dict.fromkeys(detail["msg"] for detail in error.errors()))
+        raise ValueError(f"{what}: got {value!r} ({type(value).__name__}). {reasons}.") from None
+
+
+def short_names(kind: Kind) -> dict[str, str]:
+    """Short name -> `module:attribute` of every component of a kind, sorted; files are read, not imported."""
+    if kind not in _SHELVES:
+        raise ValueError(f"Unknown kind of component {kind!r}: use one of {', '.join(map(repr, _SHELVES))}.")
+    found = {point.name: point.value for point in entry_points(group=f"diffusion_rtb.{kind}s")}
+    return dict(sorted((found | _files(_SHELVES[kind])).items()))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The sentence " Did you mean ...?" naming the known name closest to `name`, or nothing."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.55)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@lru_cache
+def _files(shelf: _Shelf) -> dict[str, str]:
+    try:
+        spec = importlib.util.find_spec(shelf.package)
+    except ModuleNotFoundError:
+        spec = None
+    found: dict[str, str] = {}
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for module in pkgutil.iter_modules([folder]):
+            if module.name.startswith("_"):  # a helper of others in its folder
+                continue
+            path = Path(folder, module.name, "__init__.py") if module.ispkg else Path(folder, f"{module.name}.py")
+            attribute = _component(path, shelf)
+            if attribute is not None:
+                found[module.name] = f"{shelf.package}.{module.name}:{attribute}"
+    return found
+
+
+def _component(path: Path, shelf: _Shelf) -> str | None:
+    """The first name in a file's `__all__` that is a class of the shelf's kind, or None."""
+    public: list[str] = []
+    classes: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and any(_marks(item, shelf) for item in node.body):
+            classes.add(node.name)
+        elif isinstance(node, ast.Assign) and any(ast.unparse(target) == "__all__" for target in node.targets):
+            public = list(ast.literal_eval(node.value))
+    return next((name for name in public if name in classes), None)
+
+
+def _marks(item: ast.stmt, shelf: _Shelf) -> bool:
+    if not isinstance(item, ast.FunctionDef) or item.name not in shelf.methods:
+        return False
+    return shelf.argument is None or shelf.argument in {argument.arg for argument in item.args.args}
+
+
+def _attribute(path: str) -> Any:
+    module_name, _, attribute = path.partition(":")
+    check_origin(path, module_name)
+    try:
+        with naming(f"component {path!r}", module_name):
+            found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A missing third-party import inside the module is the module's own story: let it be told.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"Component {path!r}: there is no module {error.name!r}.{_beside(module_name)}") from None
+    for part in attribute.split("."):
+        if not part or not hasattr(found, part):
+            names = [name for name in getattr(found, "__all__", vars(found)) if not name.startswith("_")]
+            where = getattr(found, "__name__", module_name)
+            raise ValueError(f"Component {path!r}: {where!r} has {names}, not {part!r}.{nearest(part, names)}")
+        found = getattr(found, part)
+    return found
+
+
+def _beside(module_name: str) -> str:
+    """What a mistyped module could have been; Python's path is the remedy for one's own file."""
+    package = module_name.rpartition(".")[0]
+    names = [path.partition(":")[0] for shelf in _SHELVES.values() for path in _files(shelf).values()]
+    beside = [name for name in names if name.startswith(f"{package}.")] if package else names
+    hint = nearest(module_name, beside)
+    return hint or " A module of your own must lie in the working directory, on PYTHONPATH, or be installed."

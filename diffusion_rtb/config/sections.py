@@ -1,0 +1,308 @@
+"""The sections of a config: frozen, closed to unknown keys, checked before anything is loaded.
+
+`load.py` reads them from YAML and overrides. The string under a field is its description, also in the JSON Schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    model_validator,
+)
+
+from diffusion_rtb.config.behaviour import BehaviourConfig
+from diffusion_rtb.config.prompts import PromptTable, check_prompts
+from diffusion_rtb.config.section import Section, at_home
+
+__all__ = [
+    "AnnealConfig",
+    "BehaviourConfig",
+    "Component",
+    "EvalConfig",
+    "Factor",
+    "PosteriorConfig",
+    "PromptsConfig",
+    "RunConfig",
+    "Section",
+    "TrainConfig",
+]
+
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
+"""A YAML list of strings; strict in its items, not in being a tuple."""
+
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Component(BaseModel):
+    """A prior, reward or objective by name, with the arguments of its constructor beside the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+
+    component: Annotated[str, Field(min_length=1)]
+    """A file's name (clip_score), `module:attribute` (my_module:MyReward), or a registered entry point."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _homes(cls, data: Any) -> Any:
+        return at_home(data)
+
+
+class PosteriorConfig(Section):
+    """The trainable low-rank adapters; without them the network is the prior."""
+
+    rank: PositiveInt = 8
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 8.0
+    """Scale of the adapters: the network's weight becomes W + alpha / rank · B·A."""
+    target_modules: Annotated[Strings, Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Layers that get adapters, by the ends of their names."""
+
+
+class AnnealConfig(Section):
+    """beta grows linearly from a fraction of its value: easy targets first."""
+
+    start: Annotated[float, Field(gt=0, le=1)]
+    """Fraction of beta at iteration 0."""
+    iterations: PositiveInt
+    """Iterations until beta has its full value."""
+
+
+class PromptsConfig(Section):
+    """What is drawn during training and evaluation; exactly one of `list` and `file`."""
+
+    list: Annotated[Strings, Field(min_length=1)] | None = None
+    """The prompts themselves."""
+    file: str | None = None
+    """A file of prompts, relative to the config: .txt, one per line ("# " starts a comment); .csv or .tsv, with a column `prompt`;
+    .jsonl, with a key `prompt`. Other columns and keys are metadata, for rewards that take it."""
+    sha256: str | None = None
+    """Of the prompts of `file` and their metadata, filled in when they are read: a run does not go on with others."""
+
+    _table: PromptTable | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> PromptsConfig:
+        if (self.list is None) == (self.file is None):
+            raise ValueError("give exactly one of `list` and `file` (set the other to null)")
+        if self.list is not None:
+            if self.sha256 is not None:
+                raise ValueError("sha256 belongs to a `file`; take it out")
+            check_prompts(self.list)
+        return self
+
+    def holding(self, table: PromptTable) -> PromptsConfig:
+        """The same with what the file holds.
+
+        Raises:
+            ValueError: it is not what it was when `sha256` was written down.
+        """
+        if self.sha256 is not None and self.sha256 != table.sha256:
+            raise ValueError(
+                f"{self.file} no longer holds the prompts it did (sha256 {table.sha256[:12]}…, "
+                f"was {self.sha256[:12]}…). Bring them back; or set prompts.sha256 to null, for another run."
+            )
+        held = self.model_copy(update={"sha256": table.sha256})
+        held._table = table
+        return held
+
+    def table(self) -> PromptTable:
+        """The prompts with their metadata.
+
+        Raises:
+            ValueError: they are in a file that was not read; `load_config` reads it.
+        """
+        if self.list is not None:
+            return PromptTable.of(self.list)
+        if self._table is None:
+            raise ValueError(f"prompts.file {self.file} was not read: get the config by `load_config`.")
+        return self._table
+
+    @property
+    def held(self) -> bool:
+        """The prompts are here, not only their hash."""
+        return self.list is not None or self._table is not None
+
+    def texts(self) -> tuple[str, ...]:
+        """The prompts alone; see `table`."""
+        return self.list if self.list is not None else self.table().texts
+
+    @property
+    def digest(self) -> str:
+        """The hash of the prompts and their metadata, wherever they are kept."""
+        return self.table().sha256 if self.sha256 is None else self.sha256
+
+
+class TrainConfig(Section):
+    """Sizes, optimizer and schedules."""
+
+    iterations: PositiveInt = 100
+    """Iterations: sample, score, update."""
+    prompts_per_iteration: PositiveInt = 4
+    """Prompts in one iteration; the prompts take turns."""
+    group: PositiveInt = 8
+    """Trajectories per prompt and iteration; VarGrad needs at least 2."""
+    micro_batch: PositiveInt = 32
+    """Trajectories that pass through the network at once; divides prompts_per_iteration·group. Memory, not results."""
+    lr: PositiveFloat = 1e-3
+    """Learning rate of the adapters (AdamW)."""
+    lr_objective: PositiveFloat = 1e-2
+    """Learning rate of the objective's own parameters: log Z and value network, in nats at the first beta."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's memory of gradients; a longer one averages the noise of small batches."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """AdamW's memory of squared gradients; short runs want it shorter than the usual 0.999."""
+    warmup: Natural = 0
+    """Iterations over which both learning rates grow linearly to their value."""
+    lr_decay: Literal["constant", "linear", "cosine"] = "constant"
+    """How they fall to zero over the rest of the run; constant: not at all."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest norm of the adapters' gradient, that of a loss in nats; larger ones are scaled down."""
+    gradient_steps: PositiveInt | None = None
+    """Steps per trajectory that get a gradient, drawn at random and re-weighted to stay unbiased; null: all."""
+    step_weights: Annotated[tuple[PositiveFloat, ...], Field(strict=False)] | None = None
+    """One positive weight per denoising step on its gradient; null: all 1. The optimum, where every residual is 0, is the same."""
+    updates_per_iteration: PositiveInt = 1
+    """Optimizer updates on the trajectories of one iteration."""
+    parity_tolerance: PositiveFloat = 1e-3
+    """Largest |recorded − replayed| log-density of a trajectory, nats, before training stops."""
+    process_timeout: PositiveFloat = 1800.0
+    """Seconds that one of several processes waits for the others before it stops with an error."""
+    rounding_share: PositiveFloat | None = 1.0
+    """Largest rounding floor of a network below float32, as a share of the tilt asked for (`kl_budget`, or beta·sd(r)). More is
+    refused at iteration 0, more than a tenth of it gives a warning; null: neither. It is logged in any case."""
+    checkpoint_every: PositiveInt = 10
+    """Iterations between checkpoints; one is also written at the end and when interrupted."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints kept; older ones are deleted."""
+    tracker: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
+    """Trackers besides metrics.jsonl; each is an extra of this package."""
+    grid_every: Natural = 10
+    """Iterations between sheets of samples; 0: none."""
+    grid_samples: PositiveInt = 8
+    """Samples per prompt on such a sheet."""
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> TrainConfig:
+        batch = self.prompts_per_iteration * self.group
+        if batch % self.micro_batch:
+            fitting = [n for n in range(1, batch + 1) if batch % n == 0]
+            raise ValueError(
+                f"prompts_per_iteration {self.prompts_per_iteration} x group {self.group} = {batch} trajectories cannot be "
+                f"divided by micro_batch {self.micro_batch}; use one of {fitting}"
+            )
+        return self
+
+
+class Factor(Section):
+    """One thing the prompts leave open, e.g. the style, told apart by the judge."""
+
+    name: str
+    """What it is called in reports."""
+    classes: Annotated[Strings, Field(min_length=2)]
+    """One prompt per possible value, e.g. "a 3d emoji", "a flat emoji"."""
+    labels: Strings = ()
+    """What the values are called in reports; default: the classes themselves."""
+
+    @model_validator(mode="after")
+    def _one_label_each(self) -> Factor:
+        if self.labels and len(self.labels) != len(self.classes):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.classes)} classes; give one each, or none")
+        return self
+
+
+class EvalConfig(Section):
+    """What `eval.py` draws and measures; prior and posterior start from the same noise."""
+
+    samples: PositiveInt = 16
+    """Posterior samples per prompt."""
+    prompts: PositiveInt | Annotated[Strings, Field(min_length=1)] | None = None
+    """So many of the run's prompts, evenly spread over its list, or those in a list here; null: all of them."""
+    prior_samples: PositiveInt = 16
+    """Prior samples per prompt, also the ones that are re-weighted by exp(beta·r)."""
+    batch: PositiveInt = 32
+    """Samples that pass through the network at once. Memory, not results."""
+    embedder: Component | None = None
+    """A reward module with `embed(images)`: the space in which diversity is measured; null: not measured."""
+    judge: Component | None = None
+    """A reward module with `classify(images, classes)`, which tells the factors' values apart; null: the embedder."""
+    factors: Annotated[tuple[Factor, ...], Field(strict=False)] = ()
+    """Proportions compared between the posterior and the re-weighted prior."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Level of the bootstrap intervals."""
+    bootstrap: PositiveInt = 1000
+    """Bootstrap resamples."""
+
+    @model_validator(mode="after")
+    def _judged(self) -> EvalConfig:
+        if self.factors and self.judge is None and self.embedder is None:
+            raise ValueError(f"{len(self.factors)} factors need a judge: add `judge: {{component: ...}}`")
+        return self
+
+
+class RunConfig(Section):
+    """Everything that decides a run. The target is p(x)·exp(beta·r(x)) / Z."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    """Name of the run and of its folder: letters, digits, _ . and -."""
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Seed of everything random in the run; torch takes 64 bits."""
+    out: Annotated[str, AfterValidator(at_home)] = "runs"
+    """Folder that the run's folder is made in; `~` is your home."""
+    prior: Component
+    """The pretrained pipeline."""
+    posterior: PosteriorConfig = PosteriorConfig()
+    reward: Component
+    """r(x): higher is better."""
+    beta: PositiveFloat
+    """Nats per unit of reward; alpha = 1/beta is the weight of the KL to the prior."""
+    beta_anneal: AnnealConfig | None = None
+    """null: beta is constant."""
+    objective: Component = Component(component="rtb")
+    """The loss."""
+    prompts: PromptsConfig
+    behaviour: BehaviourConfig = BehaviourConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _one_beta(self) -> RunConfig:
+        if self.beta_anneal is not None and self.behaviour.kl_budget is not None:
+            raise ValueError(
+                f"beta_anneal and behaviour.kl_budget (nats {self.behaviour.kl_budget.nats:g}) both decide beta: set one of them "
+                "to null. A kl_budget starts at `beta`, so a small one there takes the place of annealing"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_numbers(self) -> RunConfig:
+        for key, share in self.behaviour.shares.items():
+            count = share * self.train.group
+            if abs(count - round(count)) > 1e-6:
+                fitting = ", ".join(f"{n / self.train.group:.6g}" for n in range(self.train.group))
+                raise ValueError(
+                    f"behaviour.{key} {share:g} of train.group {self.train.group} is {count:g} trajectories, not a whole "
+                    f"number; shares that fit: {fitting}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_prompts(self) -> RunConfig:
+        if self.prompts.list is not None:
+            self.check_count(len(self.prompts.list))
+        return self
+
+    def check_count(self, prompts: int) -> None:
+        """Refuse an iteration of more prompts than there are; ValueError."""
+        if prompts < self.train.prompts_per_iteration:
+            raise ValueError(
+                f"train.prompts_per_iteration {self.train.prompts_per_iteration} is more than the {prompts} prompts; "
+                "lower it or add prompts"
+            )

@@ -1,0 +1,210 @@
+r"""How good a posterior is, in nats: pure functions of small tensors, float64 inside.
+
+One identity ties them together. With w(τ) = exp(beta·r − (log_q − log_p)) the importance weight of a posterior trajectory,
+
+    log Z = ELBO + KL(q || p*),    ELBO = E_q[log w] <= log E_q[w] = log Z = log E_p[exp(beta·r)]
+
+so a posterior that is right has ELBO = log Z (both estimates of it), ESS 1 and a residual without spread. A posterior
+that has collapsed onto one mode looks healthy on its own samples; only `log_z_from_prior` next to the ELBO exposes it.
+
+Every function that averages over trajectories takes `prompt`, the prompt of each trajectory: log Z differs between
+prompts, so what is not linear in the trajectories is computed within each prompt and then averaged over prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = [
+    "elbo",
+    "ess",
+    "kl",
+    "kl_profile",
+    "log_weight",
+    "log_weights",
+    "log_z_from_prior",
+    "log_z_importance",
+    "residual_statistics",
+    "reweighted_mean",
+    "reweighted_shares",
+    "standard_error",
+    "total_variation",
+    "within_prompts",
+]
+
+
+def within_prompts(
+    statistic: Callable[[Tensor], float], values: Float[Tensor, "batch *rest"], prompt: Int[Tensor, " batch"] | None
+) -> float:
+    """Mean over prompts of `statistic(values of that prompt)`; over everything at once when `prompt` is None.
+
+    Raises:
+        ValueError: `values` is empty or holds NaN.
+    """
+    if len(values) == 0:
+        raise ValueError("A statistic needs at least one value, got none. Evaluate with one sample per prompt or more.")
+    if values.isnan().any():
+        rows = values.flatten(1).isnan().any(1) if values.ndim > 1 else values.isnan()
+        raise ValueError(f"A statistic of NaN is meaningless; NaN at rows {rows.nonzero().flatten().tolist()[:8]}.")
+    values = values.detach().double()
+    if prompt is None:
+        return statistic(values)
+    parts = [statistic(values[prompt == row]) for row in prompt.unique().tolist()]
+    return math.fsum(parts) / len(parts)
+
+
+def log_weights(
+    reward: Float[Tensor, " batch"],
+    log_q: Float[Tensor, "batch steps"],
+    log_p: Float[Tensor, "batch steps"],
+    beta: float,
+) -> Float[Tensor, " batch"]:
+    """log w = beta·r − (log_q − log_p) of each posterior trajectory, nats.
+
+    At the exact posterior log w = log Z for every trajectory of one prompt.
+    """
+    return beta * reward.detach().double() - _log_ratio(log_q, log_p).sum(1)
+
+
+def elbo(
+    reward: Float[Tensor, " batch"],
+    log_q: Float[Tensor, "batch steps"],
+    log_p: Float[Tensor, "batch steps"],
+    beta: float,
+    prompt: Int[Tensor, " batch"] | None = None,
+) -> float:
+    """ELBO = E_q[beta·r − (log_q − log_p)] <= log Z, nats: the lower bound on log Z that training raises."""
+    return within_prompts(_mean, log_weights(reward, log_q, log_p, beta), prompt)
+
+
+def kl(
+    log_q: Float[Tensor, "batch steps"],
+    log_p: Float[Tensor, "batch steps"],
+    prompt: Int[Tensor, " batch"] | None = None,
+) -> float:
+    """KL(q || p) = E_q[log_q − log_p] over whole trajectories, nats; an unbiased estimate, so it may dip below 0."""
+    return within_prompts(_mean, _log_ratio(log_q, log_p).sum(1), prompt)
+
+
+def kl_profile(log_q: Float[Tensor, "batch steps"], log_p: Float[Tensor, "batch steps"]) -> Float[Tensor, " steps"]:
+    """E_q[log_q − log_p] of each step, nats; sums to `kl`. Shows which noise levels carry the change."""
+    return _log_ratio(log_q, log_p).mean(0)
+
+
+def log_z_importance(log_w: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None) -> float:
+    """log mean exp(log w), nats: log Z from posterior trajectories, at least the ELBO of the same ones."""
+    return within_prompts(_log_mean_exp, log_w, prompt)
+
+
+def log_z_from_prior(
+    reward: Float[Tensor, " batch"], beta: float, prompt: Int[Tensor, " batch"] | None = None
+) -> float:
+    """log E_p[exp(beta·r)] from prior samples, nats: blind to what the posterior misses or invents."""
+    return within_prompts(_log_mean_exp, beta * reward.detach().double(), prompt)
+
+
+def ess(log_w: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None) -> float:
+    """Effective sample size as a share: (sum w)² / (n·sum w²), in (0, 1]; 1 if and only if all weights are equal."""
+    return within_prompts(_ess, log_w, prompt)
+
+
+def reweighted_mean(
+    values: Float[Tensor, " batch"], log_w: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None
+) -> float:
+    """sum w·values / sum w: what `values` average to under the re-weighted distribution (self-normalised)."""
+    pairs = torch.stack([values.detach().double(), log_w.detach().double()], dim=1)
+    return within_prompts(lambda v: float((torch.softmax(v[:, 1], 0) * v[:, 0]).sum()), pairs, prompt)
+
+
+def standard_error(values: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None) -> float:
+    """Standard error of the mean over prompts of the within-prompt means: sqrt(sum_g var_g/n_g) / G."""
+    values = values.detach().double()
+    rows = torch.zeros(len(values), dtype=torch.long) if prompt is None else prompt
+    groups = [values[rows == row] for row in rows.unique().tolist()]
+    if any(len(group) < 2 for group in groups):
+        return math.nan  # one value per prompt says nothing about spread
+    return math.sqrt(math.fsum(float(group.var()) / len(group) for group in groups)) / len(groups)
+
+
+def residual_statistics(
+    residual: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None
+) -> dict[str, float]:
+    """Mean, spread and largest magnitude of log Z + log_q − log_p − beta·r, nats; `std` is within prompts, biased."""
+    return {
+        "mean": within_prompts(_mean, residual, prompt),
+        "std": math.sqrt(within_prompts(lambda v: float(v.var(correction=0)), residual, prompt)),
+        "max": float(residual.detach().double().abs().max()),
+    }
+
+
+def total_variation(p: Float[Tensor, " classes"], q: Float[Tensor, " classes"]) -> float:
+    """Total variation distance ½·sum |p − q| of two distributions over the same classes, in [0, 1].
+
+    Raises:
+        ValueError: `p` or `q` is not a distribution.
+    """
+    for name, values in (("p", p), ("q", q)):
+        total = float(values.double().sum())
+        if not math.isclose(total, 1.0, abs_tol=1e-5) or bool((values < 0).any()):
+            raise ValueError(
+                f"{name} must be non-negative and sum to 1, got {values.tolist()}; divide counts by their sum."
+            )
+    # The sum of p and q may differ from 1 by rounding; the bound must not.
+    return min(1.0, 0.5 * float((p.double() - q.double()).abs().sum()))
+
+
+def reweighted_shares(
+    labels: Int[Tensor, " batch"],
+    classes: int,
+    log_w: Float[Tensor, " batch"] | None,
+    prompt: Int[Tensor, " batch"],
+) -> Float[Tensor, "prompts classes"]:
+    """Share of each class among the samples of each prompt, weighted by w / sum w within the prompt (None: w = 1).
+
+    The mean over rows gives every prompt the same say. Rows follow the sorted prompts.
+
+    Raises:
+        ValueError: a label is outside 0 … classes − 1.
+    """
+    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        raise ValueError(f"Labels must lie in 0 … {classes - 1}, got {int(labels.min())} … {int(labels.max())}.")
+    logs = torch.zeros(len(labels), dtype=torch.float64) if log_w is None else log_w.detach().double()
+    one_hot = torch.nn.functional.one_hot(labels, classes).double()
+    rows = [prompt == row for row in prompt.unique().tolist()]
+    return torch.stack([torch.softmax(logs[row], 0) @ one_hot[row] for row in rows])
+
+
+def _log_ratio(log_q: Tensor, log_p: Tensor) -> Tensor:
+    # Differences step by step, in float64: the two log-densities are large and nearly equal.
+    return log_q.detach().double() - log_p.detach().double()
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean())
+
+
+def _log_mean_exp(values: Tensor) -> float:
+    return float(torch.logsumexp(values, 0)) - math.log(len(values))
+
+
+def _ess(log_w: Tensor) -> float:
+    # Scaled by the largest weight, so that n equal weights give exactly 1 whatever their size.
+    w = (log_w - log_w.max()).exp()
+    return min(1.0, float(w.sum() ** 2 / (w.square().sum() * len(w))))
+
+
+def log_weight(
+    log_q: Float[Tensor, "batch steps"],
+    log_p: Float[Tensor, "batch steps"],
+    reward: Float[Tensor, " batch"],
+    beta: float,
+) -> Float[Tensor, " batch"]:
+    """log w = beta·r - sum_t (log_q - log_p), the one-sample estimate of log Z; nats."""
+    # Step by step first: each log-density is large (thousands of nats), their differences are not, and float32 keeps
+    # the difference of two neighbours exactly but not the difference of two sums.
+    return beta * reward - (log_q - log_p).sum(dim=1)

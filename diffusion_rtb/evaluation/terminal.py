@@ -1,0 +1,154 @@
+"""The evaluation's numbers as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_rtb.evaluation.choice import LISTED, listed
+from diffusion_rtb.evaluation.jackknife import FEW
+from diffusion_rtb.files.plain_text import plain
+from diffusion_rtb.files.terminal import shown
+
+__all__ = ["show"]
+
+LONGEST = 200
+"""Characters of a prompt or a label that are shown; metrics.json has all of them."""
+
+
+def show(numbers: Mapping[str, Any], console: Console) -> None:
+    """Print the evaluation: one line per prompt, of many for some, and overall, then one table per checked factor."""
+    console.print(_reward_table(numbers))
+    console.print(_cost_table(numbers))
+    if len(numbers["per_prompt"]) > LISTED:
+        console.print(shown(_left_out(numbers)), soft_wrap=True)
+    console.print(shown(_log_z(numbers["overall"]["log_z"])), soft_wrap=True)
+    console.print(shown(_exact(numbers["overall"])), soft_wrap=True)
+    console.print(shown(_rise(numbers["overall"], numbers["samples"]["prior"])), "", soft_wrap=True, sep="\n")
+    for check in numbers["posterior_check"]:
+        console.print(_check_table(check))
+        console.print(shown(_verdict(check)), "", soft_wrap=True, sep="\n")
+
+
+def _log_z(log_z: Mapping[str, Any]) -> str:
+    """How well log Z is known from prior samples."""
+    if log_z["from_prior_bias"] is None:
+        return f"log Z {log_z['from_prior']:.2f}, from prior samples, errs low; by how much, one sample per prompt does not say."
+    text = (
+        f"log Z {log_z['from_prior']:.2f}, from prior samples, errs low, here by about {max(0.0, -log_z['from_prior_bias']):.2f}: "
+        f"interval [{log_z['from_prior_low']:.2f}, {log_z['from_prior_high']:.2f}]"
+    )
+    few = log_z["effective_prior_samples"]
+    if few >= FEW:
+        return f"{text}."
+    return (
+        f"{text}, which is too narrow, as a prompt has only {few:.0f} effective samples: log Z may be higher still, and an ELBO "
+        "above it is no error. Draw more (eval.prior_samples)."
+    )
+
+
+def _exact(overall: Mapping[str, Any]) -> str:
+    """What the exact posterior would cost and leave."""
+    text = f"The exact posterior, from prior samples re-weighted by exp(beta·r): KL {overall['kl']['reweighted_prior']:.2f}"
+    if overall["diversity"] is None:
+        return f"{text}."
+    exact = overall["diversity"]["reweighted_prior"]
+    return f"{text}, distance {exact['pairwise_cosine_distance']:.2f}, Vendi {exact['vendi']:.1f} (at least)."
+
+
+def _rise(overall: Mapping[str, Any], prior_samples: int) -> str:
+    """How far the reward rose, how far the exact posterior's would have, and how well that is known."""
+    reward, share = overall["reward"], overall["ess"]["prior"]
+    known = f"re-weighting leaves an effective {share * prior_samples:.0f} of {prior_samples} prior samples per prompt"
+    if reward["rise_in_prior_std"] is None or reward["rise_in_within_prompt_std"] is None:
+        return f"The prior's rewards do not vary; {known}."
+    exact = (reward["reweighted_prior"] - reward["prior"]["mean"]) / reward["prior_std"]
+    return (
+        f"Mean reward: {reward['rise_in_prior_std']:+.2f} prior standard deviations ({reward['rise_in_within_prompt_std']:+.2f} "
+        f"within prompts). The exact posterior's: {exact:+.2f}; {known}."
+    )
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The first column names the row, the last row is over all prompts."""
+    table = Table(title=shown(title), title_justify="left")
+    for i, name in enumerate(columns):
+        table.add_column(shown(name), justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for i, row in enumerate(rows):
+        table.add_row(
+            *(shown(cell, LONGEST) for cell in row),
+            style="bold" if i == len(rows) - 1 else "",
+            end_section=i == len(rows) - 2,
+        )
+    return table
+
+
+def _named_rows(numbers: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(row["prompt"], row) for row in listed(numbers["per_prompt"])] + [("all", numbers["overall"])]
+
+
+def _left_out(numbers: Mapping[str, Any]) -> str:
+    """What the tables do not show."""
+    return (
+        f"Of {len(numbers['per_prompt'])} prompts the tables show the {LISTED // 2} whose reward rose most and the {LISTED // 2} "
+        "where it rose least; eval/metrics.json has all."
+    )
+
+
+def _reward_table(numbers: Mapping[str, Any]) -> Table:
+    counts = numbers["samples"]
+    rows = [
+        (name, *(_with_interval(row["reward"][side]) for side in ("prior", "posterior")))
+        for name, row in _named_rows(numbers)
+    ]
+    columns = ("prompt", f"prior, {counts['prior']} samples", f"posterior, {counts['posterior']} samples")
+    return _table("Mean reward and its interval", columns, rows)
+
+
+def _cost_table(numbers: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, row in _named_rows(numbers):
+        log_z, diversity = row["log_z"]["from_prior"], row["diversity"]
+        bounds = (f"{row['elbo']:.2f}", f"{log_z:.2f}", f"{row['ess']['posterior']:.2f}")
+        error = row["kl"]["standard_error"]
+        spread = [
+            "-"
+            if diversity is None
+            else f"{diversity['prior'][key]:.{digits}f} → {diversity['posterior'][key]:.{digits}f}"
+            for key, digits in (("pairwise_cosine_distance", 2), ("vendi", 1))
+        ]
+        rows.append((name, f"{row['kl']['mean']:.2f} ± {'?' if error is None else f'{error:.2f}'}", *bounds, *spread))
+    title = f"What it cost, in nats, and the diversity that is left (beta {numbers['beta']:g})"
+    return _table(title, ("prompt", "KL", "ELBO", "log Z", "ESS", "distance", "Vendi"), rows)
+
+
+def _with_interval(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def _check_table(check: Mapping[str, Any]) -> Table:
+    factor = plain(check["factor"], LONGEST)
+    table = Table(title=shown(f"Is it the posterior? Shares of each {factor}"), title_justify="left")
+    for i, name in enumerate((factor, "prior", "prior re-weighted by exp(beta·r)", "posterior")):
+        table.add_column(shown(name), justify="left" if i == 0 else "right")
+    for label, *shares in zip(*(check[key] for key in ("labels", "prior", "reweighted", "posterior")), strict=True):
+        table.add_row(shown(label, LONGEST), *(f"{share:.3f}" for share in shares))
+    return table
+
+
+def _verdict(check: Mapping[str, Any]) -> str:
+    tv, noise = check["tv"], check["noise"]
+    missing = (
+        f"; never produced: {', '.join(plain(label, LONGEST) for label in check['missing'])}"
+        if check["missing"]
+        else ""
+    )
+    return (
+        f"{'PASS' if check['passed'] else 'FAIL'}: total variation {tv['mean']:.3f} [{tv['low']:.3f}, {tv['high']:.3f}] is "
+        f"{'within' if tv['mean'] <= check['tolerance'] else 'NOT within'} the tolerance of {check['tolerance']:g}{missing}. "
+        f"Sampling noise alone makes {noise['mean']:.3f} (p = {check['p_value']:.2g}); "
+        f"the prior itself has {check['tv_prior']:.3f}."
+    )

@@ -1,0 +1,304 @@
+"""Images and prompts as the bytes of a request, and back; see `reward_wire` for the format.
+
+What comes in is foreign: sizes are read and compared with the limits before anything is decompressed or allocated.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float32, Num, UInt8
+from pydantic import Field, TypeAdapter
+
+from diffusion_rtb.config.prompt_files import json_object
+from diffusion_rtb.config.prompts import HALVES, Metadata
+from diffusion_rtb.remote_reward.messages import (
+    JSON_TYPE,
+    MOST_METADATA,
+    NPZ_TYPE,
+    SCHEMA_VERSION,
+    Encoding,
+    Limits,
+    NpzHeader,
+    PixelsRequest,
+    PngRequest,
+    PromptsRequest,
+    WireError,
+    parsed,
+)
+
+__all__ = ["Batch", "as_float", "decode", "decode_prompts", "encode", "encode_prompts", "quantised"]
+
+Pixels = UInt8[np.ndarray, "batch 3 height width"]
+Floats = Float32[np.ndarray, "batch 3 height width"]
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+REQUEST: TypeAdapter[PngRequest | PixelsRequest] = TypeAdapter(
+    Annotated[PngRequest | PixelsRequest, Field(discriminator="encoding")]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A decoded request."""
+
+    images: Num[np.ndarray, "batch 3 height width"]
+    """uint8, or float32 in [0, 1]."""
+    prompts: tuple[str, ...]
+    metadata: tuple[dict[str, Any], ...] | None = None
+    """One per image; None: the request has none."""
+
+
+def quantised(images: Floats) -> Pixels:
+    """round(255·x), half to even: x/255 of the result differs from the images by up to 1/510."""
+    return np.rint(images * np.float32(255)).astype(np.uint8)
+
+
+def as_float(images: Num[np.ndarray, "batch 3 height width"]) -> Floats:
+    """float32 in [0, 1]; float images as they are."""
+    return images / np.float32(255) if images.dtype == np.uint8 else images
+
+
+def encode(
+    images: Floats, prompts: Sequence[str], encoding: Encoding, metadata: Sequence[Metadata] | None = None
+) -> tuple[bytes, str]:
+    """The body of a request and its media type.
+
+    Args:
+        images: In [0, 1].
+        prompts: One per image.
+        encoding: "npz_float32" is exact; the others round to 8 bits.
+        metadata: One per image; None: the reward takes none.
+
+    Raises:
+        ValueError: images, prompts and metadata do not pair up, images not finite or outside [0, 1], a prompt that is no text.
+    """
+    _check_floats(images)
+    if len(prompts) != len(images):
+        raise ValueError(f"{len(images)} images and {len(prompts)} prompts: a request needs one prompt per image.")
+    header = _header(prompts, metadata)
+    match encoding:
+        case "npz_float32":
+            return _npz(header, images), NPZ_TYPE
+        case "npz_uint8":
+            return _npz(header, quantised(images)), NPZ_TYPE
+        case "json_png":
+            files = [base64.b64encode(_png(image)).decode() for image in quantised(images)]
+            return _json(header | {"encoding": "png", "images": files}), JSON_TYPE
+        case "json_uint8":
+            values = base64.b64encode(quantised(images).tobytes()).decode()
+            return _json(header | {"encoding": "uint8", "shape": list(images.shape), "images": values}), JSON_TYPE
+
+
+def encode_prompts(prompts: Sequence[str], metadata: Sequence[Metadata]) -> bytes:
+    """The body of a request to check prompts; ValueError as in `encode`."""
+    return _json(_header(prompts, metadata))
+
+
+def decode_prompts(body: bytes) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
+    """The prompts of such a body and their metadata; WireError as in `decode`."""
+    request = parsed(PromptsRequest.model_validate_json, body, "The request")
+    found = _metadata(request)
+    return tuple(request.prompts), found or ({},) * len(request.prompts)
+
+
+def decode(body: bytes, media_type: str, limits: Limits) -> Batch:
+    """Images and prompts of a request's body.
+
+    Raises:
+        WireError: the body is damaged (400), not of the format (422), beyond the limits (413) or of another type (415).
+    """
+    if len(body) > limits.max_body_bytes:
+        raise _too_large(f"the body has {len(body)} bytes", "max_body_bytes", limits.max_body_bytes)
+    kind = media_type.partition(";")[0].strip().lower()
+    if kind == NPZ_TYPE:
+        return _from_npz(body, limits)
+    if kind == JSON_TYPE:
+        return _from_json(body, limits)
+    message = f"The media type {media_type!r} is not read here: send {JSON_TYPE} or {NPZ_TYPE}."
+    raise WireError(message, status=415, code="media_type")
+
+
+def _too_large(what: str, limit: str, value: int) -> WireError:
+    return WireError(f"{what}, above {limit}={value}: send fewer images at once.", status=413, code="too_large")
+
+
+def _header(prompts: Sequence[str], metadata: Sequence[Metadata] | None) -> dict[str, Any]:
+    for prompt in prompts:
+        if HALVES.search(prompt):
+            raise ValueError(f"The prompt {prompt!r} holds half a surrogate pair and cannot be sent as UTF-8.")
+    header: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "prompts": list(prompts)}
+    if metadata is None:
+        return header
+    if len(metadata) != len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(metadata)} rows of metadata: a request needs one per prompt."
+        )
+    return header | {"metadata": [json.dumps(dict(row), allow_nan=False) for row in metadata]}
+
+
+def _metadata(request: NpzHeader | PixelsRequest | PngRequest | PromptsRequest) -> Any:
+    """Each row is measured before it is parsed."""
+    if request.metadata is None:
+        return None
+    if len(request.metadata) != len(request.prompts):
+        message = f"{len(request.prompts)} prompts and {len(request.metadata)} rows of metadata: one per prompt."
+        raise WireError(message, status=422, code="schema")
+    largest = max(len(text.encode()) for text in request.metadata)
+    if largest > MOST_METADATA:
+        message = f"the metadata of a prompt has {largest} bytes, above {MOST_METADATA}"
+        raise WireError(f"{message}: leave out what the reward does not need.", status=413, code="too_large")
+    try:
+        return tuple(json_object(text, f"metadata.{i}") for i, text in enumerate(request.metadata))
+    except ValueError as error:
+        raise WireError(str(error), status=422, code="schema") from None
+
+
+def _check_shape(shape: Sequence[int], prompts: Sequence[str], limits: Limits) -> None:
+    if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
+        raise WireError(
+            f"images has shape {tuple(shape)}: it must be (batch, 3, height, width).", status=422, code="schema"
+        )
+    if shape[0] != len(prompts):
+        message = f"{shape[0]} images and {len(prompts)} prompts: a request needs one prompt per image."
+        raise WireError(message, status=422, code="schema")
+    if shape[0] > limits.max_batch:
+        raise _too_large(f"{shape[0]} images", "max_batch", limits.max_batch)
+    pixels = math.prod(shape) // 3
+    if pixels > limits.max_pixels:
+        raise _too_large(f"{pixels} pixels", "max_pixels", limits.max_pixels)
+
+
+def _check_floats(images: Floats) -> None:
+    if not np.isfinite(images).all():
+        raise ValueError("images holds values that are not finite.")
+    if images.size and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"images has values from {images.min():g} to {images.max():g}: they must lie in [0, 1].")
+
+
+def _json(data: object) -> bytes:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _from_json(body: bytes, limits: Limits) -> Batch:
+    request = parsed(REQUEST.validate_json, body, "The request")
+    if isinstance(request, PixelsRequest):
+        _check_shape(request.shape, request.prompts, limits)
+        values = _base64(request.images)
+        if len(values) != math.prod(request.shape):
+            message = f"images has {len(values)} bytes, its shape {request.shape} needs {math.prod(request.shape)}."
+            raise WireError(message, status=422, code="schema")
+        return Batch(np.frombuffer(values, np.uint8).reshape(request.shape), tuple(request.prompts), _metadata(request))
+    files = [_base64(file) for file in request.images]
+    sizes = [_png_size(file) for file in files]
+    if len(set(sizes)) > 1:
+        raise WireError("The images of one request must be of one size.", status=422, code="schema")
+    _check_shape((len(files), 3, *sizes[0]), request.prompts, limits)
+    images = np.empty((len(files), 3, *sizes[0]), np.uint8)
+    for place, file in zip(images, files, strict=True):  # one after the other: nothing is held twice
+        place[:] = _pixels(file)
+    return Batch(images, tuple(request.prompts), _metadata(request))
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise WireError(f"images is not base64: {error}.", status=422, code="schema") from None
+
+
+def _png(image: UInt8[np.ndarray, "3 height width"]) -> bytes:
+    from PIL import Image
+
+    with io.BytesIO() as file:
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, format="PNG", compress_level=1)
+        return file.getvalue()
+
+
+def _png_size(file: bytes) -> tuple[int, int]:
+    """Height and width as the head of the file says; other kinds of PNG would be converted silently, so they are refused."""
+    if len(file) < 33 or file[:8] != PNG_START or file[12:16] != b"IHDR":
+        raise WireError("An image is not a PNG file.", status=422, code="schema")
+    width, height, depth, colour = struct.unpack(">IIBB", file[16:26])
+    if (depth, colour) != (8, 2):
+        message = f"An image is a PNG of {depth} bits and colour type {colour}: send 8-bit RGB (colour type 2)."
+        raise WireError(message, status=422, code="schema")
+    return height, width
+
+
+def _pixels(file: bytes) -> UInt8[np.ndarray, "3 height width"]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
+            image.verify()  # loading alone checks no sums and stops at the last pixel
+        with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
+            return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # noqa: BLE001 — whatever a parser raises on foreign bytes, they are what is wrong
+        raise WireError(f"An image is a damaged PNG file: {error}.", status=422, code="schema") from None
+
+
+def _npz(header: object, images: Num[np.ndarray, "batch 3 height width"]) -> bytes:
+    with io.BytesIO() as file:
+        np.savez(file, header=np.frombuffer(_json(header), np.uint8), images=images)
+        return file.getvalue()
+
+
+def _from_npz(body: bytes, limits: Limits) -> Batch:
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            _check_members(archive, limits)
+            shapes = {name: _array_shape(archive, name) for name in archive.namelist()}
+        with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
+            head = parsed(NpzHeader.model_validate_json, arrays["header"].tobytes(), "header.npy")
+            _check_shape(shapes["images.npy"], head.prompts, limits)
+            images = np.ascontiguousarray(arrays["images"])
+    except WireError:
+        raise
+    except Exception as error:  # noqa: BLE001 — as above
+        raise WireError(f"The body is not a usable npz archive: {error}.") from None
+    if images.dtype != np.uint8:
+        try:
+            _check_floats(images)
+        except ValueError as error:
+            raise WireError(str(error), status=422, code="schema") from None
+    return Batch(images, tuple(head.prompts), _metadata(head))
+
+
+def _check_members(archive: zipfile.ZipFile, limits: Limits) -> None:
+    members = archive.infolist()
+    if sorted(member.filename for member in members) != ["header.npy", "images.npy"]:
+        shown = ", ".join(repr(member.filename) for member in members[:4])
+        message = f"The archive must hold header.npy and images.npy and nothing else; it has {len(members)}: {shown}."
+        raise WireError(message, status=422, code="schema")
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise WireError("The archive must be stored or deflated.", status=422, code="schema")
+    size = sum(member.file_size for member in members)
+    if size > limits.max_body_bytes:
+        raise _too_large(f"the archive unpacks to {size} bytes", "max_body_bytes", limits.max_body_bytes)
+
+
+def _array_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    """What an array's head promises, checked against the bytes that are really there: numpy allocates what it promises."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise WireError(f"{name} is of npy format {version}: write (1, 0).", status=422, code="schema")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        held = archive.getinfo(name).file_size - file.tell()
+    allowed = ("|u1",) if name == "header.npy" else ("|u1", "<f4")
+    if dtype.str not in allowed:
+        raise WireError(f"{name} is of type {dtype.str}: use {' or '.join(allowed)}.", status=422, code="schema")
+    if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != held:
+        raise WireError(f"{name} promises shape {shape} of {dtype} and holds {held} bytes.", status=422, code="schema")
+    return tuple(shape)

@@ -1,0 +1,277 @@
+"""Is this reward fit for training? Every check before a GPU-hour is spent, as a report.
+
+report = check_rewards([{"component": "clip_score"}], standard_samples())
+show_reports(report, Console())         # diffusion_rtb/reward_check/terminal.py
+report.passed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.files.whole import write_json
+from diffusion_rtb.reward_check import checks
+from diffusion_rtb.reward_check import pixel_checks as pixels
+from diffusion_rtb.reward_check.measures import peak_memory
+from diffusion_rtb.reward_check.samples import Samples
+from diffusion_rtb.reward_check.subject import Call, Check, Limits, Subject
+from diffusion_rtb.scoring.memory import observing, stateful_rewards
+from diffusion_rtb.scoring.prompts import check_component_prompts, check_reward_prompts
+from diffusion_rtb.scoring.remedies import other_form, remedy
+
+__all__ = ["Report", "Reports", "check_reward", "check_rewards", "reward_component", "write_reports"]
+
+NOT_REACHED = "not reached"
+"""What is said of checks that an earlier fault leaves without an answer."""
+
+AFTER_CALL = (
+    "spread", "repeat", "one by one", "order", "prompts", "broken", "levels", "precision", "device", "gradient", "speed",
+    "file size", "brightness",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was found about one reward."""
+
+    name: str
+    checks: list[Check]
+    values: list[float]
+    """Of each sample; empty if the reward could not be called."""
+
+    @property
+    def passed(self) -> bool:
+        """No check failed; warnings do not count."""
+        return not any(check.status == "fail" for check in self.checks)
+
+    @property
+    def warned(self) -> bool:
+        return any(check.status == "warn" for check in self.checks)
+
+    def statistics(self) -> dict[str, float]:
+        """Mean, standard deviation and quartiles of the values; empty without values."""
+        if not self.values:
+            return {}
+        values = torch.tensor(self.values, dtype=torch.float64)
+        names, at = ("min", "quarter", "median", "three_quarters", "max"), torch.linspace(0, 1, 5, dtype=torch.float64)
+        spread = {"mean": float(values.mean()), "std": float(values.std(correction=0))}
+        return spread | dict(zip(names, values.quantile(at).tolist(), strict=True))
+
+    def as_json(self) -> dict[str, Any]:
+        """For `json.dumps(..., allow_nan=False)`."""
+        found = [asdict(check) for check in self.checks]
+        return {
+            "name": self.name, "passed": self.passed, "statistics": self.statistics(), "checks": found, "values": self.values,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Reports:
+    """What was found about some rewards on the same samples."""
+
+    samples: Samples
+    rewards: list[Report]
+
+    @property
+    def passed(self) -> bool:
+        """No check of any reward failed."""
+        return all(report.passed for report in self.rewards)
+
+    @property
+    def warned(self) -> bool:
+        return any(report.warned for report in self.rewards)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `json.dumps(..., allow_nan=False)`."""
+        samples = {
+            "source": self.samples.source,
+            "shape": list(self.samples.images.shape),
+            "prompts": self.samples.prompts,
+        }
+        return {
+            "format": "diffusion_rtb.check_reward/1",
+            "passed": self.passed,
+            "samples": samples,
+            "rewards": [report.as_json() for report in self.rewards],
+        }
+
+
+def reward_component(text: str) -> dict[str, Any]:
+    """The component that a word of the command line stands for.
+
+    Args:
+        text: A reward's name, `module:attribute`, `{component: NAME, argument: value}` in YAML, or a config file or a run's
+            folder, for the reward in it.
+
+    Raises:
+        ValueError: the YAML or the config is wrong.
+    """
+    if text.lstrip().startswith("{"):
+        import yaml
+
+        from diffusion_rtb.config.yaml_text import read_yaml
+
+        try:
+            found = read_yaml(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{text!r} is no YAML mapping: {error}") from None
+        return dict(found)
+    if Path(text).suffix in (".yaml", ".yml") or Path(text).is_dir():
+        from diffusion_rtb.config.load import load_config
+
+        return load_config(Path(text)).reward.model_dump()
+    return {"component": text}
+
+
+def check_rewards(
+    components: Sequence[Mapping[str, Any]],
+    samples: Samples,
+    limits: Limits | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> Reports:
+    """Check rewards on the same samples, and how they go along with each other.
+
+    Args:
+        components: `{component: NAME, argument: value}` each; all are checked before the first is built.
+        samples: What they are asked about.
+        limits: From where on a finding is bad.
+        device: Where the samples are; None: on the accelerator, or the CPU where there is none.
+
+    Raises:
+        ValueError: no components, or one that does not exist or has bad arguments.
+    """
+    if not components:
+        raise ValueError("Name at least one reward to check.")
+    for component in components:
+        check_component(component, "reward")
+    names = _distinct([str(component["component"]) for component in components])
+    found: list[Report] = []
+    for name, component in zip(names, components, strict=True):
+        try:
+            unfit = _unfit(samples, partial(check_component_prompts, component))
+            reward = None if unfit else build(component, "reward")
+            unfit = unfit or _unfit(samples, partial(check_reward_prompts, reward, name=name))
+        except Exception as error:  # noqa: BLE001 — a reward that cannot be built is a finding, beside those of the others
+            found.append(Report(name, [Check("build", "fail", f"raised {type(error).__name__}: {error}")], []))
+            continue
+        if unfit:
+            found.append(Report(name, [Check("prompts", "fail", unfit)], []))
+        else:
+            found.append(check_reward(reward, samples, limits, name=name, device=device))
+    return Reports(samples, [_with_others(report, found) for report in found])
+
+
+def _unfit(samples: Samples, check: Callable[..., None]) -> str | None:
+    """What a reward says against the samples' prompts."""
+    texts = list(dict.fromkeys(samples.prompts))
+    try:
+        check(prompts=texts, metadata=[samples.metadata.get(text, {}) for text in texts])
+    except ValueError as error:
+        return f"{error} Prompts of your own: --prompt, --prompt-file, --images or --prior."
+    return None
+
+
+def write_reports(reports: Reports, path: Path | str) -> None:
+    """Write everything that was found as JSON, whole or not at all."""
+    write_json(Path(path), reports.as_json())
+
+
+def check_reward(
+    reward: Any,
+    samples: Samples,
+    limits: Limits | None = None,
+    *,
+    name: str = "reward",
+    device: torch.device | str | None = None,
+) -> Report:
+    """Check a reward, whatever callable it is, on samples; see `diffusion_rtb/reward_check/checks.py` for what is checked.
+
+    A reward that learns statistics while training (`standardise`) learns them from the samples first.
+    """
+    here = torch.device(device) if device is not None else _accelerator() or torch.device("cpu")
+    images, prompts = samples.images.to(here), list(samples.prompts)
+    subject = Subject(reward, images, prompts, limits or Limits(), metadata=samples.metadata)
+    with checks.settings_kept():
+        return Report(name, _findings(subject), subject.values.tolist())
+
+
+def _findings(subject: Subject) -> list[Check]:
+    reward, here = subject.reward, subject.images.device
+    try:
+        if stateful_rewards(reward):
+            with observing(reward):
+                subject.ask(subject.images, subject.prompts)
+        with peak_memory(here) as memory:
+            found = checks.check_calls(subject)
+    except Call as problem:
+        names = ["output", "finite", "input", "settings", *AFTER_CALL, "memory"]
+        rest = [Check(other, "skip", NOT_REACHED) for other in names if other != problem.name]
+        said, cause = str(problem), problem.__cause__
+        if cause is not None and not remedy(cause, reward):  # the exception itself does not say why
+            said += other_form(reward, subject.images, subject.prompts)
+        return [Check(problem.name, "fail", said), *rest]
+    for other, check in _after_call(subject, _other_device(here)).items():
+        found += _guarded(other, check)
+    found.append(checks.check_memory(subject, memory.mib, memory.what))
+    return found
+
+
+def _after_call(subject: Subject, other: torch.device | None) -> dict[str, Callable[[], Check | list[Check]]]:
+    """The checks that need a first call; speed comes after those that call the reward on the clock."""
+    return {
+        "spread": lambda: checks.check_spread(subject),
+        "repeat": lambda: checks.check_repeat(subject),
+        "one by one": lambda: checks.check_one_by_one(subject),
+        "order": lambda: checks.check_order(subject),
+        "prompts": lambda: checks.check_prompts(subject),
+        "broken": lambda: checks.check_broken(subject),
+        "levels": lambda: pixels.check_levels(subject),
+        "precision": lambda: checks.check_precision(subject),
+        "device": lambda: checks.check_device(subject, other),
+        "gradient": lambda: pixels.check_gradient(subject),
+        "speed": lambda: checks.check_speed(subject),
+        "hacks": lambda: pixels.check_hacks(subject),
+    }
+
+
+def _guarded(name: str, check: Callable[[], Check | list[Check]]) -> list[Check]:
+    """A check's findings; a call that goes wrong in it is one of this check."""
+    try:
+        found = check()
+    except Call as problem:
+        return [Check(name, "fail", str(problem))]
+    return found if isinstance(found, list) else [found]
+
+
+def _other_device(here: torch.device) -> torch.device | None:
+    """The CPU for an accelerator, an accelerator for the CPU, None if there is none."""
+    if here.type != "cpu":
+        return torch.device("cpu")
+    return _accelerator()
+
+
+def _accelerator() -> torch.device | None:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names, a repeated one with its number."""
+    return [name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)]
+
+
+def _with_others(report: Report, reports: Sequence[Report]) -> Report:
+    """The report with rank correlations of its values with those of the other rewards."""
+    if not report.values:
+        return report
+    others = [other for other in reports if other is not report and other.values]
+    mine = torch.tensor(report.values)
+    more = [pixels.check_along(f"with {other.name}", mine, torch.tensor(other.values)) for other in others]
+    return Report(report.name, [*report.checks, *more], report.values)

@@ -1,0 +1,263 @@
+"""The folder of a run: made once, continued by the same config wherever it lies, refused to another one and to a second command.
+
+runs/NAME/
+    config.yaml     the resolved config; each checkpoint holds it as well
+    prompts.jsonl   its prompts and their metadata, where they were given as a file
+    manifest.json   one entry per start: versions, git state, hardware, hash of the prompts
+    .lock           held by the command that writes here, see `files/lock.py`
+    metrics.jsonl, checkpoints/, samples/, lora/, eval/
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffusion_rtb.config.changes import MAY_CHANGE, changes
+from diffusion_rtb.config.load import CONFIG, PROMPTS, ConfigError, RunConfig, load_config, save_config
+from diffusion_rtb.config.yaml_text import write_yaml
+from diffusion_rtb.files.lock import LOCK, folder_lock
+from diffusion_rtb.files.whole import clear_unfinished, write_text
+from diffusion_rtb.run.checkpoint import clear_leftovers
+from diffusion_rtb.run.checkpoint_reading import candidates, latest_state
+from diffusion_rtb.run.manifest import MANIFEST, note_start
+from diffusion_rtb.run.metrics_file import METRICS, read_rows
+
+__all__ = [
+    "RunFolderError",
+    "check_same",
+    "check_trained_config",
+    "find_run",
+    "hold_run",
+    "is_run",
+    "name_free_again",
+    "open_run",
+    "run_folder",
+]
+
+CHECKPOINTS = "checkpoints"
+
+UNTRAINED = {CONFIG, PROMPTS, MANIFEST, LOCK, METRICS, CHECKPOINTS, "trackers.json", "wandb", "diffusion_rtb"}
+"""What the folder of a run holds before its first iteration; the last two are trackers' folders."""
+
+log = logging.getLogger(__name__)
+
+
+class RunFolderError(ValueError):
+    """The run's folder belongs to something else; the message says to what and what to do."""
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where a new run's files go: out/name."""
+    return Path(config.out, config.name)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, by what only runs have: a config alone may be anybody's."""
+    return any((folder / name).exists() for name in (MANIFEST, METRICS, CHECKPOINTS)) and not folder.is_file()
+
+
+def find_run(path: Path | str, overrides: Sequence[str] = ()) -> tuple[RunConfig, Path]:
+    """The config that CONFIG means, and the folder of its run.
+
+    A run's folder, or the config.yaml in it, means that run, where it lies now, whatever it is called; with an override of `out`
+    or `name`, or a config file, the run is in out/name.
+
+    Raises:
+        ConfigError: see `load_config`; of a damaged config.yaml the message says what restores it.
+    """
+    path = Path(path).expanduser()
+    folder = path.parent if path.name == CONFIG and not path.is_dir() else path
+    if not is_run(folder):
+        config = load_config(path, overrides)
+        return config, run_folder(config)
+    config = _held_config(folder, overrides)
+    elsewhere = {override.partition("=")[0].strip() for override in overrides} & {"out", "name"}
+    return config, run_folder(config) if elsewhere else folder
+
+
+def open_run(config: RunConfig, folder: Path | None = None) -> Path:
+    """Make the run's folder, or reopen it for the same config, and note in its manifest what it runs on.
+
+    Raises:
+        RunFolderError: the folder holds another config, or files that are not a run; its checkpoints are gone.
+    """
+    folder = run_folder(config) if folder is None else folder
+    check_same(config, folder)
+    _check_progress(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder / CHECKPOINTS)
+    for place in (folder, folder / "samples", folder / "eval"):
+        clear_unfinished(place)
+    save_config(config, folder)
+    note_start(config, folder)
+    return folder
+
+
+@contextmanager
+def hold_run(config: RunConfig, folder: Path, use: bool = True) -> Iterator[None]:
+    """Be the only command that writes into the run's folder, which is made if it is not there.
+
+    Args:
+        config: Another config's folder is left as it is.
+        folder: The run's.
+        use: False: do nothing, as all processes of one run but the main one.
+
+    Raises:
+        RunFolderError: the folder holds another config, or files that are not a run.
+        FolderInUseError: another command holds it.
+    """
+    if use:
+        check_same(config, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder, use):
+        yield
+
+
+@contextmanager
+def name_free_again(config: RunConfig, folder: Path | None = None, use: bool = True) -> Iterator[None]:
+    """Take the run's folder away again where an error ends the block before anything was trained in it.
+
+    A config with a mistake that shows only once the prior is there, or in the first iteration, could else not be corrected under
+    its name.
+    """
+    folder = run_folder(config) if folder is None else folder
+    made = not folder.exists()
+    new = made or (folder.is_dir() and not any(folder.iterdir()))
+    try:
+        yield
+    except BaseException:
+        if use and new and folder.is_dir() and _untrained(folder):
+            _empty(folder)
+            if made:
+                with suppress(OSError):
+                    folder.rmdir()
+        raise
+
+
+def check_trained_config(
+    config: RunConfig, state: Mapping[str, Any], checkpoint: Path, remedy: str, *, what: str
+) -> None:
+    """Refuse a config that a checkpoint was not trained with.
+
+    Args:
+        config: The one in use.
+        state: The checkpoint's.
+        checkpoint: Its folder.
+        remedy: What to do instead.
+        what: Beginning of the message.
+
+    Raises:
+        RunFolderError: they differ in more than MAY_CHANGE; every differing key is listed with both values.
+    """
+    try:
+        trained = RunConfig.model_validate(state["config"])
+    except ValidationError as error:
+        raise RunFolderError(
+            f"{checkpoint} holds a config that this version cannot read ({error.error_count()} problems): it is of another version."
+        ) from None
+    # A prior that was moved is known by its weights, which its fingerprint names.
+    moved = ("prior.path",) if "weights" in state["prior"] else ()
+    lines = changes(trained, config, also=moved)
+    if lines:
+        allowed = f"Free to change: {', '.join(MAY_CHANGE)}."
+        raise RunFolderError("\n".join([what, *lines, remedy, allowed]))
+    done = int(state["iteration"])
+    if config.train.iterations < done:
+        raise RunFolderError(
+            f"train.iterations is {config.train.iterations}, and {checkpoint} has done {done}: iterations cannot be taken back. "
+            f"Ask for {done} or more, or choose another name (name=...)."
+        )
+
+
+def check_same(config: RunConfig, folder: Path, remedy: str = "Choose another name (name=...)") -> None:
+    """Refuse a folder that is no run's, or that of another config; `remedy` is the beginning of a sentence on what to do.
+
+    Raises:
+        RunFolderError: it says what differs.
+    """
+    remedy = f"{remedy}, or delete {folder} to start afresh."
+    if not (folder.is_file() or (folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()))):
+        return
+    if not is_run(folder) and not (folder / CONFIG).is_file():
+        raise RunFolderError(f"{folder} exists and is not a run's folder: it has no {CONFIG}. {remedy}")
+    found = latest_state(folder / CHECKPOINTS)
+    if found is not None:
+        path, state = found
+        check_trained_config(config, state, path, remedy, what=f"{folder} already holds a run with another config.")
+        return
+    try:
+        held = load_config(folder)
+    except ConfigError as error:
+        raise RunFolderError(f"{folder} holds a config this version cannot read: {error}\n{remedy}") from None
+    lines = changes(held, config)
+    if lines:
+        raise RunFolderError("\n".join([f"{folder} already holds a run with another config.", *lines, remedy]))
+
+
+def _check_progress(config: RunConfig, folder: Path) -> None:
+    """Refuse to train again, in silence and over the old numbers, what checkpoints had held that are gone."""
+    rows, _ = read_rows(folder / METRICS)
+    done = max(rows, default=-1) + 1
+    if done > config.train.checkpoint_every and latest_state(folder / CHECKPOINTS) is None:
+        raise RunFolderError(
+            f"{folder / METRICS} knows {done} iterations, and {folder / CHECKPOINTS} holds no sound checkpoint. Put one back to "
+            f"go on; to train them again from the start, delete {folder / METRICS}."
+        )
+
+
+def _held_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
+    """The config in a run's folder; a lost or empty file is written anew from the latest checkpoint."""
+    file = folder / CONFIG
+    found = latest_state(folder / CHECKPOINTS)
+    blank = not file.exists() or (file.is_file() and not file.read_bytes().strip(b"\0 \t\r\n"))
+    if blank and found is not None:
+        _restore_config(file, *found)
+    try:
+        return load_config(folder, overrides)
+    except ConfigError as error:
+        if found is None or _readable(folder):
+            raise  # the overrides are what is wrong
+        raise ConfigError(
+            f"{error}\n{found[0]} holds the config that the run was trained with: delete {file}, and the next command restores it."
+        ) from None
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        load_config(folder)
+    except ConfigError:
+        return False
+    return True
+
+
+def _restore_config(file: Path, checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Write a lost config.yaml anew from what a checkpoint says; its prompts, if they came from a file, lie beside it."""
+    log.warning("%s is %s; it is restored from %s.", file, "empty" if file.exists() else "not there", checkpoint)
+    held = dict(state["config"])
+    if held["prompts"].get("file") is not None and (file.parent / PROMPTS).is_file():
+        held["prompts"] = held["prompts"] | {"file": PROMPTS}
+    write_text(file, write_yaml(held))
+
+
+def _untrained(folder: Path) -> bool:
+    """Whether a run's folder holds nothing that an iteration has made."""
+    if not {path.name for path in folder.iterdir()} <= UNTRAINED or candidates(folder / CHECKPOINTS, replaced=True):
+        return False
+    metrics = folder / METRICS
+    return not metrics.exists() or not metrics.stat().st_size
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()

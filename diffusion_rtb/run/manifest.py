@@ -1,0 +1,117 @@
+"""manifest.json of a run's folder: one entry per start, with what a later reader needs to repeat it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.files.whole import write_json
+
+__all__ = ["MANIFEST", "last_directory", "manifest_entry", "note_start"]
+
+MANIFEST = "manifest.json"
+
+LIBRARIES = (
+    "diffusion-rtb",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "open_clip_torch",
+)
+
+log = logging.getLogger(__name__)
+
+
+def note_start(config: RunConfig, folder: Path) -> None:
+    """Append an entry; a manifest that cannot be read is kept beside the new one under another name."""
+    path = folder / MANIFEST
+    try:
+        starts = _starts(path)
+    except ValueError as error:
+        aside = next(p for i in range(10**6) if not (p := folder / f"{path.stem}.damaged-{i}.json").exists())
+        path.rename(aside)
+        log.warning("%s is damaged (%s). It is kept as %s, and a new one begun.", path, error, aside.name)
+        starts = []
+    write_json(path, {"starts": [*starts, manifest_entry(config)]}, indent=2)
+
+
+def last_directory(folder: Path) -> str | None:
+    """The working directory that a run was last started in, from which its config's relative paths count."""
+    try:
+        starts = _starts(folder / MANIFEST)
+        return str(starts[-1]["directory"]) if starts else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _starts(path: Path) -> list[Any]:
+    """The entries so far.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return []
+    held = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(held, dict) or not isinstance(held.get("starts"), list):
+        raise ValueError("it holds no list of starts")
+    return list(held["starts"])
+
+
+def manifest_entry(config: RunConfig) -> dict[str, Any]:
+    """What a later reader needs to repeat the run: time, command, versions, git state, hardware, hash of the prompts."""
+    prompts = config.prompts.table()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "directory": str(Path.cwd()),
+        "prompts": {"count": len(prompts), "sha256": prompts.sha256, "merged": prompts.merged},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        "git": _git_state(),
+        "hardware": {
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the clone this package runs from, or None where it is not one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    commit, changed = (_git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no"))
+    return None if commit is None else {"commit": commit, "changed": bool(changed)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

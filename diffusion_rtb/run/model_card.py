@@ -1,0 +1,189 @@
+"""The README of an exported posterior: what it is, how it was made, how good it is, how to use it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_rtb.config.yaml_text import write_yaml
+from diffusion_rtb.files.plain_text import markdown_code, markdown_fence, markdown_text
+from diffusion_rtb.run.progress import Progress
+
+__all__ = ["model_card"]
+
+TEMPLATE = """---
+{{ front }}---
+
+# {{ name|text }}
+
+{% if lora %}A LoRA that turns{% else %}Trained corrections that turn{% endif %} {{ base_model|code }} into a model of the posterior
+
+    p*(x) = p(x) · exp(beta · r(x)) / Z        beta = {{ beta }} nats per unit of reward
+
+where p is the {% if guidance %}{{ guidance.tilted_prior }} {% endif %}prior and r the reward {{ reward|code }}. \
+It was trained with the objective {{ objective|code }} by `diffusion_rtb`.
+
+{% if snippet %}## Use it with plain diffusers
+
+{{ snippet|fence }}python
+{{ snippet }}
+{{ snippet|fence }}
+{% else %}## Use it
+
+It is not a LoRA, and {{ prior|code }} names no code that loads it: `diffusion-rtb sample RUN`, with the folder of the run that
+trained it and the package of that prior, draws from it.
+{% endif %}
+{% if guidance %}It samples the posterior of the {{ guidance.tilted_prior }} chain: guidance scale {{ guidance.scale }}, \
+{{ sampler.scheduler }}, {{ sampler.steps }} steps{% if sampler.eta is not none %}, eta {{ sampler.eta }}{% endif %}.
+Another guidance scale samples neither this posterior nor that of another prior; another sampler or number of steps
+approximates it.
+{% endif %}{% if elsewhere %}
+{{ elsewhere }}
+{% endif %}
+## Recipe
+
+| setting | value |
+|---|---|
+{% for key, value in recipe %}| {{ key }} | {{ value }} |
+{% endfor %}
+## Evaluation
+
+{% if evaluation %}| metric | prior | posterior |
+|---|---|---|
+{% for metric, prior, posterior in evaluation %}| {{ metric }} | {{ prior }} | {{ posterior }} |
+{% endfor %}{% else %}Not evaluated: run `eval.py` on the run and export again.
+{% endif %}
+## Full configuration
+
+{{ config|fence }}yaml
+{{ config }}{{ config|fence }}
+"""
+
+
+def model_card(
+    config: Mapping[str, Any],
+    *,
+    base_model: str,
+    snippet: str,
+    fingerprint: Mapping[str, Any],
+    trained: Progress,
+    elsewhere: str = "",
+    evaluation: Mapping[str, Mapping[str, Any]] | None = None,
+    license_id: str = "other",
+) -> str:
+    """Markdown with YAML front matter, as model hubs read it.
+
+    Args:
+        config: The resolved run config.
+        base_model: Hub id or folder of the prior.
+        snippet: Python that samples the posterior with plain diffusers; "": of a LoRA the line that loads it, else none.
+        fingerprint: The prior's; its sampler, guidance and adapter are listed.
+        trained: How far it was trained, and for which beta.
+        elsewhere: Markdown on further files and the programs that they are for.
+        evaluation: metric -> {"prior": value, "posterior": value}. A value is a number, None where it does not apply,
+            or {"mean", "low", "high"}. None: not evaluated.
+        license_id: SPDX or hub id of the licence; a LoRA inherits the terms of its base model.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    # It is Markdown, not HTML: whatever others wrote goes through one of these.
+    environment.filters |= {"text": markdown_text, "code": markdown_code, "fence": markdown_fence}
+    plain = json.loads(json.dumps(config, default=str))
+    rows = evaluation or {}
+    # The analytic priors of vectors have corrections of their own, and no text.
+    lora = "rank" in (fingerprint.get("adapter") or {})
+    return environment.from_string(TEMPLATE).render(
+        front=write_yaml(_front(base_model, license_id, lora)),
+        lora=lora,
+        name=config["name"],
+        base_model=base_model,
+        beta=f"{trained.beta:.6g}",
+        trained=trained,
+        reward=_component(config["reward"]),
+        objective=_component(config["objective"]),
+        guidance=fingerprint.get("guidance"),
+        sampler=fingerprint.get("sampler"),
+        snippet=snippet.rstrip() or ('pipe.load_lora_weights("lora")' if lora else ""),
+        prior=_component(config["prior"]),
+        elsewhere=elsewhere.rstrip(),
+        recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint, trained).items()],
+        evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],
+        config=write_yaml(plain),
+    )
+
+
+def _front(base_model: str, license_id: str, lora: bool) -> dict[str, Any]:
+    # A hub refuses a card whose base_model is a local folder.
+    hub = {"base_model": base_model} if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model) else {}
+    task: dict[str, Any] = {"pipeline_tag": "text-to-image"} if lora else {}
+    tags = [*task.values(), "diffusers", *(["lora"] if lora else []), "relative-trajectory-balance", "diffusion-rtb"]
+    return hub | {"library_name": "diffusers", "license": license_id} | task | {"tags": tags}
+
+
+def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any], trained: Progress) -> dict[str, Any]:
+    train, adapter = config.get("train", {}), fingerprint.get("adapter") or {}
+    return {
+        "reward": _component(config["reward"]),
+        "beta (nats per unit of reward)": f"{trained.beta:.6g}" + _origin(config, trained),
+        "objective": _component(config["objective"]),
+        **_chain(fingerprint),
+        "precision of the frozen network": fingerprint.get("dtype"),
+        "LoRA rank, alpha": f"{adapter['rank']}, {adapter['alpha']:g}" if "rank" in adapter else None,
+        "LoRA modules": ", ".join(adapter.get("target_modules", ())) or None,
+        "iterations": trained.iterations,
+        "checkpoint": _checkpoint(trained),
+        "trajectories per iteration": f"{train['prompts_per_iteration']} prompts x {train['group']}"
+        if "group" in train
+        else None,
+        "learning rate": train.get("lr"),
+        "seed": config.get("seed"),
+    }
+
+
+def _origin(config: Mapping[str, Any], trained: Progress) -> str:
+    """How the config came to a beta that is not its own."""
+    if (config.get("behaviour") or {}).get("kl_budget") is not None:
+        return f", found by kl_budget from {config['beta']:g}"
+    return "" if trained.beta == config["beta"] else f", annealed towards {config['beta']:g}"
+
+
+def _checkpoint(trained: Progress) -> str | None:
+    if trained.checkpoint is None:
+        return None
+    lost = f" (newer ones are damaged: {', '.join(trained.passed_over)})" if trained.passed_over else ""
+    return f"{trained.checkpoint}{lost}"
+
+
+def _chain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """How the prior is sampled, for families that say so in their fingerprint."""
+    guidance, sampler = fingerprint.get("guidance"), fingerprint.get("sampler")
+    if not guidance or not sampler:
+        return {"prior": fingerprint.get("family")}
+    return {
+        "prior": f"{guidance['tilted_prior']}, guidance scale {guidance['scale']:g}",
+        "negative prompt": repr(guidance["negative_prompt"]) if guidance["negative_prompt"] else None,
+        "sampler": sampler["scheduler"],
+        "steps": sampler["steps"],
+        "eta": sampler["eta"],
+    }
+
+
+def _component(component: Mapping[str, Any] | str) -> str:
+    """`{component: clip_score, model: x}` as clip_score(model=x)."""
+    if isinstance(component, str):
+        return component
+    arguments = ", ".join(f"{key}={value!r}" for key, value in component.items() if key != "component")
+    return f"{component['component']}({arguments})" if arguments else str(component["component"])
+
+
+def _cell(value: Any) -> str:
+    """One table cell; a dash where there is nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        return f"{_cell(value['mean'])} [{_cell(value['low'])}, {_cell(value['high'])}]"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return markdown_text(text)

@@ -1,0 +1,169 @@
+"""A run that was trained, opened once per command: its config, its latest whole checkpoint, and what they build."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.load import RunConfig, load_config
+from diffusion_rtb.config.sections import PosteriorConfig
+from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.run.checkpoint import check_compatible
+from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
+from diffusion_rtb.run.checks import check_components, paths_explained
+from diffusion_rtb.run.folder import (
+    CHECKPOINTS,
+    RunFolderError,
+    check_trained_config,
+    find_run,
+    is_run,
+    run_folder,
+)
+from diffusion_rtb.run.members import check_attached, check_prior_members
+from diffusion_rtb.run.progress import Progress, trained_beta
+from diffusion_rtb.scoring.memory import load_reward
+
+__all__ = ["TrainedRun", "attach_posterior", "load_parameters", "load_prior", "open_trained_run"]
+
+
+def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
+    """The config of a run, or of a config file, and its prior without any posterior."""
+    config, folder = find_run(run)
+    with paths_explained(folder):
+        check_component(config.prior, "prior")
+        return config, build(config.prior, "prior")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A run as its latest whole checkpoint left it."""
+
+    folder: Path
+    config: RunConfig
+    checkpoint: Checkpoint
+
+    @property
+    def progress(self) -> Progress:
+        """How far the posterior was trained, and for which beta."""
+        held = self.checkpoint
+        return Progress(
+            done=int(held.state["iteration"]),
+            asked=self.config.train.iterations,
+            beta=trained_beta(self.config, held.state),
+            checkpoint=held.path.name,
+            passed_over=held.passed_over,
+        )
+
+    def prior(self) -> Prior:
+        """The prior, loaded, with the posterior attached.
+
+        Raises:
+            CheckpointError: the posterior was trained on another prior.
+        """
+        with paths_explained(self.folder):
+            prior: Prior = build(self.config.prior, "prior")
+        attach_posterior(self.config, prior)
+        check_compatible(self.checkpoint.state["prior"], prior.fingerprint())
+        load_parameters(prior, self.checkpoint.tensors["posterior"])
+        return prior
+
+    def reward(self) -> Any:
+        """The reward, with what it had learned (running statistics)."""
+        with paths_explained(self.folder):
+            reward = build(self.config.reward, "reward")
+        load_reward(reward, self.checkpoint.tensors.get("reward", {}))
+        return reward
+
+
+def open_trained_run(run: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
+    """Read a run's folder; nothing but its checkpoint is loaded.
+
+    Args:
+        run: The folder.
+        overrides: Of `eval.*`.
+
+    Raises:
+        RunFolderError: it is no run's folder, or its config is not the one that was trained.
+        ConfigError: its config.yaml is damaged, or an override is wrong.
+        CheckpointError: its checkpoint cannot be read.
+    """
+    run = Path(run).expanduser()
+    if run.is_file() or not is_run(run):
+        raise RunFolderError(_no_run(run))
+    config, _ = find_run(run, overrides)
+    with paths_explained(run):
+        check_components(config)
+    found = read_latest(run / CHECKPOINTS)
+    if found is None:
+        raise RunFolderError(f"{run} has no complete checkpoint: train it first with `python train.py {run}`.")
+    remedy = (
+        f"Set them back in {run / 'config.yaml'}, or delete that file: it is then restored from the checkpoint. For other settings "
+        f"train another run: python train.py {run} name=ANOTHER KEY=VALUE."
+    )
+    what = f"{run / 'config.yaml'} is not what its posterior was trained with ({found.path})."
+    check_trained_config(config, found.state, found.path, remedy, what=what)
+    return TrainedRun(run, config, found)
+
+
+def _no_run(path: Path) -> str:
+    """Why a path is no run, and where its run is or how it gets one."""
+    if not path.exists():
+        load_config(path)  # says what is there instead
+    if path.is_file():
+        if is_run(path.parent):
+            return f"{path} is a file in a run's folder: give that folder, {path.parent}."
+        folder = run_folder(load_config(path))
+        if is_run(folder):
+            return f"{path} is a config, and a run's folder is asked for: give {folder}."
+        return f"{path} is a config, and its run in {folder} is not there yet: train it with `python train.py {path}`."
+    if (path / "config.yaml").is_file():
+        return f"{path} has a config.yaml and no training yet: train it first with `python train.py {path}`."
+    return f"{path} is no run's folder: it has neither config.yaml nor checkpoints."
+
+
+def attach_posterior(config: RunConfig, prior: Prior) -> None:
+    """Add the configured adapters to the prior's network.
+
+    A prior whose `attach` has None for a setting has nothing to apply it to, and gets it only where the config asks for another
+    value than the default: then it says why not.
+
+    Raises:
+        ValueError: the prior is not what it will be taken for, see `members.py`; or a setting has nothing to act on.
+    """
+    check_prior_members(prior)
+    posterior, default = config.posterior, PosteriorConfig()
+    settings = {"rank": posterior.rank, "alpha": posterior.alpha, "target_modules": posterior.target_modules}
+    parameters = inspect.signature(prior.attach).parameters
+    for name in list(settings):
+        optional = name in parameters and parameters[name].default is None
+        if optional and settings[name] == getattr(default, name):
+            del settings[name]
+    prior.attach(**settings, seed=config.seed)  # type: ignore[arg-type]
+    check_attached(prior, config.prompts.texts()[0])
+
+
+def load_parameters(prior: Prior, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved posterior parameters into the network.
+
+    Raises:
+        ValueError: names or shapes differ: the checkpoint is of another adapter.
+    """
+    parameters = prior.parameters()
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    saved = {name: tuple(t.shape) for name, t in tensors.items()}
+    if shapes != saved:
+        differing = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+        raise ValueError(
+            f"The checkpoint's adapter does not fit this network: {len(differing)} parameters differ, first {differing[0]!r} "
+            f"(here {shapes.get(differing[0])}, saved {saved.get(differing[0])}). Use the configuration of the run it belongs to."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])

@@ -1,0 +1,69 @@
+"""How far a run has come: what cards, metrics and terminals say of it, instead of what was planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion_rtb.beta import annealed
+from diffusion_rtb.config.load import RunConfig
+
+__all__ = ["Progress", "trained_beta"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a posterior has been trained to."""
+
+    done: int
+    """Iterations."""
+    asked: int
+    """Iterations of the config."""
+    beta: float
+    """Of the posterior; nats per unit of reward."""
+    checkpoint: str | None = None
+    """Name of the checkpoint it was read from; None: it was not."""
+    passed_over: tuple[str, ...] = ()
+    """Names of newer checkpoints, which are damaged."""
+
+    @property
+    def iterations(self) -> str:
+        """For tables: 100, or 7 of 100 (unfinished)."""
+        return f"{self.done}" if self.done >= self.asked else f"{self.done} of {self.asked} (unfinished)"
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        source = f"Checkpoint {self.checkpoint}: " if self.checkpoint else ""
+        lost = f" Newer and damaged, so passed over: {', '.join(self.passed_over)}." if self.passed_over else ""
+        whole = "" if self.done >= self.asked else " - the run is unfinished"
+        return f"{source}{self.done} of {self.asked} iterations{whole}; beta = {self.beta:.6g}.{lost}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For files."""
+        return {
+            "iterations_done": self.done,
+            "iterations_asked": self.asked,
+            "beta": self.beta,
+            "checkpoint": self.checkpoint,
+            "damaged_checkpoints_passed_over": list(self.passed_over),
+        }
+
+
+def trained_beta(config: RunConfig, state: Mapping[str, Any]) -> float:
+    """The beta that a checkpoint's posterior stands for; nats per unit of reward.
+
+    The config's; under `beta_anneal` that of the last iteration done; under `kl_budget` where it had moved it last.
+
+    Args:
+        config: The run's.
+        state: With `iteration`, how many are done, and `beta`, of the next one.
+    """
+    if config.behaviour.kl_budget is not None:
+        return float(state["beta"])
+    anneal = config.beta_anneal
+    if anneal is None:
+        return config.beta
+    last = max(0, int(state["iteration"]) - 1)
+    return annealed(config.beta, last, start=anneal.start, iterations=anneal.iterations)

@@ -1,0 +1,1 @@
+"""Prompts and seeds in, trajectories with rewards or pictures out."""

@@ -1,0 +1,176 @@
+"""Draw trajectories with their rewards, and fill in the log-densities that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from time import perf_counter
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffusion_rtb.chain.normal import gaussian_kl
+from diffusion_rtb.chain.rollout import rollout, score, score_with_means
+from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.interfaces import Prior, Reward
+from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.decoding import decoded
+from diffusion_rtb.scoring.call import evaluate_reward
+
+__all__ = ["Actor", "Stopwatch", "occurrences"]
+
+
+class Stopwatch:
+    """Seconds spent per phase since the last `read`."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+class Actor:
+    """The prior, the posterior that shares its network, and the reward, on one table of prompts.
+
+    Args:
+        prior: The pipeline family, with its adapters attached.
+        reward: Scores the decoded images.
+        prompts: The run's prompt table; a *row* is an index into it.
+        micro_batch: Trajectories per pipeline call, in rollouts and replays alike: networks round differently at other
+            batch shapes, and recorded and replayed densities have to agree.
+        metadata: What is known of each prompt, for rewards that take it; None: nothing.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        reward: Reward,
+        prompts: Sequence[str],
+        micro_batch: int,
+        metadata: Sequence[Metadata] | None = None,
+    ) -> None:
+        self.prior = prior
+        self.reward = reward
+        self.prompts = list(prompts)
+        self.metadata: list[Metadata] = [{} for _ in self.prompts] if metadata is None else list(metadata)
+        self.micro_batch = micro_batch
+        self.stopwatch = Stopwatch()
+
+    def texts(self, rows: Sequence[int] | Int[Tensor, " rows"]) -> list[str]:
+        """The prompts of these rows."""
+        return [self.prompts[int(row)] for row in rows]
+
+    def chunks(self, size: int) -> list[slice]:
+        """The micro-batches of a batch of `size` trajectories."""
+        return [slice(start, min(start + self.micro_batch, size)) for start in range(0, size, self.micro_batch)]
+
+    def from_posterior(
+        self, rows: Sequence[int], seeds: Sequence[int], noise_scale: Callable[[float], float] | None = None
+    ) -> Experience:
+        """Trajectories of the posterior as it is now, with log_q; one per row and seed."""
+        with self.stopwatch("rollout"):
+            trajectory = self._rollout(rows, seeds, noise_scale)
+        experience = self.rewarded(trajectory, rows)
+        return replace(experience, log_q=trajectory.log_prob)
+
+    def from_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Experience:
+        """Trajectories of the prior, with log_p; one per row and seed."""
+        with self.stopwatch("rollout"), self.prior.as_prior():
+            trajectory = self._rollout(rows, seeds, None)
+        experience = self.rewarded(trajectory, rows)
+        return replace(experience, log_p=trajectory.log_prob)
+
+    def samples_of_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *dims"]:
+        """x_0 of the prior, one per row and seed."""
+        with self.stopwatch("rollout"), self.prior.as_prior():
+            return self._rollout(rows, seeds, None).x_0
+
+    def completed(self, experience: Experience) -> Experience:
+        """The same trajectories with both log-densities."""
+        with self.stopwatch("score"):
+            log_q = self._score(experience) if experience.log_q is None else experience.log_q
+            log_p = experience.log_p
+            if log_p is None:
+                with self.prior.as_prior():
+                    log_p = self._score(experience)
+        return replace(experience, log_q=log_q, log_p=log_p)
+
+    def with_kl(self, experience: Experience) -> Experience:
+        """The same trajectories with both log-densities, the prior's means and the closed-form KL of each transition."""
+        trajectory = experience.trajectory
+        with self.stopwatch("score"):
+            log_q, mean_q = self._score_with_means(experience)
+            log_p, mean_p = experience.log_p, experience.mean_p
+            if log_p is None or mean_p is None:
+                with self.prior.as_prior():
+                    log_p, mean_p = self._score_with_means(experience)
+        kl = torch.zeros_like(log_q)
+        for i in trajectory.stochastic.nonzero().flatten().tolist():
+            kl[:, i] = gaussian_kl(mean_q[:, i], mean_p[:, i], float(trajectory.std[i]), kl.dtype)
+        log_q = log_q if experience.log_q is None else experience.log_q
+        return replace(experience, log_q=log_q, log_p=log_p, mean_p=mean_p, kl=kl)
+
+    def _rollout(
+        self, rows: Sequence[int], seeds: Sequence[int], noise_scale: Callable[[float], float] | None
+    ) -> Trajectory:
+        parts = [
+            rollout(self.prior, self.texts(rows[chunk]), seeds[chunk], noise_scale=noise_scale)
+            for chunk in self.chunks(len(rows))
+        ]
+        return Trajectory.cat(parts)
+
+    def _score(self, experience: Experience) -> Float[Tensor, "batch steps"]:
+        parts = [
+            score(self.prior, self.texts(experience.prompt[chunk]), experience.trajectory[chunk])
+            for chunk in self.chunks(len(experience))
+        ]
+        return torch.cat(parts)
+
+    def _score_with_means(
+        self, experience: Experience
+    ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
+        parts = [
+            score_with_means(self.prior, self.texts(experience.prompt[chunk]), experience.trajectory[chunk])
+            for chunk in self.chunks(len(experience))
+        ]
+        return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([mean for _, mean in parts])
+
+    def rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Experience:
+        """Trajectories, one per row, with their prompts and rewards."""
+        prompt = torch.tensor(rows, device=trajectory.x.device)
+        reward = self.rewards(trajectory.x_0, rows).to(prompt.device)
+        return Experience(trajectory=trajectory, prompt=prompt, reward=reward)
+
+    def rewards(self, x_0: Float[Tensor, "batch *dims"], rows: Sequence[int]) -> Float[Tensor, " batch"]:
+        """r of each sample, decoded and scored one micro-batch after the other: only one of them is held as images."""
+        name = getattr(self.reward, "__name__", type(self.reward).__name__)
+        with self.stopwatch("reward"):
+            parts = [
+                evaluate_reward(
+                    self.reward,
+                    decoded(self.prior, x_0[chunk]),
+                    self.texts(rows[chunk]),
+                    name,
+                    metadata=[self.metadata[int(row)] for row in rows[chunk]],
+                )
+                for chunk in self.chunks(len(x_0))
+            ]
+        return torch.cat(parts)
+
+
+def occurrences(rows: Sequence[int]) -> list[int]:
+    """How often each row came before in the same list: a prompt that comes twice in an iteration is to be drawn differently."""
+    return [list(rows[:k]).count(row) for k, row in enumerate(rows)]

@@ -1,0 +1,102 @@
+"""The one place where a reward is called: what it returns is checked, never repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.interfaces import Reward
+from diffusion_rtb.scoring.form import form_problem
+from diffusion_rtb.scoring.prompts import call_reward, takes_metadata
+from diffusion_rtb.scoring.remedies import remedy
+
+__all__ = ["RewardError", "evaluate_reward"]
+
+
+class RewardError(RuntimeError):
+    """A reward raised, or broke its contract; the message names the reward, the image and the prompt."""
+
+
+def evaluate_reward(
+    reward: Reward,
+    images: Float[Tensor, "batch *shape"],
+    prompts: Sequence[str],
+    name: str,
+    chunk: int | None = None,
+    metadata: Sequence[Metadata] | None = None,
+) -> Float[Tensor, " batch"]:
+    """The rewards of a batch of images, or of whatever else the prior decodes to, float32, on their device, without gradients.
+
+    Args:
+        reward: The reward to call.
+        images: In [0, 1], (batch, 3, height, width); of an analytic prior vectors (batch, dim).
+        prompts: One per image.
+        name: What errors call the reward.
+        chunk: Images per call of the reward, where a whole batch does not fit; None calls it once.
+        metadata: What is known of each image's prompt, for a reward that takes it; None: nothing.
+
+    Raises:
+        ValueError: prompts or metadata and images do not pair up, `chunk` below 1.
+        RewardError: the reward raised (kept as the cause), changed its input, or returned something else than one
+            finite float per image on the images' device. A failure is never turned into a number.
+    """
+    count = len(images)
+    if len(prompts) != count:
+        raise ValueError(f"{count} images and {len(prompts)} prompts: reward {name!r} needs one prompt per image.")
+    if metadata is not None and len(metadata) != count:
+        raise ValueError(f"{count} images and {len(metadata)} rows of metadata: reward {name!r} needs one per image.")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}: reward {name!r} needs at least 1 image per call, or chunk=None.")
+    size = chunk or max(count, 1)
+    rows = [{}] * count if metadata is None else metadata
+    parts = [
+        _evaluate(reward, images[cut], prompts[cut], rows[cut], name, cut.start)
+        for cut in (slice(i, i + size) for i in range(0, count, size))
+    ]
+    return torch.cat(parts) if parts else images.new_zeros(0, dtype=torch.float32)
+
+
+def _evaluate(
+    reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata], name: str, first: int
+) -> Tensor:
+    """One call; `first` is the place of its first image in the whole batch."""
+    kind = "image" if images.ndim == 4 else "vector"
+    where = f"Reward {name!r} on {kind}s {first} to {first + len(images) - 1}"
+    before = _version(images)
+    try:
+        with torch.no_grad():
+            values = call_reward(reward, images, prompts, metadata)
+    except (Exception, SystemExit) as error:  # SystemExit would end the run, and with code 0 as if it were done
+        told = f"metadata {_shown(metadata)}, " if takes_metadata(reward) else ""
+        raise RewardError(
+            f"{where} of shape {tuple(images.shape)} on {images.device}, prompts {_shown(prompts)}, {told}"
+            f"raised {type(error).__name__}: {error}{remedy(error, reward, metadata)}"
+        ) from error
+    if _version(images) != before:
+        raise RewardError(f"{where} changed its input in place; let it work on a copy (images.clone()).")
+    problem = form_problem(values, images, kind)
+    if problem:
+        raise RewardError(f"{where} {problem}.")
+    values = values.detach().to(torch.float32)
+    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+    if bad:
+        i = bad[0]
+        raise RewardError(
+            f"{where} is {values[i].item()} for {kind} {first + i}, prompt {prompts[i]!r} ({len(bad)} of {len(images)} are not "
+            f"finite). Every {kind} needs a finite reward: look at that {kind}, or bound the reward inside its class."
+        )
+    return values
+
+
+def _version(images: Tensor) -> int | None:
+    """Counts in-place changes; inference tensors have no count."""
+    return None if images.is_inference() else images._version
+
+
+def _shown(prompts: Sequence[object], limit: int = 3) -> str:
+    rest = f" and {len(prompts) - limit} more" if len(prompts) > limit else ""
+    return ", ".join(map(repr, prompts[:limit])) + rest

@@ -1,0 +1,261 @@
+"""Does an objective fit the behaviour, the chain and the processes of a run? What does not is refused before anything is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusion_rtb.chain.recordable import check_single_step
+from diffusion_rtb.config.sections import BehaviourConfig, RunConfig
+from diffusion_rtb.interfaces import Objective, Prior, Reward
+from diffusion_rtb.run.members import check_objective_members
+from diffusion_rtb.scoring.memory import moving_rewards
+
+__all__ = [
+    "check_annealing",
+    "check_behaviour",
+    "check_configured_steps",
+    "check_fitness",
+    "check_group",
+    "check_owner",
+    "check_processes",
+    "check_reward_memory",
+    "check_settings",
+    "check_step_weights",
+    "check_steps",
+    "check_updates",
+    "check_warm_up",
+]
+
+
+def check_settings(config: RunConfig, objective: Objective) -> None:
+    """The checks here that need nothing loaded: the objective's members, behaviour, warm-up, annealing and updates.
+
+    Raises:
+        ValueError: see each of them.
+    """
+    check_objective_members(objective)
+    check_behaviour(objective, config.behaviour)
+    check_warm_up(objective, config.behaviour)
+    check_annealing(objective, config)
+    check_updates(objective, config.train.updates_per_iteration)
+    check_group(objective, config.train.group)
+
+
+def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None:
+    """All of the checks here that need no device: those of `check_settings`, and the prior's scheduler and steps.
+
+    Raises:
+        ValueError: see each of them.
+    """
+    check_settings(config, objective)
+    check_single_step(prior.pipe.scheduler)
+    arguments = prior.arguments(config.prompts.texts()[:1])
+    check_steps(objective, arguments)
+    check_step_weights(config, arguments)
+
+
+def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
+    """Refuse behaviours whose trajectories the objective would take for something they are not.
+
+    Raises:
+        ValueError: other trajectories than the posterior's own for an on-policy objective; trajectories whose density nobody
+            knows for one that weighs them by importance; a changing beta for a value that is learned once.
+    """
+    name = type(objective).__name__
+    others = [key for key, share in behaviour.shares.items() if share > 0]
+    if behaviour.exploration.scale > 0:
+        others.append("exploration.scale")
+    if getattr(objective, "on_policy_only", False) and others:
+        settings = ", ".join(f"behaviour.{key}" for key in others)
+        raise ValueError(
+            f"objective {name} is on-policy: its gradient is an average over the posterior's own trajectories, and wrong on "
+            f"those that {settings} brings. Set that to 0, or use rtb, trust_pcl or an importance-weighted objective."
+        )
+    if getattr(objective, "importance_weighted", False):
+        _check_densities(name, behaviour)
+    if behaviour.kl_budget is not None:
+        _check_value_follows(objective, "behaviour.kl_budget")
+
+
+def check_warm_up(objective: Objective, behaviour: BehaviourConfig) -> None:
+    """Refuse a warm-up on prior trajectories of which none are drawn.
+
+    Raises:
+        ValueError: the objective has `warm_up_updates` and behaviour.prior_buffer is 0.
+    """
+    updates = getattr(objective, "warm_up_updates", 0)
+    if updates > 0 and behaviour.prior_buffer == 0:
+        raise ValueError(
+            f"objective {type(objective).__name__} warms up for {updates} updates on the prior's trajectories, and "
+            "behaviour.prior_buffer 0 draws none. Give it the number per prompt, e.g. 64, or set warm_up_updates to 0."
+        )
+
+
+def check_reward_memory(reward: Reward, objective: Objective, behaviour: BehaviourConfig) -> None:
+    """Refuse rewards that go on changing beside what is kept with the rewards of one day: trajectories, or a V learned once.
+
+    Raises:
+        ValueError: naming the reward and what keeps them.
+    """
+    moving = moving_rewards(reward)
+    keeping = [f"behaviour.{key} keeps trajectories" for key, share in behaviour.shares.items() if share > 0]
+    if getattr(objective, "value_loss", None) == "none":
+        keeping.append(f"objective {type(objective).__name__} with value_loss: none keeps its V")
+    if moving and keeping:
+        raise ValueError(
+            f"reward {moving[0]} goes on changing while training, and {keeping[0]} with the rewards of their day. Let it stay "
+            "(standardise: a number of samples, or mean and std), or do without the other."
+        )
+
+
+def check_annealing(objective: Objective, config: RunConfig) -> None:
+    """Refuse to anneal beta under a V that stays as its warm-up left it.
+
+    Raises:
+        ValueError: both are asked for.
+    """
+    if config.beta_anneal is not None:
+        _check_value_follows(objective, "beta_anneal")
+
+
+def _check_value_follows(objective: Objective, setting: str) -> None:
+    """A V that stays as its warm-up left it belongs to one beta, and `setting` moves beta."""
+    if getattr(objective, "value_loss", None) == "none":
+        raise ValueError(
+            f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and {setting} moves beta. "
+            f"Use value_loss: consistency, or no {setting}."
+        )
+
+
+def _check_densities(name: str, behaviour: BehaviourConfig) -> None:
+    """Importance weights need the density that trajectories were drawn with."""
+    selected = f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows"
+    if behaviour.prior_share > 0 and behaviour.resample:
+        raise ValueError(
+            f"{selected} once they are selected by their reward. Set behaviour.resample: false, or use rtb or trust_pcl."
+        )
+    if behaviour.replay.share > 0 and behaviour.replay.priority != "uniform":
+        raise ValueError(
+            f"{selected} once they are replayed by priority {behaviour.replay.priority!r}. Set behaviour.replay.priority: uniform, "
+            "whose trajectories keep the density they were drawn with, or use rtb or trust_pcl."
+        )
+    if behaviour.back_and_forth.share > 0:
+        raise ValueError(
+            f"{selected} for samples noised back: it is an integral over the good samples they may have come from. Set "
+            "behaviour.back_and_forth.share: 0, or use rtb or trust_pcl."
+        )
+
+
+def check_updates(objective: Objective, updates: int) -> None:
+    """Refuse several updates on the same trajectories for an on-policy objective that does not notice the posterior moving.
+
+    Those that clip ratios to the chain that drew, and have a `clip_range`, do.
+
+    Raises:
+        ValueError: it would average over a posterior of some updates ago.
+    """
+    if updates > 1 and getattr(objective, "on_policy_only", False) and not hasattr(objective, "clip_range"):
+        raise ValueError(
+            f"objective {type(objective).__name__} is on-policy and has no ratios to the chain that drew: from the second of "
+            f"train.updates_per_iteration {updates} on, the trajectories are those of another posterior. Set that to 1, or use "
+            "rtb, trust_pcl, reinforce_kl with importance weights, grpo, dpok or ddpo."
+        )
+
+
+def check_group(objective: Objective, group: int) -> None:
+    """Refuse groups too small for an objective that compares the trajectories of a prompt and says so (`smallest_group`).
+
+    Raises:
+        ValueError: e.g. one trajectory, which has nothing to be compared with.
+    """
+    smallest = getattr(objective, "smallest_group", 1)
+    if group < smallest:
+        raise ValueError(
+            f"train.group is {group}, and objective {type(objective).__name__} compares the trajectories of one prompt: it needs "
+            f"train.group {smallest} or more; or take an objective that compares none, e.g. rtb with log_z: per_prompt."
+        )
+
+
+def check_steps(objective: Objective, arguments: dict[str, Any]) -> None:
+    """Let an objective with a `check_steps` see the number of steps, where a pipeline's call says it.
+
+    Raises:
+        ValueError: e.g. a length of Trust-PCL that does not divide it.
+    """
+    own_check, steps = getattr(objective, "check_steps", None), _steps(arguments)
+    if own_check is not None and steps is not None:
+        own_check(steps)
+
+
+def check_step_weights(config: RunConfig, arguments: dict[str, Any]) -> None:
+    """Refuse train.step_weights that are not one per step, where a pipeline's call says how many there are.
+
+    Raises:
+        ValueError: too few or too many.
+    """
+    weights, steps = config.train.step_weights, _steps(arguments)
+    if weights is not None and steps is not None and len(weights) != steps:
+        raise ValueError(
+            f"train.step_weights has {len(weights)} entries, the prior takes {steps} steps: give one for each, or null."
+        )
+
+
+def check_configured_steps(config: RunConfig, objective: Objective) -> None:
+    """`check_steps` and `check_step_weights` with the steps that the config states for its prior, before that is loaded.
+
+    Raises:
+        ValueError: see both.
+    """
+    stated = (config.prior.model_extra or {}).get
+    timesteps, steps = stated("timesteps"), stated("steps")
+    arguments = {
+        "timesteps": timesteps if isinstance(timesteps, list) else None,
+        "num_inference_steps": steps if isinstance(steps, int) else None,
+    }
+    check_steps(objective, arguments)
+    check_step_weights(config, arguments)
+
+
+def _steps(arguments: dict[str, Any]) -> int | None:
+    """Denoising steps of a pipeline's call; None where it does not say."""
+    timesteps, steps = arguments.get("timesteps"), arguments.get("num_inference_steps")
+    return len(timesteps) if timesteps is not None else None if steps is None else int(steps)
+
+
+def check_processes(config: RunConfig, processes: int) -> None:
+    """Refuse several processes where they would give other numbers than one; nothing has to be loaded.
+
+    Raises:
+        ValueError: prompts that cannot be shared evenly, or a behaviour with a memory that only one of them would know.
+    """
+    if processes < 2:
+        return
+    count, behaviour = config.train.prompts_per_iteration, config.behaviour
+    if count % processes:
+        fitting = [str(n) for n in range(processes, len(config.prompts.texts()) + 1, processes)]
+        remedy = f"use {', '.join(fitting[:8])}" if fitting else "start fewer processes, or add prompts"
+        raise ValueError(
+            f"train.prompts_per_iteration {count} cannot be shared evenly by {processes} processes, which would give some prompts "
+            f"more weight than others: {remedy}."
+        )
+    remembering = [f"{key}.share" for key in ("replay", "back_and_forth") if behaviour.shares[f"{key}.share"] > 0]
+    if behaviour.prior_share > 0 and behaviour.refresh > 0:
+        remembering.append("refresh")
+    if remembering:
+        raise ValueError(
+            f"behaviour.{remembering[0]} keeps past trajectories in the process that drew them, and checkpoints keep those of "
+            f"one; there are {processes}. Set it to 0, or use one process."
+        )
+
+
+def check_owner(objective: Objective, owns_parameters: bool, processes: int) -> None:
+    """Refuse several processes for an objective with parameters of its own.
+
+    Raises:
+        ValueError: it has some.
+    """
+    if owns_parameters and processes > 1:
+        raise ValueError(
+            f"objective {type(objective).__name__} has parameters of its own (log Z or V), which are not shared between "
+            f"{processes} processes. Use log_z: vargrad, or one process."
+        )

@@ -1,0 +1,189 @@
+"""Gradients: pushed from the objective's cotangents through the network, averaged over processes, clipped, or refused.
+
+cotangent dL/dlog_q -> replay_backward, micro-batch by micro-batch -> .grad of the posterior -> mean over processes -> clip
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_rtb.chain.rollout import entry_of, replay_backward
+from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.training.processes import Processes
+
+__all__ = [
+    "average_gradients",
+    "check_trainable",
+    "clip_gradients",
+    "power_of_two",
+    "push_back",
+    "some_steps",
+    "step_weights",
+]
+
+HEADROOM = (1.0, 2.0**10, 2.0**20)
+"""How much smaller than 1 the largest cotangent is made. float16 holds 2^-24 to 2^16; in the networks that were tried gradients are
+right for a largest cotangent of 2^-12 to 2^8."""
+
+
+def push_back(
+    actor: Actor,
+    parts: Sequence[Experience],
+    cotangent: Float[Tensor, "batch steps"],
+    kl_cotangent: Float[Tensor, "batch steps"] | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    steps: Sequence[int] | None = None,
+) -> list[Float[Tensor, "_ steps"]]:
+    """The gradient of sum(cotangent · log_q) + sum(kl_cotangent · KL): it replaces `.grad` of the posterior's parameters.
+
+    A half-precision network passes gradients on in its own dtype, where a cotangent of 1e-6 leaves nothing of them in float16
+    and one of 1e6 overflows. Everything is linear in the cotangents: they are divided by a power of two near the largest of
+    them before, and the gradients, which are float32, multiplied by it afterwards. Neither rounds. Should they overflow on their
+    way all the same (a step of tiny deviation), the pass is repeated with smaller ones.
+
+    Args:
+        actor: Whose posterior it is.
+        parts: The trajectories, `batch` in all.
+        cotangent: dL/dlog_q.
+        kl_cotangent: dL/dKL, for objectives that use the closed-form KL.
+        weights: One per step, see `step_weights`.
+        steps: The steps that get a gradient, re-weighted so that it stays unbiased when they were drawn by `some_steps`; None:
+            all.
+
+    Returns:
+        log_q of each part as replayed; 0 at steps that got no gradient.
+    """
+    scale = step_weights(weights, cotangent)
+    if steps is not None:  # unbiased: each step is drawn with probability len(steps)/all
+        scale = scale * (int(parts[0].trajectory.stochastic.sum()) / len(steps))
+    given = [cotangent] if kl_cotangent is None else [cotangent, kl_cotangent]
+    given = [each * scale for each in given]
+    unit = power_of_two(max(float(each.abs().max()) for each in given))
+    parameters = list(actor.prior.parameters().values())
+    for room in HEADROOM:
+        for parameter in parameters:
+            parameter.grad = None
+        replayed = _push_parts(actor, parts, [each / unit / room for each in given], steps)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if _finite(gradients) or not _finite([*given, *replayed]):
+            break
+    for gradient in gradients:
+        gradient.mul_(unit * room)
+    return replayed
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _push_parts(
+    actor: Actor, parts: Sequence[Experience], cotangents: Sequence[Tensor], steps: Sequence[int] | None
+) -> list[Float[Tensor, "_ steps"]]:
+    replayed, start = [], 0
+    for part in parts:
+        own = [each[start : start + len(part)] for each in cotangents]
+        replayed.append(_push_back(actor, part, own[0], own[1] if len(own) > 1 else None, steps))
+        start += len(part)
+    return replayed
+
+
+def _push_back(
+    actor: Actor,
+    part: Experience,
+    cotangent: Float[Tensor, "batch steps"],
+    kl_cotangent: Float[Tensor, "batch steps"] | None,
+    steps: Sequence[int] | None,
+) -> Float[Tensor, "batch steps"]:
+    rows = []
+    for chunk in actor.chunks(len(part)):
+        call = actor.prior.arguments(actor.texts(part.prompt[chunk]))
+        rows.append(
+            replay_backward(
+                actor.prior.pipe,
+                part.trajectory[chunk],
+                cotangent[chunk],
+                steps=steps,
+                kl_cotangent=None if kl_cotangent is None else kl_cotangent[chunk],
+                mean_p=None if part.mean_p is None else part.mean_p[chunk],
+                dtype=torch.float64,
+                entry=entry_of(actor.prior),
+                call=call,
+            )
+        )
+    return torch.cat(rows)
+
+
+def power_of_two(largest: float) -> float:
+    """The power of two in (largest / 2, largest]; 1 where there is none, because `largest` is 0 or not finite."""
+    if largest == 0 or not math.isfinite(largest):
+        return 1.0
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1)
+
+
+def step_weights(given: Sequence[float] | None, cotangent: Float[Tensor, "batch steps"]) -> Float[Tensor, " steps"]:
+    """A preconditioner: steps that decide little of the reward but have large gradients can be kept from drowning the rest.
+
+    Raises:
+        ValueError: there is not one weight per step.
+    """
+    steps = cotangent.shape[1]
+    weights = given or (1.0,) * steps
+    if len(weights) != steps:
+        raise ValueError(
+            f"train.step_weights has {len(weights)} entries, the chain has {steps} steps: give one for each, or null."
+        )
+    return torch.tensor(weights, dtype=cotangent.dtype, device=cotangent.device)
+
+
+def some_steps(experience: Experience, count: int | None, seed: int) -> list[int] | None:
+    """`count` of the steps with a density, drawn at random; None for all of them."""
+    dense = experience.trajectory.stochastic.nonzero().flatten()
+    if count is None or count >= len(dense):
+        return None
+    chosen = torch.randperm(len(dense), generator=torch.Generator().manual_seed(seed))[:count]
+    return sorted(dense[chosen.to(dense.device)].tolist())
+
+
+def check_trainable(parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    """Refuse trainable parameters of half precision.
+
+    Raises:
+        ValueError: there are some: AdamW's squares of their gradients underflow, and an update below 1/256 of a bfloat16 weight
+            (1/2048 of a float16 one) changes nothing.
+    """
+    half = [name for name, parameter in parameters.items() if parameter.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        raise ValueError(
+            f"{len(half)} trainable parameters are half precision, first {half[0]!r} ({parameters[half[0]].dtype}): small updates "
+            "would be rounded away. Keep the adapters in float32: parameter.data = parameter.data.float()."
+        )
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter], processes: Processes) -> None:
+    """The mean over processes; no DDP wrapper sees these gradients, because backward runs inside the sampler."""
+    given = [parameter for parameter in parameters if parameter.grad is not None]
+    means = processes.mean([parameter.grad for parameter in given if parameter.grad is not None])
+    for parameter, mean in zip(given, means, strict=True):
+        parameter.grad = mean
+
+
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float, iteration: int) -> float:
+    """Scale the gradient down to a norm of `limit` where it is larger; returns the norm that it had.
+
+    Raises:
+        ValueError: the norm is not finite.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    if not torch.isfinite(norm):
+        raise ValueError(
+            f"The gradient norm is {float(norm)} at iteration {iteration}; the parameters were left as they were. Lower "
+            "train.lr or beta, or score in float32."
+        )
+    return float(norm)

@@ -1,0 +1,130 @@
+"""The numbers logged each iteration, of all processes together; the README explains each in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffusion_rtb.estimates import elbo, ess, kl, within_prompts
+from diffusion_rtb.interfaces import Loss
+from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.training.processes import Processes
+
+__all__ = ["Measured", "batch_metrics", "check_parity", "parity", "posterior_metrics", "realised"]
+
+
+def realised(own: Measured) -> Float[Tensor, "3"]:
+    """What q says of its beta: E[l], Cov(l, r) and Var(r) with l = log_q - log_p of trajectories.
+
+    E[l] is KL(q || p). At p(x)·exp(b·r(x)) / Z it is l = b·r - log Z, so Cov / Var is b, whatever Z. Moments are taken within each
+    prompt and averaged over prompts.
+
+    Args:
+        own: The posterior's own trajectories, drawn without exploration noise: wider ones visit other states.
+    """
+    reward, log_ratio = own.reward, own.log_ratio.sum(1)
+    moments = []
+    for row in torch.unique(own.prompt):
+        here = (own.prompt == row).nonzero().flatten()
+        r, ratio = reward[here], log_ratio[here]
+        centred = r - r.mean()
+        moments.append(torch.stack([ratio.mean(), (centred * ratio).mean(), centred.square().mean()]))
+    return torch.stack(moments).mean(0)
+
+
+def check_parity(parity: float, tolerance: float, iteration: int) -> None:
+    """Refuse a gradient that was taken along another chain than the recorded one.
+
+    Args:
+        parity: max |recorded - replayed| log_q; nats.
+        tolerance: `train.parity_tolerance`; nats.
+        iteration: For the message.
+
+    Raises:
+        ValueError: it is above the tolerance.
+    """
+    if parity > tolerance:
+        raise ValueError(
+            f"parity is {parity:.3g} nats at iteration {iteration}, above train.parity_tolerance={tolerance:g}: the "
+            "replayed log-densities are not those of the rollout, so gradients would belong to another chain. Look for "
+            "dropout, autocast or a reward that changes the pipeline; half-precision networks need a larger tolerance."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What the posterior's own trajectories say of it."""
+
+    prompt: Int[Tensor, " batch"]
+    reward: Float[Tensor, " batch"]
+    log_ratio: Float[Tensor, "batch steps"]
+    """log_q - log_p of each transition, float64, nats."""
+
+    @staticmethod
+    def of(own: Experience) -> Measured:
+        """Of trajectories with both log-densities."""
+        assert own.log_q is not None
+        assert own.log_p is not None
+        return Measured(own.prompt, own.reward.double(), own.log_q.double() - own.log_p.double())
+
+    def gathered(self, processes: Processes) -> Measured:
+        """Those of all processes."""
+        return Measured(*processes.gather(self.prompt, self.reward, self.log_ratio))
+
+
+def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
+    """What an iteration says of the posterior; every prompt has the same say.
+
+    Args:
+        own: The posterior's own trajectories, drawn without exploration noise.
+        beta: nats per unit of reward.
+    """
+    prior = torch.zeros_like(own.log_ratio)
+    profile = own.log_ratio.mean(0)
+    return {
+        "reward": within_prompts(lambda r: float(r.mean()), own.reward, own.prompt),
+        "reward_std": float(own.reward.std(correction=0)),
+        "elbo": elbo(own.reward, own.log_ratio, prior, beta, own.prompt),
+        "kl": kl(own.log_ratio, prior, own.prompt),
+        "ess": ess(beta * own.reward - own.log_ratio.sum(1), own.prompt),
+        "kl_peak_step": float(profile.abs().argmax()),
+        "kl_peak_share": float(profile.abs().max() / profile.abs().sum().clamp(min=1e-12)),
+    }
+
+
+def batch_metrics(
+    parts: Mapping[str, Experience], loss: Loss, replayed: list[Float[Tensor, "_ steps"]], processes: Processes
+) -> dict[str, float]:
+    """What an iteration says of the batch that was trained on.
+
+    Args:
+        parts: One batch per behaviour, the posterior's first, with log_q.
+        loss: The objective's answer on all of them.
+        replayed: log_q of each part as the gradient pass saw it; 0 where a step was left out.
+        processes: Whose batches they are.
+    """
+    first = next(iter(parts.values()))
+    assert first.log_q is not None
+    device = loss.residual.device
+    single = torch.tensor([[parity(first.log_q, replayed[0]), float(loss.loss.detach())]], device=device)
+    others = {name: part.reward.double() for name, part in parts.items() if name != "posterior"}
+    single, residual, log_z, *rewards = processes.gather(single, loss.residual, loss.log_z, *others.values())
+    shares = {f"{name}_share_reward": float(r.mean()) for name, r in zip(others, rewards, strict=True)}
+    return {
+        "parity": float(single[:, 0].max()),
+        "loss": float(single[:, 1].mean()),
+        "log_z": float(log_z.mean()),
+        "residual_mean": float(residual.mean()),
+        "residual_std": float(residual.std(correction=0)),
+        "processes": float(processes.count),
+    } | shares
+
+
+def parity(recorded: Float[Tensor, "batch steps"], replayed: Float[Tensor, "batch steps"]) -> float:
+    """max |recorded - replayed| log_q over the steps that were replayed, in nats; 0 unless rollout and replay differ."""
+    seen = (replayed != 0).any(0)
+    return float((recorded - replayed)[:, seen].abs().max()) if bool(seen.any()) else 0.0

@@ -1,0 +1,195 @@
+"""Where the numbers of a run go: always `metrics.jsonl`, the terminal, and the trackers that were asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from diffusion_rtb.files.terminal import console
+from diffusion_rtb.run.checkpoint_reading import CheckpointError
+from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows
+from diffusion_rtb.training.tracker_identity import tracker_arguments
+
+__all__ = ["Tracker", "TrackerError", "check_trackers"]
+
+SHOWN = {
+    "parity": "parity",
+    "reward": "reward",
+    "elbo": "elbo",
+    "kl": "kl",
+    "ess": "ess",
+    "residual_std": "residual",
+    "log_z": "log Z",
+    "rounding_floor": "rounding floor",
+}
+"""What the terminal shows of an iteration, in this order."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers whose package is missing, before anything is loaded.
+
+    Raises:
+        ValueError: naming the extra to install.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"train.tracker asks for {name!r}, which is not installed: pip install 'diffusion-rtb[{name}]', or take it out. "
+                "metrics.jsonl is written in any case."
+            )
+
+
+class TrackerError(RuntimeError):
+    """A tracker that was asked for cannot be used; the message says what it said and what to do."""
+
+
+class Tracker:
+    """Write metrics line by line and show progress: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        folder: The run's folder.
+        names: Trackers besides metrics.jsonl: "tensorboard", "wandb", "trackio".
+        total: Iterations of the run.
+        config: What the trackers store as the run's settings.
+        start: The iteration that comes next.
+        main: Only the main process writes and shows anything.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        total: int,
+        *,
+        config: Mapping[str, Any] | None = None,
+        start: int = 0,
+        main: bool = True,
+    ) -> None:
+        check_trackers(names)
+        self.path = folder / METRICS
+        self.start = start
+        self.total = total
+        self.main = main
+        self.console = console(stderr=True)
+        self.progress: Progress | None = None
+        self._flat = False
+        self.accelerator = _accelerated(folder, names, config or {}, start) if names and main else None
+
+    def __enter__(self) -> Tracker:
+        if self.main and self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.progress = _Bar(*columns, console=self.console)
+            self.progress.start()
+            self.task = self.progress.add_task("training", total=self.total, numbers="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+        if self.accelerator is not None:
+            self.accelerator.end_training()
+
+    def resume(self, iteration: int) -> None:
+        """Forget what was logged at or after `iteration`: those iterations are going to be repeated."""
+        if not self.main:
+            return
+        if iteration == 0 and self.start > 0:
+            raise CheckpointError(
+                f"All checkpoints beside {self.path} are damaged, the newest was of iteration {self.start}. Put a sound one back "
+                f"to go on; to train again from the start, delete {self.path} and {self.path.with_name('checkpoints')}."
+            )
+        cut_rows(self.path, iteration)
+        if self.progress is not None:
+            self.progress.update(self.task, completed=iteration)
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Append one line of JSON, and show the most telling numbers."""
+        if not self.main:
+            return
+        append_row(self.path, iteration, metrics)
+        self._tell_if_flat(iteration, metrics)
+        if self.accelerator is not None:
+            self.accelerator.log(dict(metrics), step=iteration)
+        text = "  ".join(f"{label} {_short(metrics[name])}" for name, label in SHOWN.items() if name in metrics)
+        if self.progress is not None:
+            self.progress.update(self.task, completed=iteration + 1, numbers=text)
+        else:
+            seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
+            sys.stderr.write(f"{iteration + 1:>5}/{self.total}  {text}  {seconds:.1f} s\n")
+            sys.stderr.flush()
+
+    def _tell_if_flat(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Say once that a reward does not tell samples apart: everything else goes on looking healthy."""
+        if metrics.get("reward_std") == 0 and not self._flat:
+            self._flat = True
+            self.console.print(
+                f"Every reward of iteration {iteration} is {metrics['reward']:g}: it tells no sample from another, and nothing "
+                "can be learned from it. `diffusion-rtb check-reward CONFIG` looks for the reason.",
+                style="yellow",
+            )
+
+    def image(self, name: str, path: Path, iteration: int) -> None:
+        """Hand a picture that is on the disk to the trackers that take pictures."""
+        if self.accelerator is None:
+            return
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(path).convert("RGB"))[None]
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "trackio":
+                import trackio
+
+                # accelerate hands it numbers only.
+                tracker.log({name: trackio.Image(str(path))}, step=iteration)
+            elif hasattr(tracker, "log_images"):
+                # tensorboard takes channels first unless told; the others know no such argument.
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: pixels}, step=iteration, **layout)
+
+
+class _Bar(Progress):
+    """A bar with the numbers on the line below: beside it they would leave a narrow terminal without the bar."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["numbers"])
+
+
+def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any], start: int) -> Accelerator:
+    accelerator = Accelerator(log_with=list(names), project_dir=folder)
+    flat = {key: value for key, value in _flatten(config) if isinstance(value, int | float | str | bool)}
+    try:
+        accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=tracker_arguments(folder, names, start))
+    except Exception as error:  # each tracker has kinds of its own
+        login = "`wandb login`, or WANDB_MODE=offline in the environment, or " if "wandb" in names else ""
+        said = f"{type(error).__name__}: {str(error).rstrip('.')}"
+        raise TrackerError(
+            f"train.tracker {', '.join(names)} could not be started: {said}. Nothing was loaded yet. Remedies: {login}take it out, "
+            "metrics.jsonl is written in any case."
+        ) from error
+    return accelerator
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return rows
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

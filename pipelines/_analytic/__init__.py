@@ -1,0 +1,1 @@
+"""What the priors with known posteriors share."""

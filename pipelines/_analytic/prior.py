@@ -1,0 +1,269 @@
+"""What the analytic priors share: the `Prior` protocol around a `VectorPipeline`.
+
+They are pipelines like any other: vectors (dim,) take the place of latents, `decode` answers vectors (batch, dim) in data units in
+the place of images, and prompts change nothing. Nothing is downloaded, and all of it runs in float32 or float64.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipelines._analytic.schedule import Schedule, StepCoefficients, build_vector_scheduler, step_coefficients
+from pipelines._diffusers.scheduler import check_eta, check_sampler, takes_eta
+from pipelines._diffusers.settings import check_device
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class VectorPrior:
+    """A denoiser in closed form, a stock scheduler and a trainable correction, which is what "adapters" are here.
+
+    Args:
+        family: Name for the fingerprint.
+        density: The prior's parameters for the fingerprint, as JSON values.
+        make: Makes the `VectorDenoiser`.
+        schedule: The noise schedule.
+        steps: T.
+        eta: Noise level of DDIM.
+        scheduler: Class name in diffusers.
+        dtype: Of everything.
+        device: Where to run; None is the CPU, which is the fastest for networks this small.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        density: Mapping[str, Any],
+        make: Callable[[], Any],
+        *,
+        schedule: Schedule,
+        steps: int,
+        eta: float,
+        scheduler: str,
+        dtype: str,
+        device: str | None,
+    ) -> None:
+        from pipelines._analytic.pipeline import VectorPipeline
+
+        with default_dtype(torch.float64):
+            denoiser = make()
+        sampler = build_vector_scheduler(scheduler, schedule, steps)
+        self.family, self.density, self.schedule = family, dict(density), schedule
+        self.steps, self.eta, self.dtype = steps, eta, dtype
+        self.coefficients: StepCoefficients = step_coefficients(sampler, steps, eta)
+        gain = torch.zeros(steps + 1, dtype=torch.float64)
+        gain[self.coefficients.timesteps] = self.coefficients.std / self.coefficients.by_noise
+        denoiser.follow(sampler.alphas_cumprod, gain)
+        # diffusers' own `to` warns of casts, even where every number is meant to be cast.
+        torch.nn.Module.to(denoiser, torch.device(device or "cpu"), DTYPES[dtype]).requires_grad_(False).eval()
+        self._pipe = VectorPipeline(denoiser, sampler)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._adapter: dict[str, Any] | None = None
+
+    @property
+    def pipe(self) -> Any:
+        """The `VectorPipeline`."""
+        return self._pipe
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return torch.device(self._pipe.denoiser.device)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """(dim,)."""
+        return (self._pipe.denoiser.dim,)
+
+    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Keyword arguments of `pipe.__call__`: as many vectors as there are prompts, steps, eta."""
+        return {"batch_size": len(prompts)} | self._sampling()
+
+    def _sampling(self) -> dict[str, Any]:
+        return {"num_inference_steps": self.steps} | ({"eta": self.eta} if takes_eta(self._pipe.scheduler) else {})
+
+    def features(self, prompts: Sequence[str]) -> Float[Tensor, "batch features"]:
+        """Nothing: the prior is the same for every prompt."""
+        return torch.zeros(len(prompts), 0, device=self.device)
+
+    @torch.no_grad()
+    def decode(self, x_0: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Vectors in data units, in the dtype of the chain."""
+        answer: Tensor = self._pipe.denoiser.data_units(x_0.detach())
+        return answer
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The correction's parameters by name; empty before `attach`."""
+        correction = self._pipe.denoiser.correction
+        return {} if correction is None else dict(correction.named_parameters())
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """A copy of the correction's parameters by name."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
+
+    @torch.no_grad()
+    def load_adapter(self, state: Mapping[str, Tensor]) -> None:
+        """Set the correction's parameters; refuses other names or shapes and then changes nothing.
+
+        Raises:
+            ValueError: names or shapes differ.
+        """
+        own = self.parameters()
+        shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if shapes != given:
+            differing = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+            first = differing[0]
+            raise ValueError(
+                f"These parameters belong to another correction: {len(differing)} differ, first {first!r} (here "
+                f"{shapes.get(first)}, given {given.get(first)}). Attach with the sizes and steps they were trained with."
+            )
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint must agree with, as plain JSON values."""
+        sampler = self._pipe.scheduler
+        return {
+            "family": self.family,
+            "density": self.density,
+            "dims": list(self.dims),
+            "dtype": self.dtype,
+            "sampler": {
+                "scheduler": type(sampler).__name__,
+                "steps": self.steps,
+                "eta": float(self.eta) if takes_eta(sampler) else None,
+                "schedule": asdict(self.schedule),
+            },
+            "adapter": self._adapter,
+        }
+
+    def verify(self, trained: Mapping[str, Any]) -> None:
+        """Refuse to run a posterior on another prior than it was trained on; warn about another sampler.
+
+        Args:
+            trained: The `fingerprint` stored with the posterior.
+
+        Raises:
+            ValueError: the density or the correction's shape differ.
+        """
+        own = self.fingerprint()
+        different = [key for key in ("family", "density", "dims", "adapter") if trained.get(key) != own[key]]
+        if different:
+            before, after = ({key: side.get(key) for key in different} for side in (trained, own))
+            raise ValueError(
+                f"This posterior belongs to another prior: trained with {before}, now {after}. Use the prior it was trained on."
+            )
+        if trained["sampler"] != own["sampler"]:
+            warnings.warn(
+                f"The posterior was trained with the sampler {trained['sampler']} and now runs with {own['sampler']}; it is "
+                "exact only for the chain it was trained on.",
+                stacklevel=2,
+            )
+
+    def export(self, folder: Path, card: str) -> None:
+        """Write the whole posterior as a pipeline's folder (a few kB), and `card` as README.md.
+
+        Raises:
+            ValueError: there is no posterior yet.
+        """
+        if self._adapter is None:
+            raise ValueError("There is no posterior to export: call attach(...) and load or train it first.")
+        self._pipe.save_pretrained(folder)
+        (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+
+    @property
+    def base_model(self) -> str:
+        """What the model card calls the prior."""
+        return self.family
+
+    def snippet(self, folder: str = "path/to/this/folder", prompt: str = "") -> str:
+        """Python that samples an exported posterior the way this prior samples it; prompts change nothing."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self._sampling().items())
+        network, sampler = type(self._pipe.denoiser), type(self._pipe.scheduler).__name__
+        return f"""import torch
+from diffusers import {sampler}
+from {network.__module__} import {network.__name__}
+from pipelines._analytic.pipeline import VectorPipeline
+
+folder = {folder!r}
+denoiser = {network.__name__}.from_pretrained(folder, subfolder="denoiser", dtype=torch.{self.dtype})
+pipe = VectorPipeline(denoiser, {sampler}.from_pretrained(folder, subfolder="scheduler"))
+x = pipe(batch_size=1000, generator=torch.Generator().manual_seed(0), {options}).vectors"""
+
+    def _attached(self, seed: int, description: Mapping[str, Any]) -> None:
+        """Add the correction, drawn from `seed`; the global generators are left as they were."""
+        if self._adapter is not None:
+            raise ValueError("The posterior is attached already; attach it once, to a newly made prior.")
+        denoiser = self._pipe.denoiser
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            denoiser.add_correction()
+        denoiser.correction.to(self.device, DTYPES[self.dtype]).requires_grad_(True)
+        self._adapter = dict(description)
+
+    @contextmanager
+    def _correction_off(self) -> Iterator[None]:
+        """Inside the block the network is the prior. Nests."""
+        denoiser = self._pipe.denoiser
+        before, denoiser.posterior_on = denoiser.posterior_on, False
+        try:
+            yield
+        finally:
+            denoiser.posterior_on = before
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block torch makes floating tensors of this dtype unless told otherwise."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def check_vector_settings(
+    schedule: Mapping[str, float] | None,
+    default: Schedule,
+    steps: int,
+    eta: float,
+    scheduler: str,
+    dtype: str,
+    device: str | None,
+) -> None:
+    """Check what all vector priors take.
+
+    Raises:
+        ValueError: a setting is unknown, out of range, or makes the chain deterministic.
+    """
+    check_eta(eta)
+    sampler = build_vector_scheduler(scheduler, Schedule.of(schedule, default), steps)
+    check_sampler(sampler, steps, eta)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+    check_device(device)
+
+
+def refuse_lora(family: str, correction: str, **given: Any) -> None:
+    """Refuse the settings of LoRA adapters, which have nothing to act on here.
+
+    Raises:
+        ValueError: one of them is given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"posterior.{name}={value!r}: the prior {family!r} has no layers to adapt; its posterior is {correction}. "
+                f"Leave posterior.{name} out."
+            )

@@ -1,0 +1,1 @@
+"""What all families of diffusers pipelines share."""

@@ -1,0 +1,127 @@
+"""Find a diffusers folder, have it proved complete before any of its weights is loaded, and load it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_rtb.files.completeness import check_finite, read_json
+from pipelines._diffusers.proof import check_folder, quiet
+from pipelines._diffusers.scheduler import build_scheduler, check_sampler
+
+__all__ = ["BUNDLED", "is_hub_id", "load_pipeline", "local_folder", "prepare"]
+
+BUNDLED = {"emoji": "pipelines/emoji/weights"}
+"""Priors that come with this package: short name -> folder in the repository."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def is_hub_id(path: str) -> bool:
+    """True for "organisation/name" that is not a folder here."""
+    return not Path(path).exists() and _HUB_ID.fullmatch(path) is not None
+
+
+def local_folder(path: str, pipeline: type, variant: str | None = None, revision: str | None = None) -> Path:
+    """The folder behind a bundled name, a path or a hub id; a hub id is downloaded first.
+
+    Args:
+        path: "emoji", a folder, or "organisation/name" on the model hub.
+        pipeline: diffusers class that knows which files of a hub repository it needs.
+        variant: Of the weight files of a hub repository; None takes the plain ones, or else "fp16".
+        revision: Branch, tag or commit of a hub repository.
+
+    Raises:
+        ValueError: there is no such folder and `path` does not look like a hub id.
+        OSError: the hub cannot be reached, or has no such model.
+    """
+    if path in BUNDLED:
+        return Path(__file__).parents[2] / BUNDLED[path]
+    if Path(path).is_dir():
+        return Path(path)
+    if not is_hub_id(path):
+        raise ValueError(
+            f"No model at path={path!r}: it is not a folder, not a bundled prior ({', '.join(BUNDLED)}) and not a hub id such as "
+            "'stable-diffusion-v1-5/stable-diffusion-v1-5'. Give the folder that holds model_index.json."
+        )
+    return _download(path, pipeline, variant, revision)
+
+
+def _download(path: str, pipeline: Any, variant: str | None, revision: str | None) -> Path:
+    options = {"safety_checker": None, "feature_extractor": None, "use_safetensors": True, "revision": revision}
+    for candidate in dict.fromkeys((variant, variant or "fp16")):
+        try:
+            return Path(pipeline.download(path, variant=candidate, **options))
+        except (OSError, ValueError) as error:
+            # diffusers says so of a repository with no plain safetensors files, and of one without this variant
+            lacking = "safetensors" in str(error) or "variant" in str(error)
+            reason = " ".join(str(error).split())[:300]
+            if not lacking:
+                message = (
+                    f"path={path!r} could not be fetched from the model hub ({reason}). Give a local folder instead."
+                )
+                raise OSError(message) from error
+    asked = f"no {variant!r} variant" if variant else "neither plain nor fp16 weights"
+    raise OSError(
+        f"path={path!r} on the model hub has {asked} in safetensors (*.bin files are pickles and never read). Load it where you "
+        "trust it, pipe.save_pretrained(FOLDER) writes safetensors, and give that folder."
+    )
+
+
+def prepare(
+    pipeline: Any,
+    path: str,
+    components: Sequence[str],
+    *,
+    steps: int,
+    timesteps: Sequence[int] | None,
+    eta: float,
+    scheduler: str | None,
+    scheduler_arguments: Mapping[str, Any] | None,
+    variant: str | None,
+    revision: str | None,
+) -> tuple[Path, str | None, Any]:
+    """The model's folder, the variant of its weights and the sampler, all of them checked; no weights are loaded."""
+    folder = local_folder(path, pipeline, variant, revision)
+    variant = check_folder(folder, pipeline.__name__, components, variant)
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    sampler = build_scheduler(config, scheduler, scheduler_arguments or {})
+    check_sampler(sampler, steps, eta, timesteps)
+    return folder, variant, sampler
+
+
+def load_pipeline(
+    pipeline: Any, folder: Path, components: Sequence[str], *, dtype: torch.dtype, device: torch.device, **options: Any
+) -> tuple[Any, str]:
+    """Load a diffusers pipeline with all networks frozen, in evaluation mode, and quiet.
+
+    Returns:
+        The pipeline, and a digest that tells its weights from another model's.
+    """
+    with quiet():
+        pipe = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    for name in components:
+        check_finite(getattr(pipe, name), Path(folder) / name)
+    digest = _digest(pipe, components)
+    pipe.to(device)
+    for network in (getattr(pipe, name) for name in components):
+        network.requires_grad_(False).eval()
+        if network.dtype != dtype:  # diffusers versions that call the argument torch_dtype ignore dtype
+            network.to(dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, digest
+
+
+def _digest(pipe: Any, components: Sequence[str]) -> str:
+    """Names, shapes and first values of all weights: enough to tell two models apart without reading gigabytes."""
+    found = hashlib.blake2b(digest_size=16)
+    for component in components:
+        for name, value in sorted(getattr(pipe, component).state_dict().items()):
+            found.update(f"{component}.{name}{tuple(value.shape)}".encode())
+            found.update(value.flatten()[:32].float().numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,128 @@
+"""Prove that a diffusers folder is whole before any of its weights is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_rtb.files.completeness import (
+    check_names,
+    check_transformers,
+    read_json,
+    refuse_lora,
+    tensor_shapes,
+    weight_files,
+)
+from diffusion_rtb.files.vocabulary import check_rows, load_tokenizer
+from pipelines._diffusers.shapes import check_shapes
+
+__all__ = ["check_folder", "quiet"]
+
+
+def check_folder(folder: Path, pipeline: str, components: Sequence[str], variant: str | None = None) -> str | None:
+    """Prove that a diffusers folder holds this kind of pipeline, whole: every tensor of every network, and the vocabulary.
+
+    Args:
+        folder: Holds model_index.json and one sub-folder per component.
+        pipeline: Class name that model_index.json must name.
+        components: Networks that must be complete.
+        variant: Of the weight files, such as "fp16"; None takes the plain ones, or else "fp16".
+
+    Returns:
+        The variant to ask diffusers for.
+
+    Raises:
+        ValueError: something is missing, truncated, damaged, under other names, or of another kind.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"{folder} holds no model_index.json: it is not a diffusers pipeline folder (pipe.save_pretrained writes one)."
+        )
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != pipeline:
+        raise ValueError(
+            f"{folder} holds a {index.get('_class_name')}; this prior needs a {pipeline}. Choose another `component` for it, or "
+            "another `path`."
+        )
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise ValueError(f"{folder} holds no scheduler/scheduler_config.json, which has the model's noise schedule.")
+    classes = {name: _class(folder, index, name) for name in (*components, "tokenizer")}
+    found = {name: _weights(folder / name, classes[name], variant) for name in components}
+    if {"unet", "vae", "text_encoder"} <= set(components):
+        check_shapes(folder)
+    for name, (files, own) in found.items():
+        _prove(classes[name], folder / name, files, own)
+    _check_tokenizer(classes["tokenizer"], folder)
+    return next((own for _, own in found.values() if own), None)
+
+
+def _class(folder: Path, index: Mapping[str, Any], component: str) -> Any:
+    """The class of a component that model_index.json names, of diffusers or transformers."""
+    import diffusers
+    import transformers
+
+    library, name = index.get(component) or (None, None)
+    found = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), str(name), None)
+    if found is None:
+        raise ValueError(
+            f"{folder / 'model_index.json'} names {library}.{name} as {component}: a class of diffusers or transformers is needed."
+        )
+    return found
+
+
+def _weights(folder: Path, network: Any, variant: str | None) -> tuple[list[Path], str | None]:
+    """The weight files that `from_pretrained` reads, and their variant."""
+    stem = "diffusion_pytorch_model" if network.__module__.startswith("diffusers.") else "model"
+    for candidate in dict.fromkeys((variant, None, *(() if variant else ("fp16",)))):
+        if files := weight_files(folder, stem, candidate):
+            return files, candidate
+    here = sorted(file.name for file in folder.glob("*") if file.suffix in (".safetensors", ".bin", ".ckpt", ".pt"))
+    raise ValueError(
+        f"No weights in {folder}: {stem}.safetensors or {stem}.fp16.safetensors is needed there; found "
+        f"{', '.join(here[:4]) or 'nothing'} (*.bin files are pickles and never read; pipe.save_pretrained writes safetensors)."
+    )
+
+
+def _prove(network: Any, folder: Path, files: list[Path], variant: str | None) -> None:
+    """Hold the names and shapes in a component's files against its architecture's; nothing is loaded."""
+    what, shapes = f"{folder.name} ({network.__name__})", tensor_shapes(files)
+    where = files[0] if len(files) == 1 else folder
+    refuse_lora(shapes, where)
+    config = read_json(folder / "config.json")
+    if not network.__module__.startswith("diffusers."):
+        check_transformers(network, folder, where, what, variant=variant, use_safetensors=True)
+        return
+    state: Any = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    with torch.device("meta"), quiet():
+        model = network.from_config(config)
+    if len(files) == 1:  # old names of attention layers, which diffusers still reads from single files
+        model._fix_state_dict_keys_on_load(state)
+    found, wanted = ({name: tuple(value.shape) for name, value in of.items()} for of in (state, model.state_dict()))
+    check_names(found, wanted, where, what)
+
+
+def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """The vocabulary is there, and all of it has a row in the text encoder."""
+    config, place = read_json(folder / "text_encoder" / "config.json"), folder / "tokenizer"
+    rows, positions = config.get("vocab_size"), config.get("max_position_embeddings")
+    check_rows(load_tokenizer(tokenizer, place), place, rows, positions, "text_encoder")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars for loading: they would run into those of the run."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    shown = [library for library in (ours, theirs) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

@@ -1,0 +1,210 @@
+"""Choose a diffusers scheduler by name and make sure, before weights are loaded, that sampling with it is stochastic."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from diffusion_rtb.chain.recordable import DeterministicStepError, check_single_step
+from diffusion_rtb.chain.recorder import TrajectoryRecorder
+
+__all__ = ["build_scheduler", "check_eta", "check_sampler", "own_settings", "scheduler_class", "takes_eta"]
+
+REMEDY = (
+    "Choose DDIMScheduler (with eta 1.0), DDPMScheduler, EulerAncestralDiscreteScheduler, or DPMSolverMultistepScheduler with "
+    "scheduler_arguments {algorithm_type: sde-dpmsolver++, solver_order: 1}."
+)
+
+
+def scheduler_class(name: str) -> type:
+    """The diffusers scheduler of that class name.
+
+    Raises:
+        ValueError: diffusers has no such scheduler; the message names the nearest ones.
+    """
+    import diffusers
+
+    names = [known for known in dir(diffusers) if known.endswith("Scheduler")]
+    if name not in names:
+        near = get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see diffusers.schedulers for the names."
+        raise ValueError(f"scheduler={name!r} is not a scheduler of diffusers: {hint}")
+    found: type = getattr(diffusers, name)
+    return found
+
+
+def build_scheduler(config: Mapping[str, Any], name: str | None, arguments: Mapping[str, Any]) -> Any:
+    """The scheduler `name` with the pipeline's own noise schedule, except for `arguments`.
+
+    Args:
+        config: The pipeline's scheduler config: betas, prediction type, spacing, offset.
+        name: Class name in diffusers; None is DDIM.
+        arguments: Constructor arguments that differ from `config`.
+
+    Raises:
+        ValueError: no such scheduler, it has no such argument, it samples flows and the pipeline's network predicts something
+            else, or it needs a package that is not installed.
+    """
+    cls: Any = scheduler_class(name or "DDIMScheduler")
+    known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
+    for key in arguments:
+        if key not in known:
+            near = get_close_matches(key, known, n=1) or known
+            raise ValueError(f"{cls.__name__} has no argument {key!r}; did you mean {' or '.join(near)}?")
+    # What stock Stable Diffusion pipelines insist on; older configs lack both, and clipping latents ruins them.
+    latent = {key: value for key, value in {"clip_sample": False, "steps_offset": 1}.items() if key in known}
+    try:
+        built = cls.from_config(dict(config), **(latent | dict(arguments)))
+    except ImportError as error:
+        raise ValueError(
+            f"{cls.__name__} needs a package that is not installed ({_sentence(error)}). Install it, or: {REMEDY}"
+        ) from error
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__} is made for other networks ({_sentence(error)}). {REMEDY}") from error
+    _check_prediction(built, config.get("prediction_type", "epsilon"))
+    return built
+
+
+def _check_prediction(scheduler: Any, predicted: str) -> None:
+    """Refuse schedulers that would take what the network predicts, noise or v, for something else."""
+    settings, name = scheduler.config, type(scheduler).__name__
+    flow = "flow" in str(settings.get("prediction_type")) or bool(settings.get("use_flow_sigmas"))
+    if "flow" not in predicted and (flow or "FlowMatch" in name):
+        raise ValueError(
+            f"{name} as it is configured samples flows, whose networks predict a velocity; this pipeline's network predicts "
+            f"{predicted!r}, so its samples would be noise. {REMEDY}"
+        )
+    missing = [part for part in ("step", "scale_model_input", "init_noise_sigma") if not hasattr(scheduler, part)]
+    if missing or "prediction_type" not in inspect.signature(type(scheduler).__init__).parameters:
+        lacks = f"it has no {missing[0]}" if missing else "it has no prediction_type"
+        raise ValueError(f"{name} is made for other networks than one that predicts {predicted!r}: {lacks}. {REMEDY}")
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error's text."""
+    return " ".join(str(error).split()).split(". ")[0].strip() or type(error).__name__
+
+
+def takes_eta(scheduler: Any) -> bool:
+    """True where `step` has the DDIM noise level eta as an argument."""
+    return "eta" in inspect.signature(scheduler.step).parameters
+
+
+def own_settings(scheduler: Any) -> dict[str, Any]:
+    """The scheduler's arguments that are not its class's defaults, as JSON values.
+
+    Without the defaults, a diffusers version that adds an argument leaves a stored fingerprint valid.
+    """
+    parameters = inspect.signature(type(scheduler).__init__).parameters
+    settings = json.loads(scheduler.to_json_string())
+    return {key: value for key, value in settings.items() if key in parameters and value != parameters[key].default}
+
+
+def check_eta(eta: float) -> None:
+    """Refuse noise levels without a density.
+
+    Raises:
+        ValueError: eta is not in (0, 1].
+    """
+    if eta == 0:
+        raise ValueError(
+            "eta=0 makes DDIM deterministic: its transitions have no density, so neither log_q nor log_p exists. Set eta=1.0."
+        )
+    if not 0 < eta <= 1:
+        raise ValueError(f"eta={eta} is outside (0, 1]: set eta=1.0, the noise of the DDPM posterior.")
+
+
+def check_sampler(scheduler: Any, steps: int, eta: float, timesteps: Sequence[int] | None = None) -> None:
+    """Record a chain of the scheduler in miniature, so that what the recorder would refuse is refused before weights load.
+
+    Raises:
+        ValueError: its transitions have no density, or not one that can be trained step by step; `eta` is set and it has none;
+            the steps leave its schedule; it takes no `timesteps`, or they are not falling and inside its schedule.
+    """
+    name = type(scheduler).__name__
+    if timesteps is not None:
+        _check_timesteps(scheduler, [int(t) for t in timesteps])
+    if not takes_eta(scheduler) and eta != 1:
+        raise ValueError(f"eta={eta}, but {name} has no eta: leave eta out, or set scheduler: DDIMScheduler.")
+    variance = scheduler.config.get("variance_type") or ""
+    if variance.startswith("learned"):
+        raise ValueError(
+            f"{name} has variance_type {variance!r}: the network predicts its variance, which differs in each dimension. Set "
+            "scheduler_arguments {variance_type: fixed_small}."
+        )
+    trial = copy.deepcopy(scheduler)
+    _set(trial, steps, timesteps)
+    try:
+        _record(trial, eta)
+    except DeterministicStepError as error:
+        if error.begun:
+            raise
+        raise ValueError(
+            f"{name} draws no noise as it is configured, so its transitions have no density. {REMEDY}"
+        ) from error
+    except Exception as error:
+        if isinstance(error, ValueError):
+            raise  # the recorder's own: it has the reason and the remedy
+        raise ValueError(f"{name} cannot make the steps of this pipeline ({_named(error)}). {REMEDY}") from error
+    check_single_step(scheduler)
+    if takes_eta(scheduler) and eta < 1:
+        warnings.warn(
+            f"eta={eta} < 1 is not memoryless: x_0 depends on x_T, so log Z differs between trajectories of one prompt and "
+            "the posterior will be biased. Set eta=1.0.",
+            stacklevel=2,
+        )
+
+
+def _check_timesteps(scheduler: Any, timesteps: list[int]) -> None:
+    name, last = type(scheduler).__name__, int(scheduler.config.num_train_timesteps) - 1
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ValueError(f"{name} takes no timesteps of one's own: give steps, or set scheduler: DDPMScheduler.")
+    falling = all(s < t for t, s in itertools.pairwise(timesteps))
+    if not falling or timesteps[0] > last or timesteps[-1] < 0:
+        raise ValueError(f"timesteps={timesteps} must fall from at most {last} to at least 0.")
+
+
+def _set(scheduler: Any, steps: int, timesteps: Sequence[int] | None) -> None:
+    """Set the timesteps, and refuse those outside the noise schedule, where schedulers fail or silently stay."""
+    count = len(scheduler.alphas_cumprod) if hasattr(scheduler, "alphas_cumprod") else None
+    offset, spacing = int(scheduler.config.get("steps_offset") or 0), scheduler.config.get("timestep_spacing")
+    outside = count is not None and steps > count
+    if not outside:
+        try:
+            if timesteps is None:
+                scheduler.set_timesteps(steps)
+            else:
+                scheduler.set_timesteps(timesteps=[int(t) for t in timesteps])
+        except Exception as error:
+            raise ValueError(
+                f"{type(scheduler).__name__} cannot make {steps} steps ({_named(error)}). {REMEDY}"
+            ) from error
+        outside = count is not None and float(scheduler.timesteps[0]) > count - 1
+    if outside and count is not None:
+        raise ValueError(
+            f"steps={steps} with timestep_spacing {spacing!r} and steps_offset {offset} leaves the noise schedule, which has "
+            f"timesteps 0 to {count - 1}: set steps to at most {count - offset}."
+        )
+
+
+def _record(scheduler: Any, eta: float) -> None:
+    """All steps of a chain of four numbers under a recorder."""
+    generator = torch.Generator().manual_seed(0)
+    call = {"eta": eta} if takes_eta(scheduler) else {}
+    x = torch.randn(1, 1, 2, 2, generator=generator) * scheduler.init_noise_sigma
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), TrajectoryRecorder(scheduler) as recorder:
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.1 * scheduler.scale_model_input(x, t), t, x, **call, return_dict=False)[0]
+    assert recorder.trajectory.stochastic.any()
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {_sentence(error)}"

@@ -1,0 +1,171 @@
+"""Write the prior's folder, draw with it, and measure how well emoji-clip reads what it draws."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from pipelines.emoji import COLOURS, NAMES, STYLES, caption
+from pipelines.emoji.build import clip, unet, vae
+from pipelines.emoji.build.drawings import Bytes, Drawings, composite
+
+log = logging.getLogger(__name__)
+
+SHEET_GUIDANCE, SHEET_STEPS = 2.5, 20
+
+
+def pipeline(work: Path) -> StableDiffusionPipeline:
+    """The prior as a Stable Diffusion pipeline in single precision, from the checkpoints in `work`."""
+    model, steps = unet.trained(work)
+    log.info("denoiser at step %d", steps)
+    return StableDiffusionPipeline(
+        vae=vae.trained(work),
+        text_encoder=model.text,
+        tokenizer=unet.tokenizer(),
+        unet=model.unet,
+        scheduler=unet.schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def export_prior(work: Path, folder: Path) -> None:
+    """Save the pipeline in half precision; `folder` is replaced only when the new one is complete."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe = pipeline(work)
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        part.half()
+    pipe.save_pretrained(partial, safe_serialization=True)
+    _default_to_single_precision(partial / "text_encoder" / "config.json")
+    for file in partial.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+    for file in folder.glob("LICENSE*"):
+        shutil.copy(file, partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _default_to_single_precision(config: Path) -> None:
+    """Transformers loads weights in the type their configuration names; diffusers loads in float32 unless told otherwise."""
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
+
+
+def load(folder: Path) -> StableDiffusionPipeline:
+    """The exported prior in single precision, without progress bars."""
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def draw(
+    pipe: StableDiffusionPipeline, prompts: list[str], *, steps: int, guidance: float, eta: float = 1.0, seed: int = 0
+) -> Tensor:
+    """Pictures (prompts, 64, 64, 3) uint8, 64 at a time."""
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for start in range(0, len(prompts), 64):
+        out = pipe(
+            prompts[start : start + 64],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            eta=eta,
+            generator=generator,
+            output_type="pt",
+        )
+        parts.append(clip.quantise(out.images * 2 - 1))
+    return torch.cat(parts)
+
+
+def labelled_prompts(count: int, seed: int) -> tuple[list[str], Tensor]:
+    """Full captions with their labels (count, 3); names in turn, style and colour at random."""
+    rng = np.random.default_rng(seed)
+    names = np.resize(rng.permutation(len(NAMES)), count)
+    labels = np.stack([names, rng.integers(0, len(STYLES), count), rng.integers(0, len(COLOURS), count)], axis=1)
+    words = [(NAMES[n], STYLES[s], list(COLOURS)[c]) for n, s, c in labels.tolist()]
+    return [caption(*w) for w in words], torch.from_numpy(labels)
+
+
+def sheet(folder: Path, file: Path | None = None) -> None:
+    """Draw 64 captions, guidance on, into one picture with the captions underneath."""
+    prompts, _ = labelled_prompts(64, seed=3)
+    images = draw(load(folder), prompts, steps=SHEET_STEPS, guidance=SHEET_GUIDANCE)
+    cell_w, cell_h, scale = 152, 168, 2
+    canvas = Image.new("RGB", (8 * cell_w, 8 * cell_h), "white")
+    pen = ImageDraw.Draw(canvas)
+    for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+        x, y = i % 8 * cell_w, i // 8 * cell_h
+        picture = Image.fromarray(image.numpy()).resize((64 * scale, 64 * scale), Image.Resampling.NEAREST)
+        canvas.paste(picture, (x + (cell_w - 64 * scale) // 2, y + 4))
+        for row, text in enumerate(prompt.replace(" emoji, ", "|").replace(", ", "|").split("|")):
+            pen.text((x + cell_w // 2, y + 66 * scale + 10 * row + 4), text, fill="black", anchor="ma", font_size=10)
+    canvas.save(file or folder.parent / "sheet.png", optimize=True)
+
+
+@torch.no_grad()
+def read(model: open_clip.CLIP, images: Tensor, texts: list[str]) -> Tensor:
+    """Zero-shot probabilities (images, texts) of pictures (images, 64, 64, 3) uint8."""
+    tokens = open_clip.SimpleTokenizer(context_length=clip.CONTEXT)(texts)
+    x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    image = torch.cat([model.encode_image(part, normalize=True) for part in x.split(128)])
+    text = model.encode_text(tokens, normalize=True)
+    return (model.logit_scale.exp() * image @ text.T).softmax(dim=-1)
+
+
+def accuracies(model: open_clip.CLIP, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, float]:
+    """Zero-shot top-1 of name (among `names`), style and background, and the mean probability of the true background."""
+    result = {"candidates": float(len(names))}
+    for part, texts, column in (
+        ("name", [caption(n) for n in names], 0),
+        ("style", [caption(None, s) for s in STYLES], 1),
+        ("background", [caption(None, None, c) for c in COLOURS], 2),
+    ):
+        chance = read(model, images, texts)
+        result[part] = float((chance.argmax(-1) == labels[:, column]).float().mean())
+        result[f"{part} probability"] = float(chance.gather(1, labels[:, column, None]).mean())
+    return {k: round(v, 3) for k, v in result.items()}
+
+
+def report(drawings: Drawings, work: Path, prior: Path, clip_folder: Path) -> dict[str, dict[str, float]]:
+    """Measure both models and write `work/report.json`."""
+    model = open_clip.create_model(f"local-dir:{clip_folder}").eval()
+    rng, result = np.random.default_rng(5), {}
+    held_out = clip.split(drawings)[1]
+    for title, subset in (("held-out names", held_out), ("prior's names", drawings.known)):
+        index, styles = (g.ravel() for g in np.mgrid[: len(subset), : len(STYLES)])
+        colours = rng.integers(0, len(COLOURS), len(index))
+        real = composite(drawings.rgba[subset[index], styles], [list(COLOURS)[c] for c in colours], rng)
+        labels, words = torch.from_numpy(np.stack([index, styles, colours], 1)), [drawings.names[i] for i in subset]
+        result[f"{title}, drawings"] = accuracies(model, torch.from_numpy(real), labels, words)
+        result[f"{title}, reconstructions"] = accuracies(model, reconstruct(work, real), labels, words)
+    pipe = load(prior)
+    prompts, labels = labelled_prompts(len(NAMES), seed=11)
+    for steps, guidance in ((12, 1.0), (12, 2.0), (20, 2.5)):
+        images = draw(pipe, prompts, steps=steps, guidance=guidance, seed=1)
+        result[f"samples, {steps} steps, guidance {guidance}"] = accuracies(model, images, labels, list(NAMES))
+    (work / "report.json").write_text(json.dumps(result, indent=2) + "\n")
+    for title, values in result.items():
+        log.info("%s: %s", title, values)
+    return result
+
+
+@torch.no_grad()
+def reconstruct(work: Path, images: Bytes) -> Tensor:
+    """Pictures (batch, 64, 64, 3) uint8 through the autoencoder with noise of standard deviation 0.1 in the latents."""
+    model, parts = vae.trained(work), []
+    for part in np.array_split(images, max(1, len(images) // 64)):
+        z = model.encode(vae.pixels(part)).latent_dist.mean
+        noise = 0.1 / float(model.config.scaling_factor) * torch.randn_like(z)
+        parts.append(clip.quantise(model.decode(z + noise).sample))
+    return torch.cat(parts)

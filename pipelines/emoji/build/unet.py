@@ -1,0 +1,158 @@
+"""The denoiser and the text encoder of the `emoji` prior, trained together on cached latents."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from pipelines.emoji import COLOURS, NAMES, STYLES, caption
+from pipelines.emoji.build.training import Training, load_average
+
+CHANNELS = (96, 128)
+WIDTH = 64  # of the text encoder
+CONTEXT = 24  # tokens; the longest caption of the grammar has 16
+BATCH, RATE = 32, 1.5e-3
+STEPS = 1000  # of the noise schedule
+FLOOR = 0.1  # standard deviation of the noise that remains at t = 0
+CEILING = 1e-4  # alpha_bar at t = 999
+NOISY = 0.7  # t = 1000 u^0.7: a little more practice at high noise, where the caption decides what is drawn
+NO_TEXT, NO_NAME, NO_STYLE, NO_COLOUR = 0.1, 0.1, 0.4, 0.4  # how often a part of the caption is left out
+
+
+def schedule() -> DDIMScheduler:
+    """Memoryless at the start and with a noise floor at the end.
+
+    alpha_bar(t) = cos(phi_t)^2 with phi linear in t, from sin(phi_0) = 0.1 to alpha_bar = 1e-4. Equal angles spread the path
+    KL, (SNR_s - SNR_t)/2 |dx0|^2 summed over steps, as evenly as a chain ending at SNR 99 allows; with the usual end
+    at SNR 1e3 and more the last step alone decides it.
+    """
+    phi = torch.linspace(math.asin(FLOOR), math.acos(math.sqrt(CEILING)), STEPS, dtype=torch.float64)
+    alpha_bar = phi.cos().square()
+    betas = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    return DDIMScheduler(
+        trained_betas=betas.tolist(),
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        set_alpha_to_one=False,
+        steps_offset=1,  # without effect when trailing, but the pipeline insists on it
+        clip_sample=False,
+    )
+
+
+def tokenizer() -> CLIPTokenizer:
+    """CLIP's own byte-pair tokenizer, from the vocabulary that open_clip carries; pads to `CONTEXT` tokens."""
+    file = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    characters = list(bytes_to_unicode().values())
+    words = characters + [c + "</w>" for c in characters] + ["".join(m.split()) for m in merges]
+    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    pairs = [(a, b) for a, b in (m.split() for m in merges)]
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=CONTEXT)
+
+
+class Denoiser(nn.Module):
+    """U-Net and text encoder as one module, so that one optimiser trains and one checkpoint holds both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=CHANNELS,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,  # diffusers' name for the number of heads
+            norm_num_groups=16,
+        )
+        self.text = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=WIDTH,
+                intermediate_size=4 * WIDTH,
+                projection_dim=WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=CONTEXT,
+                bos_token_id=49406,
+                eos_token_id=49407,
+                pad_token_id=49407,
+            )
+        )
+
+    def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Velocity for latents (batch, 4, 8, 8) at t (batch,) given token ids (batch, 24)."""
+        return self.unet(x, t, self.text(ids)[0]).sample
+
+
+class Captions:
+    """Token ids of every caption of the grammar: `ids[name, style, colour]`, the last index meaning "left open"."""
+
+    def __init__(self) -> None:
+        texts = [
+            caption(name, style, colour)
+            for name in (*NAMES, None)
+            for style in (*STYLES, None)
+            for colour in (*COLOURS, None)
+        ]
+        encode = tokenizer()
+        ids = encode(["", *texts], padding="max_length", return_tensors="pt").input_ids
+        if ids.shape[1] > CONTEXT:
+            raise ValueError(
+                f"a caption has {ids.shape[1]} tokens, but CONTEXT is {CONTEXT}; raise it or shorten names"
+            )
+        self.empty = ids[0]
+        self.ids = ids[1:].view(len(NAMES) + 1, len(STYLES) + 1, len(COLOURS) + 1, CONTEXT)
+
+    def draw(self, name: Tensor, style: Tensor, colour: Tensor) -> Tensor:
+        """Ids (batch, 24) of captions that leave parts out at random."""
+        name, style, colour = (
+            torch.where(torch.rand(len(index)) < rate, count, index)
+            for index, rate, count in (
+                (name, NO_NAME, len(NAMES)),
+                (style, NO_STYLE, len(STYLES)),
+                (colour, NO_COLOUR, len(COLOURS)),
+            )
+        )
+        ids = self.ids[name, style, colour]
+        ids[torch.rand(len(ids)) < NO_TEXT] = self.empty
+        return ids
+
+
+def train(latents: Tensor, work: Path, minutes: float) -> None:
+    """Train for `minutes` of wall time in total; the checkpoint is `work/unet.safetensors`.
+
+    `latents` are means (views, names, styles, colours, 4, 8, 8) of unit variance. The loss is the mean squared error of
+    v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0.
+    """
+    torch.manual_seed(0)
+    model = Denoiser().to(memory_format=torch.channels_last)
+    run = Training(model, work / "unet.safetensors", minutes=minutes, lr=RATE, decay=0.995)
+    torch.manual_seed(1 + run.steps)
+    alpha_bar, captions, sizes = schedule().alphas_cumprod, Captions(), np.array(latents.shape[:4])
+    while not run.done:
+        view, name, style, colour = (torch.randint(size, (BATCH,)) for size in sizes.tolist())
+        t = (((torch.arange(BATCH) + torch.rand(BATCH)) / BATCH) ** NOISY * STEPS).long()  # stratified
+        x0, eps = latents[view, name, style, colour], torch.randn(BATCH, 4, 8, 8)
+        a, b = alpha_bar[t].sqrt()[:, None, None, None], (1 - alpha_bar[t]).sqrt()[:, None, None, None]
+        x = (a * x0 + b * eps).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            v = model(x, t, captions.draw(name, style, colour))
+        run.step((v.float() - (a * eps - b * x0)).square().mean())
+
+
+def trained(work: Path) -> tuple[Denoiser, int]:
+    """The averaged weights and the number of training steps behind them."""
+    model = Denoiser()
+    steps = load_average(model, work / "unet.safetensors")
+    return model.requires_grad_(False).eval(), steps

@@ -1,0 +1,1 @@
+"""Networks behind rewards: loading, proving, preprocessing."""
