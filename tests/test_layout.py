@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import diffusion_rtb
+from diffusion_rtb.config.components import Kind, short_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,6 +92,113 @@ def test_one_version() -> None:
     except PackageNotFoundError:
         pytest.skip("not installed: run from a clone")
     assert installed == diffusion_rtb.__version__
+
+
+LAYERS = (
+    {"interfaces", "files"},
+    {"config", "estimates", "exact"},
+    {"beta", "chain", "objectives", "scoring"},
+    {"remote_reward", "run", "sampling"},
+    {"behaviours", "evaluation", "reward_check"},
+    {"training"},
+    {"comparison"},
+    {"cli"},
+)
+"""Rooms of `diffusion_rtb/`, folders and files on the ground, floor by floor: a room imports only from floors below its own."""
+
+SHELVES = {"pipelines", "rewards", "diffusion_rtb/objectives", "diffusion_rtb/behaviours"}
+LARGEST_FOLDER = 14
+LONGEST_CHAIN, LONGEST_CHAIN_WITH_LAZY = 14, 17
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def _imports(*packages: str, lazy: bool = True) -> dict[str, set[str]]:
+    """Modules of these packages, and which of them each imports; `lazy`: inside functions too."""
+    files = {_module(path): path for path in _files(*packages)}
+    graph: dict[str, set[str]] = {module: set() for module in files}
+    for module, path in files.items():
+        for node in _statements(ast.parse(path.read_text(encoding="utf-8")), lazy):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"  # `from package import module` imports the module
+                name = inner if inner in files else str(node.module)
+                graph[module] |= {name} & files.keys() - {module}
+    return graph
+
+
+def _statements(node: ast.AST, lazy: bool) -> Iterator[ast.ImportFrom]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom) and child.level == 0:
+            yield child
+        for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not for_types and (lazy or not isinstance(child, ast.FunctionDef)):
+            yield from _statements(child, lazy)
+
+
+def _above(graph: dict[str, set[str]]) -> list[str]:
+    """Imports that do not point down."""
+    floor = {room: index for index, rooms in enumerate(LAYERS) for room in rooms}
+    return [
+        f"{module} imports {other}"
+        for module, others in graph.items()
+        for other in others
+        if _room(module) != _room(other)
+        and "diffusion_rtb" not in (module, other)  # the face: it imports when a name is first used
+        and floor[_room(other)] >= floor[_room(module)]
+    ]
+
+
+def test_every_room_imports_only_from_floors_below() -> None:
+    graph = _imports("diffusion_rtb")
+    assert {_room(module) for module in graph} - {"diffusion_rtb"} == set().union(*LAYERS)
+    assert _above(graph) == []
+
+
+def test_the_floors_would_catch_an_import() -> None:
+    assert _above({"diffusion_rtb.run.folder": {"diffusion_rtb.training.trainer"}})
+    assert _above({"diffusion_rtb.chain.recorder": {"diffusion_rtb.scoring.call"}})  # neighbours do not know each other
+    assert not _above({"diffusion_rtb.training.trainer": {"diffusion_rtb.run.folder", "diffusion_rtb"}})
+
+
+def test_nothing_imports_the_commands() -> None:
+    users = {module for module, others in _imports(*PACKAGES).items() if any(_room(other) == "cli" for other in others)}
+    assert {_room(module) for module in users} <= {"cli"}
+
+
+def test_folders_hold_what_one_can_look_over() -> None:
+    for folder in {path.parent for path in _files(*PACKAGES)}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert folder.relative_to(ROOT).as_posix() in SHELVES or len(modules) <= LARGEST_FOLDER, folder
+
+
+def _longest(graph: dict[str, set[str]]) -> list[str]:
+    """The longest way along imports."""
+
+    @functools.cache
+    def ahead(module: str) -> list[str]:
+        return [module, *max((ahead(other) for other in graph[module]), key=len, default=[])]
+
+    return max((ahead(module) for module in graph), key=len)
+
+
+@pytest.mark.parametrize(("lazy", "most"), [(False, LONGEST_CHAIN), (True, LONGEST_CHAIN_WITH_LAZY)])
+def test_the_way_along_imports_is_short(lazy: bool, most: int) -> None:
+    chain = _longest(_imports(*PACKAGES, lazy=lazy))  # a circle would not end
+    assert len(chain) <= most, " > ".join(chain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shelf"), [("prior", "pipelines"), ("reward", "rewards"), ("objective", "diffusion_rtb/objectives")]
+)
+def test_shelves_hold_only_what_a_config_can_name(kind: Kind, shelf: str) -> None:
+    on_shelf = {path.stem for path in (ROOT / shelf).glob("*.py") if not path.name.startswith("_")}
+    assert on_shelf <= set(short_names(kind))
 
 
 def _public(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["gaussian_kl", "normal_log_prob"]
+__all__ = ["gaussian_kl", "normal_log_prob", "precise"]
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -23,7 +23,7 @@ def normal_log_prob(
     The squared errors are fp32 or better; `dtype` is that of their sum. At D = 16,384 the two terms are near 1e4 nats each,
     where fp32 resolves 1e-3: differences of log-densities are taken in float64 for that reason.
     """
-    z = (_precise(x) - mean) / std
+    z = (precise(x) - mean) / std
     constant = z[0].numel() * (math.log(std) + 0.5 * math.log(2 * math.pi))
     return -0.5 * z.square().flatten(1).sum(1, dtype=dtype) - constant
 
@@ -32,4 +32,4 @@ def gaussian_kl(
     mean_q: Float[Tensor, "batch *dims"], mean_p: Float[Tensor, "batch *dims"], std: float, dtype: torch.dtype
 ) -> Float[Tensor, " batch"]:
     """KL(q || p) = |mean_q - mean_p|² / (2·std²) of two transitions with the same deviation, summed over dims, in nats."""
-    return 0.5 * ((_precise(mean_q) - mean_p) / std).square().flatten(1).sum(1, dtype=dtype)
+    return 0.5 * ((precise(mean_q) - mean_p) / std).square().flatten(1).sum(1, dtype=dtype)

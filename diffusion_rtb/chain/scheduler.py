@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffusion_rtb.chain.noise import ProbeNoise, signs
-from diffusion_rtb.chain.normal import _precise
+from diffusion_rtb.chain.normal import precise
 
 __all__ = [
     "ROLES",
@@ -169,7 +169,7 @@ class StepCall:
             return 0.0
         if math.isclose(low, high, rel_tol=1e-4):
             # Rounded to the trajectory's dtype, so that a deviation read back from it is the same number: replayed = recorded.
-            return float(torch.tensor(median, dtype=_precise(self.sample).dtype))
+            return float(torch.tensor(median, dtype=precise(self.sample).dtype))
         raise ValueError(
             f"{self.name} has a different standard deviation in each dimension ({low:.3g} to {high:.3g}) at timestep "
             f"{self.timestep:g}: the network predicts its variance, or the noise is not independent in each dimension. Build the "
@@ -177,7 +177,7 @@ class StepCall:
         )
 
     def _precisely(self) -> dict[str, Tensor]:
-        return {self.names[0]: _precise(self.model_output), self.names[2]: _precise(self.sample)}
+        return {self.names[0]: precise(self.model_output), self.names[2]: precise(self.sample)}
 
     def _with(self, **changed: Any) -> tuple[list[Any], dict[str, Any]]:
         """The arguments with some of them changed, each where it stands."""

@@ -13,11 +13,13 @@ from torch import Tensor
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import EvalConfig
 from diffusion_rtb.evaluation.choice import PICTURED, spread
-from diffusion_rtb.evaluation.summary import DOTS, PICTURES
 from diffusion_rtb.sampling.decoding import decoded
 from diffusion_rtb.sampling.sampler import Actor
 
 __all__ = ["Drawn", "draw"]
+
+PICTURES, DOTS = 4, 2000
+"""Pictures kept per pictured prompt and side; of vectors, which become dots in one picture, more."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,9 +33,6 @@ from diffusion_rtb.evaluation.samples import Drawn
 
 __all__ = ["summarise"]
 
-PICTURES, DOTS = 4, 2000
-"""Pictures kept per pictured prompt and side; of vectors, which become dots in one picture, more."""
-
 
 def summarise(
     prior: Drawn, posterior: Drawn, prompts: Sequence[str], beta: float, config: EvalConfig
