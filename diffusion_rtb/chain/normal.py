@@ -12,6 +12,7 @@ __all__ = ["gaussian_kl", "normal_log_prob", "precise"]
 
 
 def precise(tensor: Tensor) -> Tensor:
+    """In float32 or better."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
