@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.evaluation.evaluate import _picture
-from diffusion_rtb.evaluation.samples import DOTS, draw, summarise
+from diffusion_rtb.evaluation.samples import DOTS, draw
+from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.files.pictures import DOT, PANEL, grid, panels, side_by_side, to_pil
 from diffusion_rtb.run.posterior import open_trained_run
 from diffusion_rtb.sampling.sampler import Actor
