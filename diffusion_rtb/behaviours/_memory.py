@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.chain.trajectory import Trajectory
-from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.batch import Batch
 
 __all__ = [
     "Memory",
@@ -23,26 +23,26 @@ __all__ = [
     "with_newest",
 ]
 
-Memory = dict[int, Experience]
+Memory = dict[int, Batch]
 """The stored trajectories of each prompt row, oldest first, on the CPU, with log_p; never changed in place."""
 
 
-def with_newest(memory: Memory, row: int, new: Experience, capacity: int) -> Experience:
+def with_newest(memory: Memory, row: int, new: Batch, capacity: int) -> Batch:
     """What is stored of a row once `new` is: the last `capacity` trajectories."""
-    held = Experience.cat([memory[row], new]) if row in memory else new
+    held = Batch.cat([memory[row], new]) if row in memory else new
     return held[max(0, len(held) - capacity) :]
 
 
-def stored(experience: Experience) -> Experience:
+def stored(batch: Batch) -> Batch:
     """What is worth keeping: what the posterior of the moment thought of a trajectory is not."""
-    return replace(experience, log_q=None, mean_p=None, kl=None).to("cpu")
+    return replace(batch, log_q=None, mean_p=None, kl=None).to("cpu")
 
 
 def pack(memory: Memory) -> dict[str, Tensor]:
     """A memory as named tensors; empty if it is."""
     if not memory:
         return {}
-    held = Experience.cat([memory[row] for row in sorted(memory)])
+    held = Batch.cat([memory[row] for row in sorted(memory)])
     assert held.log_p is not None
     trajectory = {f"trajectory.{name}": tensor for name, tensor in held.trajectory.tensors().items()}
     return trajectory | {"prompt": held.prompt, "reward": held.reward, "log_p": held.log_p}
@@ -53,7 +53,7 @@ def unpack(tensors: Mapping[str, Tensor]) -> Memory:
     if not tensors:
         return {}
     fields = {name.removeprefix("trajectory."): t for name, t in tensors.items() if name.startswith("trajectory.")}
-    held = Experience(
+    held = Batch(
         trajectory=Trajectory(**fields), prompt=tensors["prompt"], reward=tensors["reward"], log_p=tensors["log_p"]
     )
     rows = torch.unique(held.prompt).tolist()

@@ -13,8 +13,8 @@ from diffusion_rtb.chain.continuation import continued
 from diffusion_rtb.chain.forward_process import noised_chain
 from diffusion_rtb.chain.seeds import generators, seed_of
 from diffusion_rtb.chain.trajectory import Trajectory
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor, occurrences
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler, occurrences
 
 __all__ = ["BackAndForth"]
 
@@ -50,23 +50,24 @@ class BackAndForth:
         """x_0 (n, *dims) and reward (n,) of each prompt row, oldest first, on the CPU."""
         self.timesteps: Float[Tensor, " steps"] | None = None
 
-    def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
+    def draw(self, sampler: Sampler, rows: Sequence[int], count: int, iteration: int, beta: float) -> Batch:
         """See `Source`; log_q is known. A prompt without samples yet gets trajectories of the posterior."""
         pairs = [(row, n, k) for row, n in zip(rows, occurrences(rows), strict=True) for k in range(count)]
         if any(row not in self.memory for row in rows):
             seeds = [seed_of(self.seed, "back and forth", iteration, *pair) for pair in pairs]
-            return actor.from_posterior([row for row, _, _ in pairs], seeds)
+            return sampler.from_posterior([row for row, _, _ in pairs], seeds)
         good = torch.cat([self._good(row, n, count, iteration) for row, n in zip(rows, occurrences(rows), strict=True)])
         seeds = [seed_of(self.seed, "forth", iteration, *pair) for pair in pairs]
-        with actor.stopwatch("rollout"):
-            states = self._noised(actor, good, [seed_of(self.seed, "back", iteration, *pair) for pair in pairs])
-            texts = actor.texts([row for row, _, _ in pairs])
+        with sampler.stopwatch("rollout"):
+            states = self._noised(sampler, good, [seed_of(self.seed, "back", iteration, *pair) for pair in pairs])
+            texts = sampler.texts([row for row, _, _ in pairs])
             parts = [
-                continued(actor.prior, texts[chunk], seeds[chunk], states[chunk]) for chunk in actor.chunks(len(pairs))
+                continued(sampler.prior, texts[chunk], seeds[chunk], states[chunk])
+                for chunk in sampler.chunks(len(pairs))
             ]
         trajectory = Trajectory.cat(parts)
-        experience = actor.rewarded(trajectory, [row for row, _, _ in pairs])
-        return Experience(trajectory, experience.prompt, experience.reward, log_q=trajectory.log_prob)
+        batch = sampler.rewarded(trajectory, [row for row, _, _ in pairs])
+        return Batch(trajectory, batch.prompt, batch.reward, log_q=trajectory.log_prob)
 
     def _good(self, row: int, nth: int, count: int, iteration: int) -> Float[Tensor, "count *dims"]:
         x_0, reward = self.memory[row]
@@ -74,17 +75,17 @@ class BackAndForth:
         return x_0[systematic_draw(rank_weights(reward), count, seed)]
 
     def _noised(
-        self, actor: Actor, x_0: Float[Tensor, "batch *dims"], seeds: Sequence[int]
+        self, sampler: Sampler, x_0: Float[Tensor, "batch *dims"], seeds: Sequence[int]
     ) -> Float[Tensor, "batch known *dims"]:
         """x_T, …, x_t."""
         assert self.timesteps is not None
         steps = len(self.timesteps)
         known = steps - max(1, round(self.depth * steps)) + 1
         noise = torch.stack([torch.randn(known, *x_0.shape[1:], generator=g) for g in generators(seeds)])
-        device = actor.prior.device
-        return noised_chain(actor.prior.pipe.scheduler, x_0.to(device), self.timesteps[:known].to(device), noise)
+        device = sampler.prior.device
+        return noised_chain(sampler.prior.pipe.scheduler, x_0.to(device), self.timesteps[:known].to(device), noise)
 
-    def settle(self, parts: Mapping[str, Experience]) -> None:
+    def settle(self, parts: Mapping[str, Batch]) -> None:
         """Remember the posterior's own samples of the iteration, and those that came out of this."""
         for part in [parts[name].to("cpu") for name in ("posterior", "back_and_forth") if name in parts]:
             self.timesteps = part.trajectory.timesteps

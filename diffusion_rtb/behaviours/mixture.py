@@ -10,8 +10,8 @@ from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.behaviours.replay import Replay
 from diffusion_rtb.behaviours.source import Source
 from diffusion_rtb.config.load import RunConfig
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler
 
 __all__ = ["Mixture", "draw", "settle", "sources"]
 
@@ -43,14 +43,16 @@ def sources(config: RunConfig) -> Mixture:
     return found
 
 
-def draw(mixture: Mixture, actor: Actor, rows: Sequence[int], iteration: int, beta: float) -> dict[str, Experience]:
+def draw(mixture: Mixture, sampler: Sampler, rows: Sequence[int], iteration: int, beta: float) -> dict[str, Batch]:
     """One batch from each behaviour that has a share."""
     return {
-        name: source.draw(actor, rows, count, iteration, beta) for name, (source, count) in mixture.items() if count > 0
+        name: source.draw(sampler, rows, count, iteration, beta)
+        for name, (source, count) in mixture.items()
+        if count > 0
     }
 
 
-def settle(mixture: Mixture, parts: Mapping[str, Experience]) -> None:
+def settle(mixture: Mixture, parts: Mapping[str, Batch]) -> None:
     """Tell every behaviour what the iteration's trajectories were."""
     for source, _ in mixture.values():
         source.settle(parts)

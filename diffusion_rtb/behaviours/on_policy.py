@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from diffusion_rtb.chain.seeds import seed_of
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor, occurrences
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler, occurrences
 
 __all__ = ["OnPolicy"]
 
@@ -58,23 +58,23 @@ class OnPolicy:
             return lambda std: 1 + e
         return lambda std: math.sqrt(1 + (e / std) ** 2)
 
-    def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
+    def draw(self, sampler: Sampler, rows: Sequence[int], count: int, iteration: int, beta: float) -> Batch:
         """See `Source`; seeds depend on the run, the iteration, the prompt and the sample."""
         nth = zip(rows, occurrences(rows), strict=True)
         pairs = [(row, n * count + sample) for row, n in nth for sample in range(count)]
         seeds = [seed_of(self.seed, "train", iteration, row, sample) for row, sample in pairs]
-        return actor.from_posterior([row for row, _ in pairs], seeds, self.noise_scale(iteration))
+        return sampler.from_posterior([row for row, _ in pairs], seeds, self.noise_scale(iteration))
 
-    def own(self, actor: Actor, rows: Sequence[int], iteration: int) -> Experience | None:
+    def own(self, sampler: Sampler, rows: Sequence[int], iteration: int) -> Batch | None:
         """Trajectories of the posterior itself, where `draw` answers wider ones; None where none are asked for."""
         if self.measured == 0:
             return None
         nth = zip(rows, occurrences(rows), strict=True)
         pairs = [(row, n * self.measured + sample) for row, n in nth for sample in range(self.measured)]
         seeds = [seed_of(self.seed, "measured", iteration, row, sample) for row, sample in pairs]
-        return actor.from_posterior([row for row, _ in pairs], seeds)
+        return sampler.from_posterior([row for row, _ in pairs], seeds)
 
-    def settle(self, parts: Mapping[str, Experience]) -> None:
+    def settle(self, parts: Mapping[str, Batch]) -> None:
         """Nothing is remembered."""
 
     def tensors(self) -> dict[str, Tensor]:

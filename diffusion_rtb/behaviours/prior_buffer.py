@@ -9,27 +9,29 @@ from torch import Tensor
 
 from diffusion_rtb.behaviours._memory import Memory, pack, systematic_draw, unpack, with_newest
 from diffusion_rtb.chain.seeds import seed_of
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor, occurrences
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler, occurrences
 
 __all__ = ["PriorBuffer", "prior_trajectories"]
 
 
 def prior_trajectories(
-    actor: Actor, run_seed: int, numbered: Sequence[tuple[int, int]], between: Callable[[], object] = lambda: None
-) -> Iterator[Experience]:
+    sampler: Sampler, run_seed: int, numbered: Sequence[tuple[int, int]], between: Callable[[], object] = lambda: None
+) -> Iterator[Batch]:
     """Trajectories of the prior, with log_p and reward: one micro-batch after the other, each on the CPU.
 
     Args:
-        actor: Draws them.
+        sampler: Draws them.
         run_seed: The run's seed.
         numbered: (prompt row, number) of each; the number decides its noise.
         between: Called before each micro-batch; what it raises ends the drawing.
     """
-    for chunk in actor.chunks(len(numbered)):
+    for chunk in sampler.chunks(len(numbered)):
         between()
         here = numbered[chunk]
-        yield actor.from_prior([row for row, _ in here], [seed_of(run_seed, "prior", *pair) for pair in here]).to("cpu")
+        yield sampler.from_prior([row for row, _ in here], [seed_of(run_seed, "prior", *pair) for pair in here]).to(
+            "cpu"
+        )
 
 
 class PriorBuffer:
@@ -62,41 +64,41 @@ class PriorBuffer:
         self.between: Callable[[], object] = lambda: None
         """Called before each micro-batch that fills a buffer; what it raises ends the filling, and nothing of it is kept."""
 
-    def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
+    def draw(self, sampler: Sampler, rows: Sequence[int], count: int, iteration: int, beta: float) -> Batch:
         """See `Source`; log_p is known, log_q is not."""
-        self.extended = self._extended(actor, rows)
+        self.extended = self._extended(sampler, rows)
         parts = []
         for row, nth in zip(rows, occurrences(rows), strict=True):
             held = self.extended[0][row]
             weights = torch.softmax(beta * held.reward.double(), 0) if self.resample else torch.ones(len(held))
             seed = seed_of(self.seed, "resample", iteration, row, *([nth] if nth else []))
             parts.append(held[systematic_draw(weights, count, seed)])
-        return Experience.cat(parts).to(actor.prior.device)
+        return Batch.cat(parts).to(sampler.prior.device)
 
-    def everything(self, actor: Actor) -> list[Experience]:
+    def everything(self, sampler: Sampler) -> list[Batch]:
         """All stored trajectories, one batch per prompt, with log_p, on the CPU; buffers that are empty are filled first."""
-        missing = [row for row in range(len(actor.prompts)) if row not in self.memory]
-        self.memory, self.drawn = self._extended(actor, missing)
+        missing = [row for row in range(len(sampler.prompts)) if row not in self.memory]
+        self.memory, self.drawn = self._extended(sampler, missing)
         return [self.memory[row] for row in sorted(self.memory)]
 
-    def _extended(self, actor: Actor, rows: Sequence[int]) -> tuple[Memory, dict[int, int]]:
+    def _extended(self, sampler: Sampler, rows: Sequence[int]) -> tuple[Memory, dict[int, int]]:
         """Memory and counts with the buffers of new rows filled and those of old ones refreshed."""
         memory, drawn = dict(self.memory), dict(self.drawn)
         known = [row for row in dict.fromkeys(rows) if row in memory]
         for row in dict.fromkeys(rows):
             if row not in memory:
                 first = [(row, k) for k in range(self.size)]
-                memory[row] = Experience.cat(list(prior_trajectories(actor, self.seed, first, self.between)))
+                memory[row] = Batch.cat(list(prior_trajectories(sampler, self.seed, first, self.between)))
                 drawn[row] = self.size
         pairs = [(row, drawn[row] + k) for row in known for k in range(self.refresh)]
         if pairs:
-            fresh = Experience.cat(list(prior_trajectories(actor, self.seed, pairs)))
+            fresh = Batch.cat(list(prior_trajectories(sampler, self.seed, pairs)))
             for row in known:
                 memory[row] = with_newest(memory, row, fresh[(fresh.prompt == row).nonzero().flatten()], self.size)
                 drawn[row] += self.refresh
         return memory, drawn
 
-    def settle(self, parts: Mapping[str, Experience]) -> None:
+    def settle(self, parts: Mapping[str, Batch]) -> None:
         """Keep the prior trajectories that the iteration added."""
         if "prior" in parts:
             self.memory, self.drawn = self.extended

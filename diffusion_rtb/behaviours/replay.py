@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffusion_rtb.behaviours._memory import Memory, pack, rank_weights, stored, systematic_draw, unpack, with_newest
 from diffusion_rtb.chain.seeds import seed_of
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor, occurrences
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler, occurrences
 
 __all__ = ["Replay"]
 
@@ -53,20 +53,20 @@ class Replay:
         self.priority = priority
         self.memory: Memory = {}
 
-    def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
+    def draw(self, sampler: Sampler, rows: Sequence[int], count: int, iteration: int, beta: float) -> Batch:
         """See `Source`; log_p is known, log_q is not."""
         parts = []
         for row, nth in zip(rows, occurrences(rows), strict=True):
             if row in self.memory:
                 held = self.memory[row]
                 seed = seed_of(self.seed, "replay", iteration, row, nth)
-                parts.append(held[systematic_draw(self.weights(held, beta), count, seed)].to(actor.prior.device))
+                parts.append(held[systematic_draw(self.weights(held, beta), count, seed)].to(sampler.prior.device))
             else:
                 seeds = [seed_of(self.seed, "replay", iteration, row, nth, sample) for sample in range(count)]
-                parts.append(actor.from_posterior([row] * count, seeds))
-        return Experience.cat(parts)
+                parts.append(sampler.from_posterior([row] * count, seeds))
+        return Batch.cat(parts)
 
-    def weights(self, held: Experience, beta: float) -> Float[Tensor, " n"]:
+    def weights(self, held: Batch, beta: float) -> Float[Tensor, " n"]:
         """The weight of each stored trajectory, up to a factor."""
         if self.priority == "uniform":
             return torch.ones(len(held), dtype=torch.float64)
@@ -77,7 +77,7 @@ class Replay:
         drawn_with = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
         return torch.softmax(beta * held.reward.double() + (held.log_p - drawn_with).double().sum(1), 0)
 
-    def settle(self, parts: Mapping[str, Experience]) -> None:
+    def settle(self, parts: Mapping[str, Batch]) -> None:
         """Store the posterior's own trajectories of the iteration."""
         own = stored(parts["posterior"])
         for row in torch.unique(own.prompt).tolist():

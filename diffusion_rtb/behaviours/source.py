@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler
 
 __all__ = ["Source"]
 
@@ -21,10 +21,10 @@ class Source(Protocol):
     iteration it is told by `settle`, which is not called for one that failed.
     """
 
-    def draw(self, actor: Actor, rows: Sequence[int], count: int, iteration: int, beta: float) -> Experience:
+    def draw(self, sampler: Sampler, rows: Sequence[int], count: int, iteration: int, beta: float) -> Batch:
         """(len(rows)·count) trajectories, those of one row adjacent; whichever of log_q and log_p are known come with them."""
 
-    def settle(self, parts: Mapping[str, Experience]) -> None:
+    def settle(self, parts: Mapping[str, Batch]) -> None:
         """An iteration has succeeded on these trajectories, by the name of their source; both log-densities are known."""
 
     def tensors(self) -> dict[str, Tensor]:

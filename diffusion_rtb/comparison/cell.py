@@ -45,9 +45,9 @@ def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
     trainer.fit()
     if trainer.interrupted:
         return None
-    actor = trainer.actor
+    sampler = trainer.sampler
     x, drawn = draw_posterior(
-        trainer.prior, actor.reward, actor.prompts, looks.samples, config.seed, metadata=actor.metadata
+        trainer.prior, sampler.reward, sampler.prompts, looks.samples, config.seed, metadata=sampler.metadata
     )
     numbers = measured(x, drawn, trainer.target, config.beta) | {
         "iterations": trainer.iteration,

@@ -68,10 +68,10 @@ class MeasuredTrainer(Trainer):
         cut_rows(self.folder / CURVE, self.iteration, whole=False)
 
     def _look(self) -> None:
-        actor, seed = self.actor, self.config.seed
-        scored, known = self._samples // 4, actor.metadata
+        sampler, seed = self.sampler, self.config.seed
+        scored, known = self._samples // 4, sampler.metadata
         x, drawn = draw_posterior(
-            self.prior, actor.reward, actor.prompts, self._samples, seed, scored=scored, metadata=known
+            self.prior, sampler.reward, sampler.prompts, self._samples, seed, scored=scored, metadata=known
         )
         point = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
         point |= look(x, drawn, self.target, self.config.beta)

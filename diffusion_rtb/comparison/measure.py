@@ -17,8 +17,8 @@ from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.estimates import elbo, ess, kl, log_weights, log_z_importance, standard_error, total_variation
 from diffusion_rtb.exact import ExactTarget, Modes
 from diffusion_rtb.interfaces import Prior, Reward
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler
 
 __all__ = ["BATCH", "WITHIN", "draw_posterior", "look", "measured", "mode_distance", "mode_shares"]
 
@@ -36,7 +36,7 @@ def draw_posterior(
     truth: ExactTarget | None = None,
     scored: int | None = None,
     metadata: Sequence[Metadata] | None = None,
-) -> tuple[torch.Tensor, Experience]:
+) -> tuple[torch.Tensor, Batch]:
     """Decoded samples of the posterior as it is now, or of the truth through the same chain, at the same noise.
 
     Args:
@@ -52,21 +52,21 @@ def draw_posterior(
     Returns:
         Vectors (count, dim) in data units, float64, and the first `scored` trajectories with log_q and log_p, without their states.
     """
-    actor = Actor(prior, reward, prompts, BATCH, metadata)
+    sampler = Sampler(prior, reward, prompts, BATCH, metadata)
     rows = [k % len(prompts) for k in range(count)]
     seeds = [seed_of(seed, "compare", k) for k in range(count)]
     wanted = count if scored is None else min(scored, count)
     vectors, kept = [], []
-    for chunk in actor.chunks(count):
+    for chunk in sampler.chunks(count):
         with truth.as_exact() if truth is not None and truth.as_exact is not None else nullcontext():
-            found = actor.from_posterior(rows[chunk], seeds[chunk])
+            found = sampler.from_posterior(rows[chunk], seeds[chunk])
         vectors.append(prior.decode(found.trajectory.x_0).flatten(1).double().cpu())
         if chunk.start < wanted:
-            kept.append(actor.completed(found[: wanted - chunk.start]).to("cpu"))
-    return torch.cat(vectors), Experience.cat(kept)
+            kept.append(sampler.completed(found[: wanted - chunk.start]).to("cpu"))
+    return torch.cat(vectors), Batch.cat(kept)
 
 
-def look(x: torch.Tensor, drawn: Experience, target: ExactTarget, beta: float) -> dict[str, float]:
+def look(x: torch.Tensor, drawn: Batch, target: ExactTarget, beta: float) -> dict[str, float]:
     """What a curve shows: TV and off where the target has modes, and the ELBO; nats."""
     numbers = {"elbo": _elbo(drawn, beta)}
     if target.modes is not None:
@@ -75,7 +75,7 @@ def look(x: torch.Tensor, drawn: Experience, target: ExactTarget, beta: float) -
     return numbers
 
 
-def measured(x: torch.Tensor, drawn: Experience, target: ExactTarget, beta: float) -> dict[str, Any]:
+def measured(x: torch.Tensor, drawn: Batch, target: ExactTarget, beta: float) -> dict[str, Any]:
     """All numbers of a sampler as plain JSON values.
 
     `tv`, `off` and `shares` are absent where the target has no modes. `elbo` <= `exact_log_z`, with equality at the posterior;
@@ -102,7 +102,7 @@ def measured(x: torch.Tensor, drawn: Experience, target: ExactTarget, beta: floa
     }
 
 
-def _elbo(drawn: Experience, beta: float) -> float:
+def _elbo(drawn: Batch, beta: float) -> float:
     assert drawn.log_q is not None
     assert drawn.log_p is not None
     return elbo(drawn.reward, drawn.log_q, drawn.log_p, beta)

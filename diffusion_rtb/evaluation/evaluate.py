@@ -24,7 +24,7 @@ from diffusion_rtb.files.whole import clear_unfinished, write_json
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.run.export import export_posterior
 from diffusion_rtb.run.posterior import TrainedRun, open_trained_run
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.sampler import Sampler
 
 __all__ = ["evaluate_run", "show"]
 
@@ -68,21 +68,21 @@ def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
     prior, reward = run.prior(), run.reward()
     embedder: Any = None if config.eval.embedder is None else build(config.eval.embedder, "reward")
     judge: Any = embedder if config.eval.judge is None else build(config.eval.judge, "reward")
-    actor = _actor(config, rows, prior, reward)
+    sampler = _sampler(config, rows, prior, reward)
     tools = {"embedder": embedder, "judge": judge}
     counts = (config.eval.prior_samples, config.eval.samples)
-    with _progress(actor.prompts, *counts) as (one, other):
-        before = draw(actor, config.eval, counts[0], config.seed, posterior=False, advance=one, numbers=rows, **tools)
-        after = draw(actor, config.eval, counts[1], config.seed, posterior=True, advance=other, numbers=rows, **tools)
-    numbers = summarise(before, after, actor.prompts, run.progress.beta, config.eval)
+    with _progress(sampler.prompts, *counts) as (one, other):
+        before = draw(sampler, config.eval, counts[0], config.seed, posterior=False, advance=one, numbers=rows, **tools)
+        after = draw(sampler, config.eval, counts[1], config.seed, posterior=True, advance=other, numbers=rows, **tools)
+    numbers = summarise(before, after, sampler.prompts, run.progress.beta, config.eval)
     numbers |= {"run": run.progress.as_json()}
     folder = run.folder / "eval"
     folder.mkdir(exist_ok=True)
     write_json(folder / "metrics.json", numbers)
-    picture = _picture(before, after, actor.prompts)
+    picture = _picture(before, after, sampler.prompts)
     save_png(picture, folder / "side_by_side.png")
     export_posterior(config, prior, run.folder, run.progress, evaluation=_card_table(numbers["overall"]))
-    write_json(folder / "timing.json", {"seconds": perf_counter() - start} | actor.stopwatch.read())
+    write_json(folder / "timing.json", {"seconds": perf_counter() - start} | sampler.stopwatch.read())
     show(numbers, console())
     say(f"Pictures: {folder / 'side_by_side.png'}   numbers: {folder / 'metrics.json'}")
     return numbers
@@ -97,10 +97,10 @@ def _rows(config: RunConfig) -> list[int]:
     return rows
 
 
-def _actor(config: RunConfig, rows: Sequence[int], prior: Prior, reward: Reward) -> Actor:
+def _sampler(config: RunConfig, rows: Sequence[int], prior: Prior, reward: Reward) -> Sampler:
     table = config.prompts.table()
     texts, metadata = [table.texts[row] for row in rows], [table.metadata[row] for row in rows]
-    return Actor(prior, reward, texts, config.eval.batch, metadata)
+    return Sampler(prior, reward, texts, config.eval.batch, metadata)
 
 
 @contextmanager

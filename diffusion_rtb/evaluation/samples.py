@@ -14,7 +14,7 @@ from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import EvalConfig
 from diffusion_rtb.evaluation.choice import PICTURED, spread
 from diffusion_rtb.sampling.decoding import decoded
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.sampler import Sampler
 
 __all__ = ["Drawn", "draw"]
 
@@ -82,7 +82,7 @@ class Drawn:
 
 
 def draw(
-    actor: Actor,
+    sampler: Sampler,
     config: EvalConfig,
     count: int,
     seed: int,
@@ -96,7 +96,7 @@ def draw(
     """`count` samples per prompt, in batches; the k-th sample of a prompt has the same noise for prior and posterior.
 
     Args:
-        actor: Holds the models, the reward and the prompts.
+        sampler: Holds the models, the reward and the prompts.
         config: Factors to judge.
         count: Samples per prompt.
         seed: The run's seed.
@@ -104,22 +104,22 @@ def draw(
         embedder: Has `embed(images)`; None: no embeddings.
         judge: Has `classify(images, classes)`; needed when the config names factors.
         advance: Told how many samples a batch had, after each.
-        numbers: The actor's prompts by their rows in the run's table, on which the noise depends; None: they are the table.
+        numbers: The sampler's prompts by their rows in the run's table, on which the noise depends; None: they are the table.
 
     Raises:
         ValueError: embedder or judge lacks its method.
     """
     _check_tools(config, embedder, judge)
-    total = len(actor.prompts)
+    total = len(sampler.prompts)
     numbers = range(total) if numbers is None else numbers
     pictured = set(spread(total, PICTURED))
     pairs = [(row, k) for row in range(total) for k in range(count)]
     parts: list[Drawn] = []
-    for chunk in actor.chunks(len(pairs)):
+    for chunk in sampler.chunks(len(pairs)):
         rows = [row for row, _ in pairs[chunk]]
         seeds = [seed_of(seed, "eval", numbers[row], k) for row, k in pairs[chunk]]
-        found = actor.completed(actor.from_posterior(rows, seeds)) if posterior else actor.from_prior(rows, seeds)
-        images = decoded(actor.prior, found.trajectory.x_0)
+        found = sampler.completed(sampler.from_posterior(rows, seeds)) if posterior else sampler.from_prior(rows, seeds)
+        images = decoded(sampler.prior, found.trajectory.x_0)
         labels = {f.name: judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors}
         embedding = None if embedder is None else embedder.embed(images).cpu()
         most = PICTURES if images.ndim == 4 else DOTS

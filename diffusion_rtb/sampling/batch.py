@@ -11,11 +11,11 @@ from torch import Tensor
 
 from diffusion_rtb.chain.trajectory import Trajectory
 
-__all__ = ["Experience"]
+__all__ = ["Batch"]
 
 
 @dataclass(frozen=True, eq=False)
-class Experience:
+class Batch:
     """Trajectories with their prompts and rewards; cut and joined as a whole, so that no field can go stale alone."""
 
     trajectory: Trajectory
@@ -34,9 +34,9 @@ class Experience:
     def __len__(self) -> int:
         return self.trajectory.batch
 
-    def __getitem__(self, index: Sequence[int] | Int[Tensor, " rows"] | slice) -> Experience:
+    def __getitem__(self, index: Sequence[int] | Int[Tensor, " rows"] | slice) -> Batch:
         rows = index if isinstance(index, slice) else torch.as_tensor(index, device=self.prompt.device)
-        return Experience(
+        return Batch(
             trajectory=self.trajectory[rows],
             prompt=self.prompt[rows],
             reward=self.reward[rows],
@@ -46,8 +46,8 @@ class Experience:
             kl=None if self.kl is None else self.kl[rows],
         )
 
-    def to(self, device: torch.device | str) -> Experience:
-        return Experience(
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
             trajectory=self.trajectory.to(device),
             prompt=self.prompt.to(device),
             reward=self.reward.to(device),
@@ -58,14 +58,14 @@ class Experience:
         )
 
     @staticmethod
-    def cat(parts: Sequence[Experience]) -> Experience:
+    def cat(parts: Sequence[Batch]) -> Batch:
         """Join batches; what is optional is known afterwards only if it was known in every part."""
 
         def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
             known = [tensor for tensor in tensors if tensor is not None]
             return torch.cat(known) if len(known) == len(parts) else None
 
-        return Experience(
+        return Batch(
             trajectory=Trajectory.cat([part.trajectory for part in parts]),
             prompt=torch.cat([part.prompt for part in parts]),
             reward=torch.cat([part.reward for part in parts]),

@@ -16,11 +16,11 @@ from diffusion_rtb.chain.rollout import rollout, score, score_with_means
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Prior, Reward
-from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.decoding import decoded
 from diffusion_rtb.scoring.call import evaluate_reward
 
-__all__ = ["Actor", "Stopwatch", "occurrences"]
+__all__ = ["Sampler", "Stopwatch", "occurrences"]
 
 
 class Stopwatch:
@@ -42,7 +42,7 @@ class Stopwatch:
         return seconds
 
 
-class Actor:
+class Sampler:
     """The prior, the posterior that shares its network, and the reward, on one table of prompts.
 
     Args:
@@ -79,49 +79,49 @@ class Actor:
 
     def from_posterior(
         self, rows: Sequence[int], seeds: Sequence[int], noise_scale: Callable[[float], float] | None = None
-    ) -> Experience:
+    ) -> Batch:
         """Trajectories of the posterior as it is now, with log_q; one per row and seed."""
         with self.stopwatch("rollout"):
             trajectory = self._rollout(rows, seeds, noise_scale)
-        experience = self.rewarded(trajectory, rows)
-        return replace(experience, log_q=trajectory.log_prob)
+        batch = self.rewarded(trajectory, rows)
+        return replace(batch, log_q=trajectory.log_prob)
 
-    def from_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Experience:
+    def from_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Batch:
         """Trajectories of the prior, with log_p; one per row and seed."""
         with self.stopwatch("rollout"), self.prior.as_prior():
             trajectory = self._rollout(rows, seeds, None)
-        experience = self.rewarded(trajectory, rows)
-        return replace(experience, log_p=trajectory.log_prob)
+        batch = self.rewarded(trajectory, rows)
+        return replace(batch, log_p=trajectory.log_prob)
 
     def samples_of_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *dims"]:
         """x_0 of the prior, one per row and seed."""
         with self.stopwatch("rollout"), self.prior.as_prior():
             return self._rollout(rows, seeds, None).x_0
 
-    def completed(self, experience: Experience) -> Experience:
+    def completed(self, batch: Batch) -> Batch:
         """The same trajectories with both log-densities."""
         with self.stopwatch("score"):
-            log_q = self._score(experience) if experience.log_q is None else experience.log_q
-            log_p = experience.log_p
+            log_q = self._score(batch) if batch.log_q is None else batch.log_q
+            log_p = batch.log_p
             if log_p is None:
                 with self.prior.as_prior():
-                    log_p = self._score(experience)
-        return replace(experience, log_q=log_q, log_p=log_p)
+                    log_p = self._score(batch)
+        return replace(batch, log_q=log_q, log_p=log_p)
 
-    def with_kl(self, experience: Experience) -> Experience:
+    def with_kl(self, batch: Batch) -> Batch:
         """The same trajectories with both log-densities, the prior's means and the closed-form KL of each transition."""
-        trajectory = experience.trajectory
+        trajectory = batch.trajectory
         with self.stopwatch("score"):
-            log_q, mean_q = self._score_with_means(experience)
-            log_p, mean_p = experience.log_p, experience.mean_p
+            log_q, mean_q = self._score_with_means(batch)
+            log_p, mean_p = batch.log_p, batch.mean_p
             if log_p is None or mean_p is None:
                 with self.prior.as_prior():
-                    log_p, mean_p = self._score_with_means(experience)
+                    log_p, mean_p = self._score_with_means(batch)
         kl = torch.zeros_like(log_q)
         for i in trajectory.stochastic.nonzero().flatten().tolist():
             kl[:, i] = gaussian_kl(mean_q[:, i], mean_p[:, i], float(trajectory.std[i]), kl.dtype)
-        log_q = log_q if experience.log_q is None else experience.log_q
-        return replace(experience, log_q=log_q, log_p=log_p, mean_p=mean_p, kl=kl)
+        log_q = log_q if batch.log_q is None else batch.log_q
+        return replace(batch, log_q=log_q, log_p=log_p, mean_p=mean_p, kl=kl)
 
     def _rollout(
         self, rows: Sequence[int], seeds: Sequence[int], noise_scale: Callable[[float], float] | None
@@ -132,27 +132,27 @@ class Actor:
         ]
         return Trajectory.cat(parts)
 
-    def _score(self, experience: Experience) -> Float[Tensor, "batch steps"]:
+    def _score(self, batch: Batch) -> Float[Tensor, "batch steps"]:
         parts = [
-            score(self.prior, self.texts(experience.prompt[chunk]), experience.trajectory[chunk])
-            for chunk in self.chunks(len(experience))
+            score(self.prior, self.texts(batch.prompt[chunk]), batch.trajectory[chunk])
+            for chunk in self.chunks(len(batch))
         ]
         return torch.cat(parts)
 
     def _score_with_means(
-        self, experience: Experience
+        self, batch: Batch
     ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
         parts = [
-            score_with_means(self.prior, self.texts(experience.prompt[chunk]), experience.trajectory[chunk])
-            for chunk in self.chunks(len(experience))
+            score_with_means(self.prior, self.texts(batch.prompt[chunk]), batch.trajectory[chunk])
+            for chunk in self.chunks(len(batch))
         ]
         return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([mean for _, mean in parts])
 
-    def rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Experience:
+    def rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Batch:
         """Trajectories, one per row, with their prompts and rewards."""
         prompt = torch.tensor(rows, device=trajectory.x.device)
         reward = self.rewards(trajectory.x_0, rows).to(prompt.device)
-        return Experience(trajectory=trajectory, prompt=prompt, reward=reward)
+        return Batch(trajectory=trajectory, prompt=prompt, reward=reward)
 
     def rewards(self, x_0: Float[Tensor, "batch *dims"], rows: Sequence[int]) -> Float[Tensor, " batch"]:
         """r of each sample, decoded and scored one micro-batch after the other: only one of them is held as images."""

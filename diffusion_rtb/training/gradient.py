@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.chain.rollout import entry_of, replay_backward
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.processes import Processes
 
 __all__ = [
@@ -33,8 +33,8 @@ right for a largest cotangent of 2^-12 to 2^8."""
 
 
 def push_back(
-    actor: Actor,
-    parts: Sequence[Experience],
+    sampler: Sampler,
+    parts: Sequence[Batch],
     cotangent: Float[Tensor, "batch steps"],
     kl_cotangent: Float[Tensor, "batch steps"] | None = None,
     *,
@@ -49,7 +49,7 @@ def push_back(
     way all the same (a step of tiny deviation), the pass is repeated with smaller ones.
 
     Args:
-        actor: Whose posterior it is.
+        sampler: Whose posterior it is.
         parts: The trajectories, `batch` in all.
         cotangent: dL/dlog_q.
         kl_cotangent: dL/dKL, for objectives that use the closed-form KL.
@@ -66,11 +66,11 @@ def push_back(
     given = [cotangent] if kl_cotangent is None else [cotangent, kl_cotangent]
     given = [each * scale for each in given]
     unit = power_of_two(max(float(each.abs().max()) for each in given))
-    parameters = list(actor.prior.parameters().values())
+    parameters = list(sampler.prior.parameters().values())
     for room in HEADROOM:
         for parameter in parameters:
             parameter.grad = None
-        replayed = _push_parts(actor, parts, [each / unit / room for each in given], steps)
+        replayed = _push_parts(sampler, parts, [each / unit / room for each in given], steps)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if _finite(gradients) or not _finite([*given, *replayed]):
             break
@@ -84,36 +84,36 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _push_parts(
-    actor: Actor, parts: Sequence[Experience], cotangents: Sequence[Tensor], steps: Sequence[int] | None
+    sampler: Sampler, parts: Sequence[Batch], cotangents: Sequence[Tensor], steps: Sequence[int] | None
 ) -> list[Float[Tensor, "_ steps"]]:
     replayed, start = [], 0
     for part in parts:
         own = [each[start : start + len(part)] for each in cotangents]
-        replayed.append(_push_back(actor, part, own[0], own[1] if len(own) > 1 else None, steps))
+        replayed.append(_push_back(sampler, part, own[0], own[1] if len(own) > 1 else None, steps))
         start += len(part)
     return replayed
 
 
 def _push_back(
-    actor: Actor,
-    part: Experience,
+    sampler: Sampler,
+    part: Batch,
     cotangent: Float[Tensor, "batch steps"],
     kl_cotangent: Float[Tensor, "batch steps"] | None,
     steps: Sequence[int] | None,
 ) -> Float[Tensor, "batch steps"]:
     rows = []
-    for chunk in actor.chunks(len(part)):
-        call = actor.prior.arguments(actor.texts(part.prompt[chunk]))
+    for chunk in sampler.chunks(len(part)):
+        call = sampler.prior.arguments(sampler.texts(part.prompt[chunk]))
         rows.append(
             replay_backward(
-                actor.prior.pipe,
+                sampler.prior.pipe,
                 part.trajectory[chunk],
                 cotangent[chunk],
                 steps=steps,
                 kl_cotangent=None if kl_cotangent is None else kl_cotangent[chunk],
                 mean_p=None if part.mean_p is None else part.mean_p[chunk],
                 dtype=torch.float64,
-                entry=entry_of(actor.prior),
+                entry=entry_of(sampler.prior),
                 call=call,
             )
         )
@@ -142,9 +142,9 @@ def step_weights(given: Sequence[float] | None, cotangent: Float[Tensor, "batch 
     return torch.tensor(weights, dtype=cotangent.dtype, device=cotangent.device)
 
 
-def some_steps(experience: Experience, count: int | None, seed: int) -> list[int] | None:
+def some_steps(batch: Batch, count: int | None, seed: int) -> list[int] | None:
     """`count` of the steps with a density, drawn at random; None for all of them."""
-    dense = experience.trajectory.stochastic.nonzero().flatten()
+    dense = batch.trajectory.stochastic.nonzero().flatten()
     if count is None or count >= len(dense):
         return None
     chosen = torch.randperm(len(dense), generator=torch.Generator().manual_seed(seed))[:count]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_rtb.estimates import elbo, ess, kl, within_prompts
 from diffusion_rtb.interfaces import Loss
-from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.processes import Processes
 
 __all__ = ["Measured", "batch_metrics", "check_parity", "parity", "posterior_metrics", "realised"]
@@ -65,7 +65,7 @@ class Measured:
     """log_q - log_p of each transition, float64, nats."""
 
     @staticmethod
-    def of(own: Experience) -> Measured:
+    def of(own: Batch) -> Measured:
         """Of trajectories with both log-densities."""
         assert own.log_q is not None
         assert own.log_p is not None
@@ -97,7 +97,7 @@ def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
 
 
 def batch_metrics(
-    parts: Mapping[str, Experience], loss: Loss, replayed: list[Float[Tensor, "_ steps"]], processes: Processes
+    parts: Mapping[str, Batch], loss: Loss, replayed: list[Float[Tensor, "_ steps"]], processes: Processes
 ) -> dict[str, float]:
     """What an iteration says of the batch that was trained on.
 

@@ -22,8 +22,8 @@ from torch import nn
 
 from diffusion_rtb.config.sections import RunConfig
 from diffusion_rtb.interfaces import Prior
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.processes import Processes
 
 __all__ = ["asked_tilt", "check_floor", "first_floor", "moved", "reduced_precision", "rounding_floor"]
@@ -68,21 +68,21 @@ def moved(parameters: Mapping[str, nn.Parameter], size: float = SIZE) -> Iterato
                 parameter.copy_(before[name])
 
 
-def rounding_floor(actor: Actor, own: Experience) -> float:
+def rounding_floor(sampler: Sampler, own: Batch) -> float:
     """The floor on trajectories of the prior, one micro-batch of them; nats per trajectory. Twice their network calls.
 
     Args:
-        actor: Its posterior is the prior still.
+        sampler: Its posterior is the prior still.
         own: Trajectories of the prior, with their rewards.
     """
-    part = replace(own[actor.chunks(len(own))[0]], log_q=None, log_p=None, mean_p=None, kl=None)
-    with torch.random.fork_rng(), moved(actor.prior.parameters()):
-        kl = actor.with_kl(part).kl
+    part = replace(own[sampler.chunks(len(own))[0]], log_q=None, log_p=None, mean_p=None, kl=None)
+    with torch.random.fork_rng(), moved(sampler.prior.parameters()):
+        kl = sampler.with_kl(part).kl
     assert kl is not None
     return float(kl.sum(1).mean())
 
 
-def asked_tilt(config: RunConfig, own: Experience) -> float:
+def asked_tilt(config: RunConfig, own: Batch) -> float:
     """How far the posterior is asked to go: the nats of `kl_budget`, or beta·sd(r) with sd taken within each prompt."""
     if config.behaviour.kl_budget is not None:
         return config.behaviour.kl_budget.nats
@@ -91,11 +91,11 @@ def asked_tilt(config: RunConfig, own: Experience) -> float:
     return config.beta * float(variance.sqrt())
 
 
-def first_floor(actor: Actor, own: Experience, config: RunConfig, processes: Processes) -> dict[str, float]:
+def first_floor(sampler: Sampler, own: Batch, config: RunConfig, processes: Processes) -> dict[str, float]:
     """The metric `rounding_floor` of iteration 0, judged; none where the network computes in full precision.
 
     Args:
-        actor: Its posterior is the prior still.
+        sampler: Its posterior is the prior still.
         own: The iteration's trajectories of the posterior, with their rewards.
         config: What is asked for.
         processes: All of them judge the mean over all.
@@ -103,10 +103,10 @@ def first_floor(actor: Actor, own: Experience, config: RunConfig, processes: Pro
     Raises:
         ValueError: see `check_floor`.
     """
-    precision = reduced_precision(actor.prior)
+    precision = reduced_precision(sampler.prior)
     if precision is None:
         return {}
-    numbers = torch.tensor([rounding_floor(actor, own), asked_tilt(config, own)], device=own.reward.device)
+    numbers = torch.tensor([rounding_floor(sampler, own), asked_tilt(config, own)], device=own.reward.device)
     floor, tilt = processes.mean([numbers])[0].tolist()
     check_floor(floor, tilt, config.train.rounding_share, precision)
     return {"rounding_floor": floor}

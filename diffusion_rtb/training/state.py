@@ -17,7 +17,7 @@ from diffusion_rtb.run import checkpoint
 from diffusion_rtb.run.checkpoint_reading import read_latest
 from diffusion_rtb.run.posterior import load_parameters
 from diffusion_rtb.run.progress import Progress, trained_beta
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import load_reward, reward_tensors
 from diffusion_rtb.training.processes import Processes
 
@@ -36,7 +36,7 @@ class TrainingState(Protocol):
     config: RunConfig
     folder: Path
     prior: Prior
-    actor: Actor
+    sampler: Sampler
     objective: Objective
     optimizer: torch.optim.AdamW
     sources: Mixture
@@ -80,7 +80,7 @@ def load_snapshot(run: TrainingState, before: Snapshot) -> None:
         run.objective.load_state_dict(dict(tensors["objective"]))
     run.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], state["optimizer"]))
     checkpoint.set_rng_state(tensors["rng"])
-    load_reward(run.actor.reward, tensors.get("reward", {}))
+    load_reward(run.sampler.reward, tensors.get("reward", {}))
     if run.budget is not None:
         run.budget.beta = float(state["beta"])
     run.iteration = int(state["iteration"])
@@ -94,7 +94,7 @@ def _state(run: TrainingState) -> Snapshot:
         "objective": dict(run.objective.state_dict()),
         "optimizer": optimizer,
         "rng": checkpoint.rng_state(),
-        "reward": reward_tensors(run.actor.reward),
+        "reward": reward_tensors(run.sampler.reward),
     }
     state = {
         "iteration": run.iteration,

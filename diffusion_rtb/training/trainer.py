@@ -1,6 +1,6 @@
 """One iteration, in five hops: draw trajectories, complete their densities, objective, backward inside the steps, update.
 
-    behaviours -> Experience -> objective -> cotangent dL/dlog_q -> replay_backward -> optimizer
+    behaviours -> Batch -> objective -> cotangent dL/dlog_q -> replay_backward -> optimizer
 
 The objective sees only small tensors. Its gradient with respect to log_q (batch, steps) is pushed through the network one step
 at a time, so the exact full-trajectory gradient needs the activation memory of one network call.
@@ -26,8 +26,8 @@ from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.lock import folder_lock
 from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
 from diffusion_rtb.run.posterior import attach_posterior
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import observing, reward_tensors
 from diffusion_rtb.training.compatibility import check_fitness, check_owner, check_reward_memory
 from diffusion_rtb.training.gradient import average_gradients, check_trainable, clip_gradients, push_back, some_steps
@@ -81,7 +81,7 @@ class Trainer:
         self.tracker = tracker
         table = config.prompts.table()
         prompts = table.texts
-        self.actor = Actor(prior, reward, prompts, config.train.micro_batch, table.metadata)
+        self.sampler = Sampler(prior, reward, prompts, config.train.micro_batch, table.metadata)
         self.sources = sources(config)
         on_policy, _ = self.sources["posterior"]
         assert isinstance(on_policy, OnPolicy)
@@ -141,10 +141,10 @@ class Trainer:
         if self.iteration > 0 or self.warmed:
             return
         with self._all_or_nothing():
-            learn_statistics(self.actor, self.config.seed, self.processes, self._leave_if_asked)
+            learn_statistics(self.sampler, self.config.seed, self.processes, self._leave_if_asked)
         buffer, count = self._prior_buffer()
         with self._all_or_nothing(), self._leaving_buffer():
-            self.warmed = warm_up(self.objective, self.actor, buffer, count > 0, self.beta, self._leave_if_asked)
+            self.warmed = warm_up(self.objective, self.sampler, buffer, count > 0, self.beta, self._leave_if_asked)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -184,20 +184,20 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One iteration; returns its metrics."""
-        beta, seconds = self.beta, self.actor.stopwatch
+        beta, seconds = self.beta, self.sampler.stopwatch
         rows = self.processes.share(self._rows())
         explored = self.on_policy.noise_scale(self.iteration) is not None
-        own = self.on_policy.own(self.actor, rows, self.iteration) if explored else None
-        own = None if own is None else self.actor.completed(own)
-        with observing(self.actor.reward, self._gather_row), self._leaving_buffer(alone=True):
-            parts = draw(self.sources, self.actor, rows, self.iteration, beta)
+        own = self.on_policy.own(self.sampler, rows, self.iteration) if explored else None
+        own = None if own is None else self.sampler.completed(own)
+        with observing(self.sampler.reward, self._gather_row), self._leaving_buffer(alone=True):
+            parts = draw(self.sources, self.sampler, rows, self.iteration, beta)
         drawn = parts["posterior"] if own is None else own
-        floor = {} if self.iteration > 0 else first_floor(self.actor, drawn, self.config, self.processes)
+        floor = {} if self.iteration > 0 else first_floor(self.sampler, drawn, self.config, self.processes)
         metrics: dict[str, float] = {}
         for update in range(self.config.train.updates_per_iteration):
             if update > 0:  # the posterior has moved
                 parts = {name: replace(part, log_q=None, kl=None) for name, part in parts.items()}
-            complete = self.actor.with_kl if self.uses_kl else self.actor.completed
+            complete = self.sampler.with_kl if self.uses_kl else self.sampler.completed
             parts = {name: complete(part) for name, part in parts.items()}
             loss, replayed, norm = self._update(list(parts.values()), beta, update)
             if update == 0:
@@ -208,7 +208,7 @@ class Trainer:
         settle(self.sources, parts)
         return metrics | floor | {f"seconds/{phase}": spent for phase, spent in seconds.read().items()}
 
-    def _measure(self, own: Experience, beta: float) -> dict[str, float]:
+    def _measure(self, own: Batch, beta: float) -> dict[str, float]:
         """What the posterior's own trajectories say of it, and where beta goes from there."""
         measured = Measured.of(own).gathered(self.processes)
         metrics = posterior_metrics(measured, beta)
@@ -234,27 +234,27 @@ class Trainer:
     def _rows(self) -> list[int]:
         """The prompts of the iteration, of all processes."""
         return prompt_rows(
-            self.config.seed, self.iteration, self.config.train.prompts_per_iteration, len(self.actor.prompts)
+            self.config.seed, self.iteration, self.config.train.prompts_per_iteration, len(self.sampler.prompts)
         )
 
     def _update(
-        self, parts: list[Experience], beta: float, update: int
+        self, parts: list[Batch], beta: float, update: int
     ) -> tuple[Loss, list[Float[Tensor, "_ steps"]], float]:
         """Objective, backward inside the steps, clip, optimizer; returns the loss, replayed log_q and gradient norm."""
         train = self.config.train
-        whole = Experience.cat(parts)
+        whole = Batch.cat(parts)
         terms = self._terms(whole)
         self.optimizer.zero_grad()
-        with self.actor.stopwatch("objective"):
+        with self.sampler.stopwatch("objective"):
             loss = self.objective(terms, beta)
             (loss.loss * loss.to_nats).backward()
         assert terms.log_q.grad is not None
-        with self.actor.stopwatch("backward"):
+        with self.sampler.stopwatch("backward"):
             kl_cotangent = None if terms.kl is None else terms.kl.grad
             seed = seed_of(self.config.seed, "steps", self.iteration, update)
             steps = some_steps(parts[0], train.gradient_steps, seed)
             replayed = push_back(
-                self.actor, parts, terms.log_q.grad, kl_cotangent, weights=train.step_weights, steps=steps
+                self.sampler, parts, terms.log_q.grad, kl_cotangent, weights=train.step_weights, steps=steps
             )
         if update == 0:  # before the step: a rejected gradient must not reach the parameters
             assert parts[0].log_q is not None
@@ -267,22 +267,22 @@ class Trainer:
         self.optimizer.step()
         return loss, replayed, norm
 
-    def _terms(self, experience: Experience) -> Terms:
-        assert experience.log_q is not None
-        assert experience.log_p is not None
-        trajectory = experience.trajectory
+    def _terms(self, batch: Batch) -> Terms:
+        assert batch.log_q is not None
+        assert batch.log_p is not None
+        trajectory = batch.trajectory
         # What recorded a trajectory is what drew it: the posterior or the prior, unless exploration noise was added.
         behaviour = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
         return Terms(
-            log_q=experience.log_q.detach().clone().requires_grad_(),
-            log_p=experience.log_p.detach(),
-            reward=experience.reward.to(experience.log_q),
-            prompt=experience.prompt,
+            log_q=batch.log_q.detach().clone().requires_grad_(),
+            log_p=batch.log_p.detach(),
+            reward=batch.reward.to(batch.log_q),
+            prompt=batch.prompt,
             x=trajectory.x,
             timesteps=trajectory.timesteps,
-            features=self.prior.features(self.actor.texts(experience.prompt)),
+            features=self.prior.features(self.sampler.texts(batch.prompt)),
             log_behaviour=behaviour,
-            kl=None if experience.kl is None else experience.kl.detach().clone().requires_grad_(),
+            kl=None if batch.kl is None else batch.kl.detach().clone().requires_grad_(),
         )
 
     # Samples and state
@@ -292,13 +292,13 @@ class Trainer:
         if not self.processes.main:
             return
         path = self.folder / "samples" / f"{self.iteration:06d}.png"
-        write_sheet(self.actor, self.config.seed, self.config.train.grid_samples, path)
+        write_sheet(self.sampler, self.config.seed, self.config.train.grid_samples, path)
         self.tracker.image("samples", path, self.iteration)
-        self.actor.stopwatch.read()
+        self.sampler.stopwatch.read()
 
     def save(self) -> None:
         """Write a checkpoint that `resume` continues from number for number, once there is anything to continue."""
-        begun = self.iteration > 0 or self.warmed or bool(reward_tensors(self.actor.reward))
+        begun = self.iteration > 0 or self.warmed or bool(reward_tensors(self.sampler.reward))
         if begun and self.processes.main:  # a run without a checkpoint leaves its name free
             save_training(self)
 

@@ -12,8 +12,8 @@ from diffusion_rtb.behaviours.prior_buffer import PriorBuffer, prior_trajectorie
 from diffusion_rtb.chain.forward_process import noised
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.interfaces import Terms
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import innermost, observing, wanting_rewards
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.schedules import nth_prompt
@@ -21,31 +21,31 @@ from diffusion_rtb.training.schedules import nth_prompt
 __all__ = ["learn_statistics", "prior_terms", "warm_up"]
 
 
-def learn_statistics(actor: Actor, run_seed: int, processes: Processes, between: Callable[[], object]) -> None:
+def learn_statistics(sampler: Sampler, run_seed: int, processes: Processes, between: Callable[[], object]) -> None:
     """Show the prior's samples to rewards that want some before training, see `StatefulReward.wanted`.
 
     The processes draw a share each and learn from all. A reward inside another learns first: what the outer one sees depends on it.
 
     Args:
-        actor: Draws and rewards.
+        sampler: Draws and rewards.
         run_seed: The run's seed.
         processes: All of them.
         between: Called before each micro-batch that is drawn.
     """
     drawn: list[tuple[list[int], Tensor]] = []
-    while wanted := wanting_rewards(actor.reward):
+    while wanted := wanting_rewards(sampler.reward):
         if not drawn:
-            total = len(actor.prompts)
+            total = len(sampler.prompts)
             numbers = processes.share(range(-(-max(wanted.values()) // processes.count) * processes.count))
-            for chunk in actor.chunks(len(numbers)):
+            for chunk in sampler.chunks(len(numbers)):
                 between()
                 rows = [nth_prompt(run_seed, n, total) for n in numbers[chunk]]
                 seeds = [seed_of(run_seed, "statistics", n) for n in numbers[chunk]]
-                drawn.append((rows, actor.samples_of_prior(rows, seeds).to("cpu")))
-        with observing(actor.reward, lambda row: processes.gather(row)[0], only=innermost(wanted)):
+                drawn.append((rows, sampler.samples_of_prior(rows, seeds).to("cpu")))
+        with observing(sampler.reward, lambda row: processes.gather(row)[0], only=innermost(wanted)):
             for rows, x_0 in drawn:
-                actor.rewards(x_0.to(actor.prior.device), rows)
-        if wanting_rewards(actor.reward).items() >= wanted.items():
+                sampler.rewards(x_0.to(sampler.prior.device), rows)
+        if wanting_rewards(sampler.reward).items() >= wanted.items():
             raise RuntimeError(
                 f"Rewards that wanted samples before training still want as many after seeing {len(drawn)} batches: {wanted}. "
                 "`wanted` of a reward with a memory must fall to 0 once it has been shown them."
@@ -53,7 +53,7 @@ def learn_statistics(actor: Actor, run_seed: int, processes: Processes, between:
 
 
 def warm_up(
-    objective: Any, actor: Actor, buffer: PriorBuffer, keep: bool, beta: float, between: Callable[[], object]
+    objective: Any, sampler: Sampler, buffer: PriorBuffer, keep: bool, beta: float, between: Callable[[], object]
 ) -> bool:
     """Let an objective with a value network learn it from trajectories of the prior.
 
@@ -61,7 +61,7 @@ def warm_up(
 
     Args:
         objective: Has `warm_up` and `warm_up_updates`, or does not warm up.
-        actor: Draws what is missing.
+        sampler: Draws what is missing.
         buffer: Where prior trajectories are stored, or how many would be.
         keep: The run goes on to draw from the buffer; otherwise nothing stays in it.
         beta: Of the first iteration's target; nats per unit of reward.
@@ -74,24 +74,24 @@ def warm_up(
         return False
     clean = getattr(objective, "warm_up_states", "recorded") == "noised"
     if keep:
-        terms = prior_terms(actor, buffer.everything(actor), clean)
+        terms = prior_terms(sampler, buffer.everything(sampler), clean)
     else:
-        numbered = [(row, k) for row in range(len(actor.prompts)) for k in range(buffer.size)]
-        terms = prior_terms(actor, prior_trajectories(actor, buffer.seed, numbered, between), clean)
+        numbered = [(row, k) for row in range(len(sampler.prompts)) for k in range(buffer.size)]
+        terms = prior_terms(sampler, prior_trajectories(sampler, buffer.seed, numbered, between), clean)
 
     def noise(x_0: Tensor, timesteps: Tensor, generator: torch.Generator) -> Tensor:
         between()
-        return noised(actor.prior.pipe.scheduler, x_0, timesteps, generator)
+        return noised(sampler.prior.pipe.scheduler, x_0, timesteps, generator)
 
     objective.warm_up(terms, beta, noise)
     return True
 
 
-def prior_terms(actor: Actor, batches: Iterable[Experience], clean: bool) -> Terms:
+def prior_terms(sampler: Sampler, batches: Iterable[Batch], clean: bool) -> Terms:
     """What an objective sees of trajectories of the prior.
 
     Args:
-        actor: Whose prompts they are.
+        sampler: Whose prompts they are.
         batches: With log_p, on the CPU.
         clean: Hold only x_0 of each: `x` is then (batch, 1, *dims).
     """
@@ -103,9 +103,9 @@ def prior_terms(actor: Actor, batches: Iterable[Experience], clean: bool) -> Ter
         log_p.append(batch.log_p)
         reward.append(batch.reward)
         prompt.append(batch.prompt)
-    device = actor.prior.device
+    device = sampler.prior.device
     rows, inverse = torch.cat(prompt).unique(return_inverse=True)
-    features = torch.cat([actor.prior.features(actor.texts(rows[chunk])) for chunk in actor.chunks(len(rows))])
+    features = torch.cat([sampler.prior.features(sampler.texts(rows[chunk])) for chunk in sampler.chunks(len(rows))])
     density = torch.cat(log_p).to(device)
     return Terms(
         log_q=density.clone().requires_grad_(),

@@ -161,25 +161,25 @@ def test_a_trajectory_is_noised_from_a_good_sample_and_ends_in_a_new_one(
 ) -> None:
     trainer = run(tmp_path, behaviour={"back_and_forth": {"share": 0.5, "depth": depth}})
     begin_at_the_posterior(trainer)
-    actor, back = trainer.actor, source(trainer)
-    first = back.draw(actor, [0], 4, 0, BETA)
+    sampler, back = trainer.sampler, source(trainer)
+    first = back.draw(sampler, [0], 4, 0, BETA)
     assert first.log_q is not None, "nothing is stored yet: trajectories of the posterior"
     assert first.trajectory.log_behaviour is None
-    back.settle({"posterior": actor.completed(actor.from_posterior([0] * 16, range(16)))})
-    drawn = actor.completed(back.draw(actor, [0], 4, 1, BETA))
+    back.settle({"posterior": sampler.completed(sampler.from_posterior([0] * 16, range(16)))})
+    drawn = sampler.completed(back.draw(sampler, [0], 4, 1, BETA))
     x, pool = drawn.trajectory.x, back.memory[0][0]
     timesteps = drawn.trajectory.timesteps
     known_states = 4 - sampled + 1
     # The noised states less their share of noise: what is left of x_0 is a stored sample, as the same seeds show.
-    again = back.draw(actor, [0], 4, 1, BETA)
+    again = back.draw(sampler, [0], 4, 1, BETA)
     assert torch.equal(again.trajectory.x, x), "a draw is repeatable"
     good = back._good(0, 0, 4, 1)
     assert all(any(torch.equal(g, stored) for stored in pool) for g in good)
-    other = back._noised(actor, torch.zeros_like(good), seeds_of(back, 1, 4))
+    other = back._noised(sampler, torch.zeros_like(good), seeds_of(back, 1, 4))
     a, _ = signal_and_noise(trainer.prior.pipe.scheduler, timesteps[:known_states])
     left = x[:, :known_states] - other
     torch.testing.assert_close(left, a.float()[None, :, None] * good[:, None], rtol=1e-4, atol=1e-5)
-    reward = trainer.actor.reward(trainer.prior.decode(drawn.trajectory.x_0), [""] * 4)
+    reward = trainer.sampler.reward(trainer.prior.decode(drawn.trajectory.x_0), [""] * 4)
     torch.testing.assert_close(drawn.reward, reward.float())
     with trainer.prior.as_prior():
         log_p = score(trainer.prior, [""] * 4, drawn.trajectory)
@@ -209,7 +209,7 @@ def test_the_pool_holds_the_last_samples_of_each_prompt_and_prefers_the_good(tmp
     for row in (0, 1):
         x_0, reward = back.memory[row]
         assert x_0.shape == (10, 2)
-        torch.testing.assert_close(trainer.actor.reward(trainer.prior.decode(x_0), []).float(), reward)
+        torch.testing.assert_close(trainer.sampler.reward(trainer.prior.decode(x_0), []).float(), reward)
     _, reward = back.memory[0]
     draws = torch.cat([back._good(0, 0, 8, iteration) for iteration in range(500)])
     shares = torch.stack([(draws == x).all(1).double().mean() for x in back.memory[0][0]])
@@ -220,11 +220,11 @@ def test_the_pool_holds_the_last_samples_of_each_prompt_and_prefers_the_good(tmp
 def test_it_finds_its_way_back_to_samples_that_the_posterior_has_left(tmp_path: Path) -> None:
     """With half of the chain kept, new samples are near the good ones and far from the posterior's own."""
     trainer = run(tmp_path, behaviour={"back_and_forth": {"share": 0.5, "depth": 0.25}})
-    back, actor = source(trainer), trainer.actor
-    own = actor.completed(actor.from_posterior([0] * 64, range(64)))
+    back, sampler = source(trainer), trainer.sampler
+    own = sampler.completed(sampler.from_posterior([0] * 64, range(64)))
     back.settle({"posterior": own})
     back.memory[0] = (torch.full((1, 2), 4.0), torch.zeros(1))
-    x_0 = back.draw(actor, [0], 64, 1, BETA).trajectory.x_0
+    x_0 = back.draw(sampler, [0], 64, 1, BETA).trajectory.x_0
     assert float((x_0 - 4).norm(dim=1).mean()) < 0.5 * float((own.trajectory.x_0 - 4).norm(dim=1).mean())
 
 
@@ -236,9 +236,9 @@ def test_on_a_stable_diffusion_pipeline_its_trajectories_replay_exactly(prior_fo
     assert all(row["parity"] == 0.0 for row in found)
     assert all({"replay_share_reward", "back_and_forth_share_reward"} <= row.keys() for row in found)
     row = next(iter(source(trainer).memory))
-    drawn = trainer.actor.completed(source(trainer).draw(trainer.actor, [row], 4, 3, 0.5))
+    drawn = trainer.sampler.completed(source(trainer).draw(trainer.sampler, [row], 4, 3, 0.5))
     assert drawn.log_q is not None
-    again = score(trainer.prior, trainer.actor.texts([row] * 4), drawn.trajectory)
+    again = score(trainer.prior, trainer.sampler.texts([row] * 4), drawn.trajectory)
     assert torch.equal(again, drawn.log_q)
 
 

@@ -16,7 +16,7 @@ from diffusion_rtb.objectives.grpo import GRPO
 from diffusion_rtb.objectives.reinforce_kl import ReinforceKL
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
-from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.gradient import check_trainable, clip_gradients, power_of_two, push_back
 from diffusion_rtb.training.trainer import Trainer
@@ -43,11 +43,11 @@ def trainer(folder: Path, out: Path, dtype: str, prior: dict[str, Any] | None = 
     return made
 
 
-def drawn(made: Trainer) -> Experience:
-    return made.actor.completed(made.actor.from_posterior([0, 1, 2, 0], [1, 2, 3, 4]))
+def drawn(made: Trainer) -> Batch:
+    return made.sampler.completed(made.sampler.from_posterior([0, 1, 2, 0], [1, 2, 3, 4]))
 
 
-def in_float32(part: Experience) -> Experience:
+def in_float32(part: Batch) -> Batch:
     mean_p = None if part.mean_p is None else part.mean_p.float()
     return replace(part, trajectory=replace(part.trajectory, x=part.trajectory.x.float()), mean_p=mean_p)
 
@@ -65,28 +65,28 @@ def test_gradients_are_those_of_float32_at_any_size_of_the_cotangents(dtype: str
     exact, made = trainer(folder, tmp_path / "exact", "float32"), trainer(folder, tmp_path / "half", dtype)
     part = drawn(made)
     cotangent = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    push_back(exact.actor, [in_float32(part)], cotangent)
+    push_back(exact.sampler, [in_float32(part)], cotangent)
     expected = gradient(exact)
     # Parts and micro-batches share one scale: the second part's own would be 1,000 times smaller.
     rows = torch.tensor([1.0, 1.0, 1e-3, 1e-3], dtype=torch.float64)[:, None]
-    push_back(exact.actor, [in_float32(part)], rows * cotangent)
+    push_back(exact.sampler, [in_float32(part)], rows * cotangent)
     uneven = gradient(exact)
     for scale in SCALES:
-        push_back(made.actor, [part], scale * cotangent)
+        push_back(made.sampler, [part], scale * cotangent)
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in made.prior.parameters().values())
         assert cosine(gradient(made), expected) > COSINE[dtype]
         assert float(gradient(made).norm() / scale / expected.norm()) == pytest.approx(1, abs=0.05)
-        push_back(made.actor, [part[[0, 1]], part[[2, 3]]], scale * rows * cotangent)
+        push_back(made.sampler, [part[[0, 1]], part[[2, 3]]], scale * rows * cotangent)
         assert cosine(gradient(made), uneven) > COSINE[dtype]
 
 
 @pytest.fixture(scope="module")
-def pair(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Trainer, Experience]:
+def pair(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Trainer, Batch]:
     """The same posterior in float32 and float16, trajectories of it with all densities, and no clipping."""
     out = tmp_path_factory.mktemp("pair")
     train = {"parity_tolerance": 1e9, "grad_clip": 1e30, "lr": 1e-30, "gradient_steps": None}
     exact, half = (trainer(folder, out / dtype, dtype, train=train) for dtype in ("float32", "float16"))
-    part = half.actor.with_kl(half.actor.from_posterior([0, 0, 0, 0], [1, 2, 3, 4]))
+    part = half.sampler.with_kl(half.sampler.from_posterior([0, 0, 0, 0], [1, 2, 3, 4]))
     return exact, half, part
 
 
@@ -95,7 +95,7 @@ def pair(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Traine
 )
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_an_update_has_the_gradient_of_float32_at_any_scale_of_the_reward(
-    objective: Any, scale: float, pair: tuple[Trainer, Trainer, Experience]
+    objective: Any, scale: float, pair: tuple[Trainer, Trainer, Batch]
 ) -> None:
     """r·scale at beta/scale, one posterior; and r·scale at the same beta, up to 1e8 nats."""
     exact, half, part = pair
@@ -119,19 +119,19 @@ def test_where_q_is_p_the_kl_has_no_gradient(dtype: str, folder: Path, tmp_path:
     for name, parameter in made.prior.parameters().items():
         if ".lora_B." in name:
             parameter.data.zero_()
-    part = made.actor.with_kl(made.actor.from_posterior([0, 1], [1, 2]))
+    part = made.sampler.with_kl(made.sampler.from_posterior([0, 1], [1, 2]))
     assert part.kl is not None
     assert float(part.kl.abs().max()) == 0
     zero = torch.zeros(2, 4, dtype=torch.float64)
-    push_back(made.actor, [part], zero, torch.ones_like(zero))
+    push_back(made.sampler, [part], zero, torch.ones_like(zero))
     assert float(gradient(made).abs().max()) == 0
 
 
 def test_a_step_of_tiny_deviation_does_not_overflow(folder: Path, tmp_path: Path) -> None:
     """dlog_q/dmean is 1/std of the noise: at eta 1e-3 it leaves float16 at a cotangent of 1, and not at 2^-10."""
     made = trainer(folder, tmp_path, "float16", {"eta": 1e-3})
-    part = made.actor.from_posterior([0, 1], [1, 2])
-    push_back(made.actor, [part], torch.ones(2, 4, dtype=torch.float64))
+    part = made.sampler.from_posterior([0, 1], [1, 2])
+    push_back(made.sampler, [part], torch.ones(2, 4, dtype=torch.float64))
     found = gradient(made)
     assert bool(torch.isfinite(found).all())
     assert float(found.norm()) > 1e3
@@ -141,7 +141,7 @@ def test_cotangents_that_are_not_finite_are_refused(folder: Path, tmp_path: Path
     made = trainer(folder, tmp_path, "float32")
     cotangent = torch.ones(4, 4, dtype=torch.float64)
     cotangent[1, 2] = float("nan")
-    push_back(made.actor, [drawn(made)], cotangent)
+    push_back(made.sampler, [drawn(made)], cotangent)
     with pytest.raises(ValueError, match="gradient norm is nan at iteration 3"):
         clip_gradients(made.prior.parameters().values(), 1.0, 3)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from diffusion_rtb.behaviours._memory import pack, rank_weights, unpack
 from diffusion_rtb.behaviours.replay import Replay
 from diffusion_rtb.chain.rollout import score
-from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import occurrences
 from diffusion_rtb.training.state import save_training
 from diffusion_rtb.training.trainer import Trainer
@@ -34,10 +34,10 @@ TWO_PROMPTS: dict[str, Any] = {
 }
 
 
-def drawn_by(trainer: Trainer, count: int, first_seed: int = 0) -> Experience:
+def drawn_by(trainer: Trainer, count: int, first_seed: int = 0) -> Batch:
     """Trajectories of the posterior as it is now, with both densities, as `settle` gets them."""
     seeds = range(first_seed, first_seed + count)
-    return trainer.actor.completed(trainer.actor.from_posterior([0] * count, seeds))
+    return trainer.sampler.completed(trainer.sampler.from_posterior([0] * count, seeds))
 
 
 @settings(max_examples=100, deadline=None)
@@ -61,12 +61,12 @@ def test_the_last_trajectories_of_each_prompt_are_kept(tmp_path: Path) -> None:
     trainer = run(tmp_path, behaviour={"replay": {"share": 0.25, "capacity": 15}}, **TWO_PROMPTS)
     replay = trainer.sources["replay"][0]
     assert isinstance(replay, Replay)
-    seen: list[Experience] = []
+    seen: list[Batch] = []
     original = replay.settle
     replay.settle = lambda parts: (seen.append(parts["posterior"]), original(parts))[1]  # type: ignore[func-returns-value,method-assign]
     trainer.fit()
     assert len(seen) == 4
-    whole = Experience.cat(seen)
+    whole = Batch.cat(seen)
     for row in (0, 1):
         x = whole.trajectory.x[whole.prompt == row]
         assert len(x) == 4 * 6
@@ -83,11 +83,11 @@ def test_the_density_that_a_trajectory_was_drawn_with_is_kept(explore: float, tm
         train={"lr": 0.3},
     )
     replay = trainer.sources["replay"][0]
-    first = trainer.sources["posterior"][0].draw(trainer.actor, [0], 4, 0, BETA)
+    first = trainer.sources["posterior"][0].draw(trainer.sampler, [0], 4, 0, BETA)
     trainer.step()
     trainer.iteration += 1
     trainer.step()
-    part = trainer.actor.completed(replay.draw(trainer.actor, [0], 8, 2, BETA))
+    part = trainer.sampler.completed(replay.draw(trainer.sampler, [0], 8, 2, BETA))
     terms = trainer._terms(part)
     assert terms.log_behaviour is not None
     found = [i for i in range(8) if any(torch.equal(part.trajectory.x[i], x) for x in first.trajectory.x)]
@@ -107,12 +107,12 @@ def test_the_density_that_a_trajectory_was_drawn_with_is_kept(explore: float, tm
 def test_importance_draws_the_posterior_whoever_filled_the_buffer(drawn_at: float, tmp_path: Path) -> None:
     """Filled by the exact posterior of another beta; what is drawn has the mean and the reward of this one's."""
     trainer = run(tmp_path, prior={"dtype": "float64"}, train={"micro_batch": 8})
-    trainer.actor.micro_batch = 4000
+    trainer.sampler.micro_batch = 4000
     if drawn_at > 0:
         trainer.prior.set_posterior(known(trainer, drawn_at).best)  # type: ignore[attr-defined]
     replay = Replay(0, capacity=4000, priority="importance")
     replay.settle({"posterior": drawn_by(trainer, 4000)})
-    drawn = replay.draw(trainer.actor, [0], 4000, 1, BETA)
+    drawn = replay.draw(trainer.sampler, [0], 4000, 1, BETA)
     weights = replay.weights(replay.memory[0], BETA)
     ess = float(1 / weights.square().sum())
     assert ess > 150, "too few to compare"
@@ -142,7 +142,7 @@ def test_a_failed_iteration_leaves_no_trace(tmp_path: Path) -> None:
     last = broken.sources["back_and_forth"][0]
     draw = last.draw
 
-    def failing(*args: Any) -> Experience:
+    def failing(*args: Any) -> Batch:
         if broken.iteration == 3:
             raise ConnectionError("the reward's server is gone")
         return draw(*args)
@@ -185,7 +185,7 @@ def test_a_prompt_that_comes_twice_is_drawn_differently(tmp_path: Path) -> None:
     begin_at_the_posterior(trainer)
     trainer.sources["replay"][0].settle({"posterior": drawn_by(trainer, 64)})
     for name in ("posterior", "prior", "replay"):
-        twice = trainer.sources[name][0].draw(trainer.actor, [0, 0], 13, 6, BETA)
-        once = trainer.sources[name][0].draw(trainer.actor, [0], 13, 6, BETA)
+        twice = trainer.sources[name][0].draw(trainer.sampler, [0, 0], 13, 6, BETA)
+        once = trainer.sources[name][0].draw(trainer.sampler, [0], 13, 6, BETA)
         assert torch.equal(twice.trajectory.x[:13], once.trajectory.x)
         assert not torch.equal(twice.trajectory.x[13:], once.trajectory.x), name

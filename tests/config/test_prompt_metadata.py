@@ -181,8 +181,8 @@ def test_a_warm_up_is_scored_with_metadata(prior_folder: Path, tmp_path: Path) -
     objective = {"component": "trust_pcl", "length": 2}
     behaviour = {"prior_share": 0.5, "prior_buffer": 2}
     trainer = assemble(run_config(prior_folder, tmp_path, behaviour=behaviour, objective=objective))
-    held = trainer.sources["prior"][0].everything(trainer.actor)  # type: ignore[attr-defined]
-    assert sum(len(part) for part in held) == 2 * len(trainer.actor.prompts)
+    held = trainer.sources["prior"][0].everything(trainer.sampler)  # type: ignore[attr-defined]
+    assert sum(len(part) for part in held) == 2 * len(trainer.sampler.prompts)
     for part in held:
         assert torch.equal(part.reward, part.prompt.float())
 

@@ -16,7 +16,7 @@ from diffusion_rtb.config.load import ConfigError, EvalConfig, RunConfig, load_c
 from diffusion_rtb.evaluation.choice import LISTED, PICTURED, evaluated_rows, listed, spread
 from diffusion_rtb.evaluation.evaluate import evaluate_run
 from diffusion_rtb.evaluation.samples import draw
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.assemble import assemble
 from tests.config.test_prompts import run_file
 from tests.oracles.pixel import PixelPrior, green
@@ -102,7 +102,7 @@ def test_a_spread_is_even(total: int, count: int) -> None:
 
 
 def test_kept_pictures_are_bounded() -> None:
-    drawn = draw(Actor(PixelPrior(), green, NAMES, 50), EvalConfig(), 6, 0, posterior=False)
+    drawn = draw(Sampler(PixelPrior(), green, NAMES, 50), EvalConfig(), 6, 0, posterior=False)
     assert len(drawn.pictures) == len(drawn.picture_rewards) == 4 * PICTURED
-    few = draw(Actor(PixelPrior(), green, NAMES[:3], 50), EvalConfig(), 6, 0, posterior=False)
+    few = draw(Sampler(PixelPrior(), green, NAMES[:3], 50), EvalConfig(), 6, 0, posterior=False)
     assert len(few.pictures) == 4 * 3

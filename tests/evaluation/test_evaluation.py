@@ -15,7 +15,7 @@ from diffusion_rtb.config.load import EvalConfig, RunConfig
 from diffusion_rtb.evaluation.evaluate import evaluate_run, show
 from diffusion_rtb.evaluation.samples import draw
 from diffusion_rtb.evaluation.summary import summarise
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.assemble import assemble
 from tests.oracles.pixel import PixelPrior, Signs, end_variance, green, set_known_posterior
 
@@ -33,10 +33,10 @@ def numbers(*, known: bool) -> dict[str, Any]:
     prior = PixelPrior()
     if known:
         set_known_posterior(prior, BETA)
-    actor = Actor(prior, green, PROMPTS, 100)
+    sampler = Sampler(prior, green, PROMPTS, 100)
     tools: dict[str, Any] = {"embedder": Signs(), "judge": Signs()}
-    before = draw(actor, CONFIG, 400, 0, posterior=False, **tools)
-    after = draw(actor, CONFIG, 300, 0, posterior=True, **tools)
+    before = draw(sampler, CONFIG, 400, 0, posterior=False, **tools)
+    after = draw(sampler, CONFIG, 300, 0, posterior=True, **tools)
     return summarise(before, after, PROMPTS, BETA, CONFIG)
 
 
@@ -142,8 +142,8 @@ def test_folders_without_a_posterior_are_refused(tmp_path: Path, wrong: str) -> 
 
 
 def test_samples_do_not_depend_on_the_batch() -> None:
-    actor = Actor(PixelPrior(), green, PROMPTS, 7)
-    other = Actor(PixelPrior(), green, PROMPTS, 50)
-    a = draw(actor, EvalConfig(), 9, 3, posterior=False)
+    sampler = Sampler(PixelPrior(), green, PROMPTS, 7)
+    other = Sampler(PixelPrior(), green, PROMPTS, 50)
+    a = draw(sampler, EvalConfig(), 9, 3, posterior=False)
     b = draw(other, EvalConfig(), 9, 3, posterior=False)
     torch.testing.assert_close(a.reward, b.reward, rtol=1e-5, atol=1e-5)

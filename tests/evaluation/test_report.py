@@ -15,7 +15,7 @@ from diffusion_rtb.evaluation.evaluate import evaluate_run
 from diffusion_rtb.evaluation.samples import Drawn, draw
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.evaluation.terminal import show
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.assemble import assemble
 from tests.oracles.pixel import PixelPrior, Signs, green
 
@@ -66,7 +66,7 @@ def test_joined_batches_are_the_whole() -> None:
 
 def test_progress_is_told_of_every_sample() -> None:
     told: list[int] = []
-    draw(Actor(PixelPrior(), green, ["a", "b"], 3), EvalConfig(), 4, 0, posterior=False, advance=told.append)
+    draw(Sampler(PixelPrior(), green, ["a", "b"], 3), EvalConfig(), 4, 0, posterior=False, advance=told.append)
     assert told == [3, 3, 2]
 
 
@@ -80,7 +80,7 @@ def test_progress_is_told_of_every_sample() -> None:
 def test_tools_without_their_method_are_refused_before_sampling(tools: dict[str, Any], message: str) -> None:
     config = EvalConfig.model_validate({"judge": {"component": "tests.oracles.pixel:Signs"}, "factors": [FACTOR]})
     with pytest.raises(ValueError, match=message):
-        draw(Actor(PixelPrior(), green, ["a"], 3), config, 2, 0, posterior=False, **({"judge": Signs()} | tools))
+        draw(Sampler(PixelPrior(), green, ["a"], 3), config, 2, 0, posterior=False, **({"judge": Signs()} | tools))
 
 
 def small_run(out: Path) -> RunConfig:

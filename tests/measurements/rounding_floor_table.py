@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 
 from diffusion_rtb.chain.rollout import rollout
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.rounding_floor import rounding_floor
 from pipelines.stable_diffusion import StableDiffusion
 
@@ -38,10 +38,10 @@ def measured(dtype: Dtype, guidance: float, pixels: int, steps: int) -> tuple[fl
         device="cpu",
     )
     prior.attach(seed=0)
-    actor = Actor(prior, lambda images, prompts: torch.zeros(len(images)), PROMPTS, len(PROMPTS))
+    sampler = Sampler(prior, lambda images, prompts: torch.zeros(len(images)), PROMPTS, len(PROMPTS))
     trajectory = rollout(prior, PROMPTS, range(len(PROMPTS)))
-    own = Experience(trajectory, torch.arange(len(PROMPTS)), torch.zeros(len(PROMPTS)))
-    return rounding_floor(actor, own), int(torch.Size(prior.dims).numel())
+    own = Batch(trajectory, torch.arange(len(PROMPTS)), torch.zeros(len(PROMPTS)))
+    return rounding_floor(sampler, own), int(torch.Size(prior.dims).numel())
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from diffusion_rtb.chain.normal import gaussian_kl
 from diffusion_rtb.chain.rollout import replay_backward, rollout, score_with_means
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.sampling.batch import Experience
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.assemble import assemble
 from pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.tiny import save_tiny
@@ -135,9 +135,9 @@ def test_the_trainer_hands_it_over_and_lowers_it(tmp_path: Path) -> None:
 
 def test_kl_of_an_experience_is_its_expected_log_ratio(prior: StableDiffusion) -> None:
     """E over x_s of log_q - log_p is the KL: the average over many re-draws of one transition."""
-    actor = Actor(prior, lambda images, prompts: images.mean((1, 2, 3)), PROMPTS, 64)
-    drawn = actor.from_posterior([0] * 256, list(range(256)))
-    complete: Experience = actor.with_kl(drawn)
+    sampler = Sampler(prior, lambda images, prompts: images.mean((1, 2, 3)), PROMPTS, 64)
+    drawn = sampler.from_posterior([0] * 256, list(range(256)))
+    complete: Batch = sampler.with_kl(drawn)
     assert complete.kl is not None
     assert complete.log_q is not None
     assert complete.log_p is not None

@@ -27,7 +27,7 @@ from diffusion_rtb.objectives.grpo import GRPO
 from diffusion_rtb.objectives.reinforce_kl import ReinforceKL
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
-from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.batch import Batch
 from pipelines._analytic.linear_gaussian import AffineChain, Tilt, kl
 from pipelines.gaussian import Gaussian
 from tests.oracles.analytic import Joint
@@ -54,7 +54,7 @@ def moved(prior: Gaussian, size: float = 0.1) -> Gaussian:
     return prior
 
 
-def terms_of(drawn: Experience) -> Terms:
+def terms_of(drawn: Batch) -> Terms:
     assert drawn.log_q is not None
     assert drawn.log_p is not None
     trajectory = drawn.trajectory
@@ -72,7 +72,7 @@ def terms_of(drawn: Experience) -> Terms:
     )
 
 
-def by_parameters(prior: Gaussian, drawn: Experience, objective: Objective, beta: float = BETA) -> tuple[float, Tensor]:
+def by_parameters(prior: Gaussian, drawn: Batch, objective: Objective, beta: float = BETA) -> tuple[float, Tensor]:
     """Loss and gradient of the network's parameters, pushed through the recorder as the trainer does."""
     for parameter in prior.parameters().values():
         parameter.grad = None
@@ -99,7 +99,7 @@ Source = Literal["posterior", "prior", "explored"]
 
 def draw(
     prior: Gaussian, reward: dict[str, Any], source: Source, count: int, *, seed: int = 0, with_kl: bool = False
-) -> Experience:
+) -> Batch:
     """Recorded trajectories with everything the trainer would fill in."""
     prompts, seeds = [""] * count, [seed * 1_000_000 + k for k in range(count)]
     widen: Callable[[float], float] | None = (lambda std: 1.7) if source == "explored" else None
@@ -109,7 +109,7 @@ def draw(
     with prior.as_prior():
         log_p, mean_p = score_with_means(prior, prompts, trajectory)
     steps = [gaussian_kl(mean_q[:, i], mean_p[:, i], float(trajectory.std[i]), torch.float64) for i in range(STEPS)]
-    return Experience(
+    return Batch(
         trajectory=trajectory,
         prompt=torch.zeros(count, dtype=torch.long),
         reward=prior.reward(**reward)(trajectory.x_0),
@@ -228,7 +228,7 @@ def exact_gradient(prior: Gaussian, reward: dict[str, Any]) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def on_policy() -> tuple[Gaussian, list[Experience]]:
+def on_policy() -> tuple[Gaussian, list[Batch]]:
     """48 batches of 256 of the posterior's own trajectories, with the closed-form KL."""
     prior = moved(gaussian())
     return prior, [draw(prior, QUADRATIC, "posterior", 256, seed=seed, with_kl=True) for seed in range(48)]
@@ -247,7 +247,7 @@ def on_policy() -> tuple[Gaussian, list[Experience]]:
     ids=["rtb-learned", "vargrad", "reinforce_kl", "grpo", "grpo-gaussian", "dpok-gaussian"],
 )
 def test_on_policy_gradient_is_that_of_the_kl_to_the_posterior(
-    objective: Any, scale: float, on_policy: tuple[Gaussian, list[Experience]]
+    objective: Any, scale: float, on_policy: tuple[Gaussian, list[Batch]]
 ) -> None:
     """E[gradient of the loss] = grad KL(q || posterior), over beta where the loss is in reward units; for RTB whatever log Z is.
 

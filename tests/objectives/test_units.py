@@ -55,8 +55,8 @@ def trained(out: Path, c: float, variant: dict[str, Any]) -> tuple[list[dict[str
     """Metrics in units of r, and the posterior's parameters, of 6 iterations with c·r and beta/c; gradients are clipped."""
     sizes = {"iterations": 6, "group": 16, "micro_batch": 16, "grad_clip": 1.0}
     trainer = run(out, beta=BETA / c, train=sizes, **variant)
-    reward = trainer.actor.reward
-    trainer.actor.reward = lambda images, prompts: c * reward(images, prompts)
+    reward = trainer.sampler.reward
+    trainer.sampler.reward = lambda images, prompts: c * reward(images, prompts)
     trainer.fit()
     found = rows(trainer)
     for row in found:

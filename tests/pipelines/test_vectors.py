@@ -17,7 +17,7 @@ from diffusion_rtb.evaluation.samples import DOTS, draw
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.files.pictures import DOT, PANEL, grid, panels, side_by_side, to_pil
 from diffusion_rtb.run.posterior import open_trained_run
-from diffusion_rtb.sampling.sampler import Actor
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
 from diffusion_rtb.training.assemble import assemble
 from pipelines.gaussian import Gaussian
@@ -124,9 +124,9 @@ def test_a_run_on_vectors_is_trained_and_evaluated(tmp_path: Path) -> None:
     trained = open_trained_run(tmp_path / "small")
     loaded, prior = trained.config, trained.prior()
     assert loaded == config
-    actor = Actor(prior, Density(QUADRATIC), [""], config.eval.batch)
-    before = draw(actor, config.eval, 1500, 0, posterior=False)
-    after = draw(actor, config.eval, 1500, 0, posterior=True)
+    sampler = Sampler(prior, Density(QUADRATIC), [""], config.eval.batch)
+    before = draw(sampler, config.eval, 1500, 0, posterior=False)
+    after = draw(sampler, config.eval, 1500, 0, posterior=True)
     assert before.pictures.shape == (min(1500, DOTS), 2)
     numbers = json.loads(json.dumps(summarise(before, after, [""], 1.0, config.eval), allow_nan=False))["overall"]
     assert isinstance(prior, Gaussian)
@@ -134,5 +134,5 @@ def test_a_run_on_vectors_is_trained_and_evaluated(tmp_path: Path) -> None:
     # 1,500 samples: standard errors of about 0.03 for KL and ELBO; log Z from the prior has an ESS of 0.4.
     assert numbers["elbo"] == pytest.approx(exact.best_elbo, abs=0.12)
     assert numbers["log_z"]["from_prior"] == pytest.approx(exact.log_z, abs=0.15)
-    picture = _picture(before, after, actor.prompts)
+    picture = _picture(before, after, sampler.prompts)
     assert picture.width > 2 * PANEL

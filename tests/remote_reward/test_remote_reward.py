@@ -554,7 +554,7 @@ def test_a_lost_server_stops_the_run_with_a_checkpoint_from_which_it_goes_on(
     with ExitStack() as server:
         server.enter_context(in_thread(jpeg, port))
         trainer = assemble(config)
-        remote, calls = trainer.actor.reward, 0
+        remote, calls = trainer.sampler.reward, 0
         back = threading.Timer(0.3, lambda: server.enter_context(in_thread(jpeg, port)))
 
         def away_in_the_second_and_lost_in_the_third(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -568,7 +568,7 @@ def test_a_lost_server_stops_the_run_with_a_checkpoint_from_which_it_goes_on(
                 server.close()
             return remote(images, prompts)
 
-        trainer.actor.reward = away_in_the_second_and_lost_in_the_third
+        trainer.sampler.reward = away_in_the_second_and_lost_in_the_third
         with pytest.raises(RewardError, match="RemoteRewardError: No reward server answered in 8 tries"):
             trainer.fit()
     folder = tmp_path / "remote" / "tiny"

@@ -79,7 +79,7 @@ def made(out: Path, **train: Any) -> Trainer:
 
 def acting(trainer: Trainer, rank: int, act: Callable[[], object]) -> None:
     """`act` when that rank gets its first reward of iteration 2."""
-    reward = trainer.actor.reward
+    reward = trainer.sampler.reward
     acted: list[bool] = []
 
     def called(images: torch.Tensor, prompts: Any) -> torch.Tensor:
@@ -90,7 +90,7 @@ def acting(trainer: Trainer, rank: int, act: Callable[[], object]) -> None:
         return values
 
     called.rewards = {"inner": reward}  # type: ignore[attr-defined]
-    trainer.actor.reward = called
+    trainer.sampler.reward = called
 
 
 def fit(rank: int, out: Path, what: str) -> None:

@@ -136,7 +136,7 @@ def test_a_stop_in_the_warm_up_is_followed_at_once(tmp_path: Path) -> None:
 
 def test_a_run_that_reached_its_end_was_not_interrupted(tmp_path: Path) -> None:
     trainer = made(tmp_path, "a value that is warmed up once")
-    reward = trainer.actor.reward
+    reward = trainer.sampler.reward
 
     def stopping(images: torch.Tensor, prompts: Any) -> torch.Tensor:
         if trainer.iteration == SIZES["iterations"] - 1 and not trainer.interrupted:
@@ -144,7 +144,7 @@ def test_a_run_that_reached_its_end_was_not_interrupted(tmp_path: Path) -> None:
         values: torch.Tensor = reward(images, prompts)
         return values
 
-    trainer.actor.reward = stopping
+    trainer.sampler.reward = stopping
     trainer.fit()
     assert trainer.iteration == SIZES["iterations"]
     assert not trainer.interrupted

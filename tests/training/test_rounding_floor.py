@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_rtb.sampling.batch import Experience
+from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.rounding_floor import asked_tilt, check_floor, moved, reduced_precision, rounding_floor
 from diffusion_rtb.training.trainer import Trainer
@@ -33,8 +33,8 @@ def trainer(folder: Path, out: Path, dtype: str, **sections: Any) -> Trainer:
     return assemble(config.model_copy(update={"prior": config.prior.model_copy(update=chosen)}))
 
 
-def of_prior(made: Trainer, count: int) -> Experience:
-    return made.actor.from_prior([k % 3 for k in range(count)], list(range(count)))
+def of_prior(made: Trainer, count: int) -> Batch:
+    return made.sampler.from_prior([k % 3 for k in range(count)], list(range(count)))
 
 
 def test_it_is_the_kl_that_the_log_densities_show(folder: Path, tmp_path: Path) -> None:
@@ -45,11 +45,11 @@ def test_it_is_the_kl_that_the_log_densities_show(folder: Path, tmp_path: Path) 
     floors = {}
     for dtype in ("float32", "float16", "bfloat16"):
         made = trainer(folder, tmp_path / dtype, dtype)
-        made.actor.micro_batch = 48
+        made.sampler.micro_batch = 48
         own = of_prior(made, 48)
-        floors[dtype] = rounding_floor(made.actor, own)
+        floors[dtype] = rounding_floor(made.sampler, own)
         with moved(made.prior.parameters()):
-            scored = made.actor.completed(own)
+            scored = made.sampler.completed(own)
         assert scored.log_q is not None
         assert scored.log_p is not None
         log_ratio = (scored.log_p - scored.log_q).sum(1)
@@ -82,8 +82,8 @@ def test_parameters_and_random_states_are_as_they_were(folder: Path, tmp_path: P
     own = of_prior(made, 4)
     before = {name: parameter.detach().clone() for name, parameter in made.prior.parameters().items()}
     state = torch.get_rng_state()
-    first = rounding_floor(made.actor, own)
-    assert rounding_floor(made.actor, own) == first
+    first = rounding_floor(made.sampler, own)
+    assert rounding_floor(made.sampler, own) == first
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(parameter, before[name]) for name, parameter in made.prior.parameters().items())
 
@@ -121,8 +121,8 @@ def test_the_tilt_is_beta_times_the_deviation_within_prompts(tmp_path: Path) -> 
     assert asked_tilt(budgeted.config, own) == 2.5
 
 
-def of_prior_vectors(made: Trainer, reward: list[float], prompt: list[int]) -> Experience:
-    own = made.actor.from_prior([0] * len(reward), list(range(len(reward))))
+def of_prior_vectors(made: Trainer, reward: list[float], prompt: list[int]) -> Batch:
+    own = made.sampler.from_prior([0] * len(reward), list(range(len(reward))))
     return replace(own, reward=torch.tensor(reward), prompt=torch.tensor(prompt))
 
 

@@ -62,8 +62,8 @@ def test_a_resumed_run_has_the_statistics_and_the_numbers_of_an_uninterrupted_on
     second = assemble(config(folder, tmp_path / "parts", 4))
     second.fit()
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    (one,) = stateful_rewards(whole.actor.reward).values()
-    (other,) = stateful_rewards(second.actor.reward).values()
+    (one,) = stateful_rewards(whole.sampler.reward).values()
+    (other,) = stateful_rewards(second.sampler.reward).values()
     assert one.tensors()["moments"].tolist() == other.tensors()["moments"].tolist()
     assert float(one.tensors()["moments"][0]) == 8 + 16  # of the prior, then 4 iterations of 4 images
 
@@ -71,7 +71,7 @@ def test_a_resumed_run_has_the_statistics_and_the_numbers_of_an_uninterrupted_on
 def samples_of_the_prior(trainer: Trainer, count: int) -> np.ndarray[Any, Any]:
     """The vectors that rewards are shown before training."""
     seeds = [seed_of(trainer.config.seed, "statistics", n) for n in range(count)]
-    x_0 = [trainer.actor.samples_of_prior([0] * 4, seeds[i : i + 4]) for i in range(0, count, 4)]
+    x_0 = [trainer.sampler.samples_of_prior([0] * 4, seeds[i : i + 4]) for i in range(0, count, 4)]
     return torch.cat([trainer.prior.decode(x) for x in x_0]).double().numpy()
 
 
@@ -83,13 +83,13 @@ def test_statistics_are_the_priors_and_stay(tmp_path: Path) -> None:
     trainer = known_run(tmp_path, reward=reward, objective=learner, behaviour=kept)
     trainer.fit()
     expected = samples_of_the_prior(trainer, 60) @ a["linear"]
-    mean, std = trainer.actor.reward.statistics()  # type: ignore[attr-defined]
+    mean, std = trainer.sampler.reward.statistics()  # type: ignore[attr-defined]
     assert mean == pytest.approx(expected.mean(), abs=1e-6)
     assert std == pytest.approx(expected.std(), rel=1e-6)
     # What is stored has the reward that it would be given today.
     for name in ("prior", "replay"):
         held = trainer.sources[name][0].memory[0]  # type: ignore[attr-defined]
-        today = trainer.actor.rewards(held.trajectory.x_0, [0] * len(held))
+        today = trainer.sampler.rewards(held.trajectory.x_0, [0] * len(held))
         torch.testing.assert_close(today, held.reward, rtol=0, atol=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_what_is_inside_learns_first(tmp_path: Path) -> None:
     trainer._begin()
     shown = samples_of_the_prior(trainer, 60)
     expected = np.sum([(v - v.mean()) / v.std() for v in (shown[:, 0], 5 * shown[:, 1])], axis=0)
-    mean, std = trainer.actor.reward.statistics()  # type: ignore[attr-defined]
+    mean, std = trainer.sampler.reward.statistics()  # type: ignore[attr-defined]
     assert mean == pytest.approx(expected.mean(), abs=1e-5)
     assert std == pytest.approx(expected.std(), rel=1e-5)
 
@@ -119,6 +119,6 @@ def test_the_evaluation_gets_the_statistics_of_the_run(tmp_path: Path) -> None:
     trainer = assemble(run)
     trainer.fit()
     loaded = open_trained_run(tmp_path / "standardised").reward()
-    assert loaded.statistics() == trainer.actor.reward.statistics()  # type: ignore[attr-defined]
+    assert loaded.statistics() == trainer.sampler.reward.statistics()  # type: ignore[attr-defined]
     with pytest.raises(RewardError, match="has seen no values"):
         build(run.reward, "reward").statistics()

@@ -149,7 +149,7 @@ def test_resumed_equals_uninterrupted(
             values: torch.Tensor = self.reward(images, prompts)
             return values
 
-    trainer.actor.reward = Interrupting(trainer.actor.reward)
+    trainer.sampler.reward = Interrupting(trainer.sampler.reward)
     trainer.fit()
     assert trainer.interrupted
     assert len(lines(tmp_path / "tiny")) == logged
@@ -202,13 +202,13 @@ def test_the_exact_gradient_of_a_batch_equals_autograd_through_the_objective(
     config = config.model_copy(update={"train": config.train.model_copy(update={"gradient_steps": None})})
     trainer = assemble(config)
     perturb(trainer)
-    parts = [source.draw(trainer.actor, [0, 1], count, 0, 0.5) for source, count in trainer.sources.values()]
-    parts = [trainer.actor.completed(part) for part in parts]
+    parts = [source.draw(trainer.sampler, [0, 1], count, 0, 0.5) for source, count in trainer.sources.values()]
+    parts = [trainer.sampler.completed(part) for part in parts]
     trainer.optimizer.zero_grad()
     terms = trainer._terms(type(parts[0]).cat(parts))
     trainer.objective(terms, 0.5).loss.backward()
     assert terms.log_q.grad is not None
-    push_back(trainer.actor, parts, terms.log_q.grad)
+    push_back(trainer.sampler, parts, terms.log_q.grad)
     ours = [p.grad.clone() for p in trainer.prior.parameters().values() if p.grad is not None]
 
     trainer.optimizer.zero_grad()
@@ -218,7 +218,7 @@ def test_the_exact_gradient_of_a_batch_equals_autograd_through_the_objective(
             part.trajectory,
             grad=True,
             dtype=torch.float64,
-            **trainer.prior.arguments(trainer.actor.texts(part.prompt)),
+            **trainer.prior.arguments(trainer.sampler.texts(part.prompt)),
         )
         for part in parts
     ]
@@ -241,12 +241,12 @@ def test_random_step_subsets_are_unbiased(prior_folder: Path, tmp_path: Path) ->
     """The mean over all subsets of the rescaled gradient is the full gradient."""
     trainer = assemble(run_config(prior_folder, tmp_path))
     perturb(trainer)
-    part = trainer.actor.completed(trainer.sources["prior"][0].draw(trainer.actor, [0], 4, 0, 0.5))
+    part = trainer.sampler.completed(trainer.sources["prior"][0].draw(trainer.sampler, [0], 4, 0, 0.5))
     cotangent = torch.randn(4, 4, dtype=torch.float64)
     gradients = {}
     for steps in [None, [0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]]:
         trainer.optimizer.zero_grad()
-        push_back(trainer.actor, [part], cotangent, steps=steps)
+        push_back(trainer.sampler, [part], cotangent, steps=steps)
         key = tuple(steps or ())
         gradients[key] = torch.cat(
             [p.grad.flatten() for p in trainer.prior.parameters().values() if p.grad is not None]
@@ -271,8 +271,8 @@ def failing(images: torch.Tensor, prompts: Any) -> torch.Tensor:
 
 def test_a_failing_reward_stops_with_a_checkpoint(prior_folder: Path, tmp_path: Path, uninterrupted: Path) -> None:
     trainer = assemble(run_config(prior_folder, tmp_path))
-    real = trainer.actor.reward
-    trainer.actor.reward = lambda images, prompts: (real if trainer.iteration < 3 else failing)(images, prompts)
+    real = trainer.sampler.reward
+    trainer.sampler.reward = lambda images, prompts: (real if trainer.iteration < 3 else failing)(images, prompts)
     with pytest.raises(RewardError, match="nan"):
         trainer.fit()
     assert len(lines(tmp_path / "tiny")) == 3

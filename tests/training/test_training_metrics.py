@@ -50,14 +50,14 @@ def test_without_exploration_nothing_more_is_drawn(tmp_path: Path) -> None:
     for name, exploration in {"none": {}, "over": {"scale": 1.0, "until": 1}, "on": {"scale": 1.0, "until": 9}}.items():
         trainer = run(tmp_path / name, behaviour={"exploration": exploration})
         trainer.iteration = 1
-        reward = trainer.actor.reward
+        reward = trainer.sampler.reward
         drawn: list[int] = []
 
         def counted(images: Any, prompts: Any, reward: Any = reward, drawn: list[int] = drawn) -> Any:
             drawn.append(len(images))
             return reward(images, prompts)
 
-        trainer.actor.reward = counted
+        trainer.sampler.reward = counted
         trainer.step()
         counts.append(sum(drawn))
     assert counts == [8, 8, 8 + 2]  # a quarter of the group

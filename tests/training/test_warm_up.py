@@ -26,14 +26,14 @@ def made(out: Path, **sections: Any) -> Trainer:
 
 def seen_by(trainer: Trainer) -> list[int]:
     """Images per call of the reward."""
-    reward, counts = trainer.actor.reward, []
+    reward, counts = trainer.sampler.reward, []
 
     def counted(images: Tensor, prompts: Any) -> Tensor:
         counts.append(len(images))
         values: Tensor = reward(images, prompts)
         return values
 
-    trainer.actor.reward = counted
+    trainer.sampler.reward = counted
     return counts
 
 
@@ -94,8 +94,8 @@ def test_a_buffer_is_filled_and_rewarded_in_micro_batches(tmp_path: Path) -> Non
 def test_a_prompts_buffer_does_not_depend_on_the_others(tmp_path: Path) -> None:
     one, other = (made(tmp_path / name, behaviour={"prior_share": 0.25}) for name in ("one", "other"))
     buffers = [trainer.sources["prior"][0] for trainer in (one, other)]
-    buffers[0].draw(one.actor, [0, 1, 2], 1, 0, 1.0)
-    buffers[1].draw(other.actor, [2], 1, 0, 1.0)
+    buffers[0].draw(one.sampler, [0, 1, 2], 1, 0, 1.0)
+    buffers[1].draw(other.sampler, [2], 1, 0, 1.0)
     first, second = (buffer.extended[0][2] for buffer in buffers)  # type: ignore[attr-defined]
     assert torch.equal(first.trajectory.x, second.trajectory.x)
     assert torch.equal(first.reward, second.reward)
