@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusion_rtb.files.completeness import check_finite
-from rewards._models.blip import UNUSED, BlipReward, BlipSizes
+from rewards._models.blip import UNUSED, BlipReward, blip_sizes
 from rewards._models.linear_head import LinearHead
 from rewards._models.preprocess import Preprocess
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
@@ -62,16 +62,16 @@ class ImageReward:
         self.scale, self.grad, self.batch, self.dtype = scale, grad, batch, getattr(torch, dtype)
         path = fetch(weights)
         state = read_weights(path)
-        sizes = BlipSizes.of(state, path)
+        seeing, reading = blip_sizes(state, path)
         with torch.device("meta"):  # no time is spent on values that are overwritten
-            network = BlipReward(sizes, LinearHead.sized(state, path, "mlp."))
+            network = BlipReward(seeing, reading, LinearHead.sized(state, path, "mlp."))
         self.network = network.to_empty(device="cpu")
         fill(self.network, state, path, "ImageReward", UNUSED, others="told")
         self.network.requires_grad_(False).eval().blip.to(self.dtype)
         check_finite(self.network, path)
         self.device = torch.device("cpu")
-        self.preprocess = Preprocess((sizes.image,) * 2, (sizes.image,) * 2, *PIXELS)
-        self.tokenizer = _tokenizer(tokenizer, sizes.vocabulary)
+        self.preprocess = Preprocess((seeing["image_size"],) * 2, (seeing["image_size"],) * 2, *PIXELS)
+        self.tokenizer = _tokenizer(tokenizer, reading["vocab_size"])
 
     @staticmethod
     def check(

@@ -27,7 +27,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from rewards._models.blip import BlipReward, BlipSizes
+from rewards._models.blip import BlipReward
 from rewards._models.linear_head import LinearHead
 from tests.oracles.published_weights import WORDS, write_clip_tokenizer, write_gemma_tokenizer, write_json
 
@@ -42,8 +42,11 @@ def image_reward(folder: Path, layers: int) -> tuple[Any, Callable[[Tensor], Ten
 
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
-    sizes = BlipSizes(depth=layers, text_depth=layers, vocabulary=len(tokens) + 2)
-    torch.save(BlipReward(sizes, LinearHead(HEAD)).state_dict(), folder / "ImageReward.pt")
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": layers}
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": layers}
+    text |= {"vocab_size": len(tokens) + 2, "encoder_hidden_size": 1024}
+    network = BlipReward({**vision, "image_size": 224}, text, LinearHead(HEAD))
+    torch.save(network.state_dict(), folder / "ImageReward.pt")
     reward = ImageReward(str(folder / "ImageReward.pt"), str(folder))
 
     def forward(pixels: Tensor) -> Tensor:
