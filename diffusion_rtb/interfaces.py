@@ -82,11 +82,11 @@ class Prior(Protocol):
     def decode(self, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *shape"]:
         """Images in [0, 1], (batch, 3, height, width), or vectors (batch, n); float32, without gradients."""
 
-    def attach(self, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> None:
+    def attach(self, *args: Any, **settings: Any) -> None:
         """Add the posterior's adapters (identity at the start: posterior = prior) and freeze everything else.
 
-        All four arguments come by name, from `posterior` and `seed` of the config. One with the default None has nothing to act
-        on here: it is left out, unless the config asks for another value than its own default; then refuse it, saying why.
+        A prior writes out its own arguments, annotated: `posterior` of a config is checked against them and given by name. One
+        called `seed` gets the run's where the config has none.
         """
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from diffusion_rtb.exact import ExactTarget
 from pipelines._analytic.linear_gaussian import AffineChain, Quadratic, Tilt
-from pipelines._analytic.prior import VectorPrior, check_vector_settings, refuse_lora
+from pipelines._analytic.prior import VectorPrior, check_vector_settings
 from pipelines._analytic.schedule import Schedule
 
 __all__ = ["Gaussian"]
@@ -98,27 +98,13 @@ class Gaussian(VectorPrior):
             raise ValueError(f"covariance has the eigenvalue {smallest:.4g}: it must be positive definite.")
         check_vector_settings(default=SCHEDULE, **given)
 
-    def attach(
-        self,
-        *,
-        rank: int | None = None,
-        alpha: float | None = None,
-        target_modules: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> None:
+    def attach(self) -> None:
         """Add the posterior's correction, affine in x_t with its own numbers at each step; at the start posterior = prior.
 
-        Args:
-            rank: Not here, and refused, as are `alpha` and `target_modules`.
-            alpha: Not here.
-            target_modules: Not here.
-            seed: Decides nothing: the correction starts at 0 everywhere.
-
         Raises:
-            ValueError: there is a posterior already, or a setting of LoRA is given.
+            ValueError: there is a posterior already.
         """
-        refuse_lora("gaussian", "affine in x_t", rank=rank, alpha=alpha, target_modules=target_modules)
-        self._attached(seed, {"kind": "affine", "steps": self.steps})
+        self._attached(0, {"kind": "affine", "steps": self.steps})
 
     def as_prior(self) -> AbstractContextManager[None]:
         """Inside the block the network is the prior (correction off)."""

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from diffusion_rtb.exact import ExactTarget
 from pipelines._analytic.exact import known_posterior, target_of
 from pipelines._analytic.mixture import Mixture
-from pipelines._analytic.prior import VectorPrior, check_vector_settings, refuse_lora
+from pipelines._analytic.prior import VectorPrior, check_vector_settings
 from pipelines._analytic.schedule import Schedule
 
 __all__ = ["GMM"]
@@ -128,27 +128,15 @@ class GMM(VectorPrior):
                 raise ValueError(f"{name}={value}: the posterior's network needs at least 1.")
         check_vector_settings(default=SCHEDULE, **given)
 
-    def attach(
-        self,
-        *,
-        rank: int | None = None,
-        alpha: float | None = None,
-        target_modules: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> None:
+    def attach(self, *, seed: int = 0) -> None:
         """Add the posterior's network, of the sizes given to the constructor; at the start posterior = prior.
 
         Args:
-            rank: Not here, and refused, as are `alpha` and `target_modules`.
-            alpha: Not here.
-            target_modules: Not here.
             seed: Of the network's hidden layers.
 
         Raises:
-            ValueError: there is a posterior already, or a setting of LoRA is given.
+            ValueError: there is a posterior already.
         """
-        correction = "a network of its own, with prior.width, layers and frequencies"
-        refuse_lora("gmm", correction, rank=rank, alpha=alpha, target_modules=target_modules)
         self._attached(seed, {"kind": "network", **self._network})
 
     def as_prior(self) -> AbstractContextManager[None]:

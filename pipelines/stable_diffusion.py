@@ -22,10 +22,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from pipelines._diffusers.export import elsewhere, snippet, write_lora
@@ -194,7 +195,12 @@ class StableDiffusion:
         return torch.cat(images)
 
     def attach(
-        self, *, rank: int = 8, alpha: float = 8.0, target_modules: Sequence[str] = ATTENTION, seed: int = 0
+        self,
+        *,
+        rank: PositiveInt = 8,
+        alpha: PositiveFloat = 8.0,
+        target_modules: Annotated[Sequence[str], Field(min_length=1)] = ATTENTION,
+        seed: int = 0,
     ) -> None:
         """Add the posterior's LoRA to the UNet; at the start posterior = prior.
 

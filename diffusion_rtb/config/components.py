@@ -12,12 +12,13 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, partial, update_wrapper
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MethodType
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from diffusion_rtb.config.component_errors import naming
 from diffusion_rtb.config.component_shape import Kind, check_origin, check_shape
 
-__all__ = ["Kind", "build", "check_component", "locate", "nearest", "short_names"]
+__all__ = ["Kind", "build", "call_arguments", "check_component", "check_posterior", "locate", "nearest", "short_names"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,54 @@ def check_component(
     return arguments
 
 
+def check_posterior(prior: Mapping[str, Any] | BaseModel, given: Mapping[str, Any]) -> None:
+    """Check `posterior:` of a config, the arguments of its prior's `attach`, without constructing the prior.
+
+    Raises:
+        ValueError: see `call_arguments`.
+    """
+    name = _name(prior, "prior")
+    target = locate(name, "prior")
+    call_arguments(f"posterior: attach of prior {name!r}", MethodType(target.attach, target), given, {"seed": 0})
+
+
+def call_arguments(
+    what: str, function: Callable[..., Any], given: Mapping[str, Any], offered: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a function is to be called with: the config's arguments, checked against its signature and annotations.
+
+    Args:
+        what: The function, for the message.
+        function: Called with arguments by name.
+        given: By the config.
+        offered: Arguments that it gets where it has a parameter of that name and the config is silent.
+
+    Returns:
+        Both, those of the config converted to the annotated types.
+
+    Raises:
+        ValueError: with every argument that is unknown, missing or of the wrong type.
+    """
+    parameters, hints = inspect.signature(function).parameters, _hints(function)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [key for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    takes = f"It takes: {', '.join(named) or 'none'}."
+    taken = {key: offered[key] for key in named if key in offered and key not in given}
+    missing = [key for key in named if parameters[key].default is inspect.Parameter.empty]
+    problems = [f"{what} needs {key!r}: add it." for key in missing if key not in {*given, *taken}]
+    for key, value in given.items():
+        if key not in named and not open_ended:
+            problems.append(f"{what} has no argument {key!r}.{nearest(key, named)} {takes}")
+            continue
+        try:
+            taken[key] = _convert(f"{what}, argument {key!r}", value, hints.get(key, Any))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    return taken
+
+
 def _taken(target: Any, given: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
     """What the constructor has a parameter for and the config leaves open."""
     return {key: offered[key] for key in _parameters(target) if key in offered and key not in given}
@@ -176,7 +225,7 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 def _hints(target: Any) -> dict[str, Any]:
     try:
-        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     except (NameError, TypeError):
         # Annotations that only a type checker can resolve: the names of the arguments are checked all the same.
         return {}

@@ -28,7 +28,6 @@ __all__ = [
     "Component",
     "EvalConfig",
     "Factor",
-    "PosteriorConfig",
     "PromptsConfig",
     "RunConfig",
     "Section",
@@ -53,17 +52,6 @@ class Component(BaseModel):
     @classmethod
     def _homes(cls, data: Any) -> Any:
         return at_home(data)
-
-
-class PosteriorConfig(Section):
-    """The trainable low-rank adapters; without them the network is the prior."""
-
-    rank: PositiveInt = 8
-    """Rank of the adapters."""
-    alpha: PositiveFloat = 8.0
-    """Scale of the adapters: the network's weight becomes W + alpha / rank · B·A."""
-    target_modules: Annotated[Strings, Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Layers that get adapters, by the ends of their names."""
 
 
 class AnnealConfig(Section):
@@ -258,7 +246,8 @@ class RunConfig(Section):
     """Folder that the run's folder is made in; `~` is your home."""
     prior: Component
     """The pretrained pipeline."""
-    posterior: PosteriorConfig = PosteriorConfig()
+    posterior: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the prior's `attach`, which makes the trainable part: of stable_diffusion rank, alpha, target_modules."""
     reward: Component
     """r(x): higher is better."""
     beta: PositiveFloat

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusion_rtb.config.components import check_component
+from diffusion_rtb.config.components import check_component, check_posterior
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.run.manifest import last_directory
 from diffusion_rtb.scoring.prompts import check_component_prompts
@@ -22,6 +22,7 @@ def check_components(config: RunConfig) -> None:
             reward does not take one of the prompts.
     """
     check_component(config.prior, "prior")
+    check_posterior(config.prior, config.posterior)
     check_component(config.reward, "reward")
     check_component(config.objective, "objective")
     table = config.prompts.table()

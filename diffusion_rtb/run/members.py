@@ -23,7 +23,6 @@ CALLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "arguments": (("prompts",), ()),
     "features": (("prompts",), ()),
     "decode": (("x_0",), ()),
-    "attach": ((), ("rank", "alpha", "target_modules", "seed")),
     "parameters": ((), ()),
     "as_prior": ((), ()),
     "fingerprint": ((), ()),
@@ -31,7 +30,7 @@ CALLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "snippet": ((), ("prompt",)),
     "elsewhere": ((), ()),
 }
-"""Methods of a prior: what they get by position, and by name. The last two are optional."""
+"""Methods of a prior: what they get by position, and by name. The last two are optional. What `attach` gets is the config's."""
 
 OPTIONAL = ("snippet", "elsewhere")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, call_arguments, check_component
 from diffusion_rtb.config.load import RunConfig, load_config
-from diffusion_rtb.config.sections import PosteriorConfig
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
@@ -129,23 +127,14 @@ def _no_run(path: Path) -> str:
 
 
 def attach_posterior(config: RunConfig, prior: Prior) -> None:
-    """Add the configured adapters to the prior's network.
-
-    A prior whose `attach` has None for a setting has nothing to apply it to, and gets it only where the config asks for another
-    value than the default: then it says why not.
+    """Make the trainable part of the prior's network as the config asks for, with the run's seed where `attach` takes one.
 
     Raises:
-        ValueError: the prior is not what it will be taken for, see `members.py`; or a setting has nothing to act on.
+        ValueError: the prior is not what it will be taken for, see `members.py`; or `attach` does not take what `posterior` holds.
     """
     check_prior_members(prior)
-    posterior, default = config.posterior, PosteriorConfig()
-    settings = {"rank": posterior.rank, "alpha": posterior.alpha, "target_modules": posterior.target_modules}
-    parameters = inspect.signature(prior.attach).parameters
-    for name in list(settings):
-        optional = name in parameters and parameters[name].default is None
-        if optional and settings[name] == getattr(default, name):
-            del settings[name]
-    prior.attach(**settings, seed=config.seed)  # type: ignore[arg-type]
+    what = f"posterior: attach of prior {config.prior.component!r}"
+    prior.attach(**call_arguments(what, prior.attach, config.posterior, {"seed": config.seed}))
     check_attached(prior, config.prompts.texts()[0])
 
 

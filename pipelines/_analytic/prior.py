@@ -253,17 +253,3 @@ def check_vector_settings(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
     check_device(device)
-
-
-def refuse_lora(family: str, correction: str, **given: Any) -> None:
-    """Refuse the settings of LoRA adapters, which have nothing to act on here.
-
-    Raises:
-        ValueError: one of them is given.
-    """
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(
-                f"posterior.{name}={value!r}: the prior {family!r} has no layers to adapt; its posterior is {correction}. "
-                f"Leave posterior.{name} out."
-            )

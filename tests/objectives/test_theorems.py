@@ -42,7 +42,7 @@ exact = partial(torch.testing.assert_close, rtol=1e-8, atol=1e-8)
 
 def gaussian() -> Gaussian:
     prior = Gaussian([0.5, -1.0], [[1.0, 0.3], [0.3, 0.6]], steps=STEPS, dtype="float64")
-    prior.attach(seed=0)
+    prior.attach()
     return prior
 
 

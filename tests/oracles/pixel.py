@@ -74,7 +74,7 @@ class PixelPrior:
     def decode(self, x_0: Tensor) -> Tensor:
         return x_0.detach()  # no picture: the reward reads the three numbers
 
-    def attach(self, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> None:
+    def attach(self) -> None:
         self._pipe.unet.shift.requires_grad_(True)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -79,9 +79,7 @@ class WalkPrior:
     def decode(self, x_0: Tensor) -> Tensor:
         return x_0.detach().float()
 
-    def attach(
-        self, *, seed: int, rank: int | None = None, alpha: float | None = None, target_modules: Any = None
-    ) -> None:
+    def attach(self, *, seed: int) -> None:
         self.pipe.shifts = nn.Parameter(torch.zeros(self.steps, *self.dims))
 
     def parameters(self) -> dict[str, nn.Parameter]:

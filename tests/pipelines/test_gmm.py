@@ -465,9 +465,3 @@ def test_the_example_posterior_belongs_to_the_example() -> None:
         two().posterior()
     with pytest.raises(ValueError, match="other modes than the prior"), two().as_exact(GMM().posterior()):
         pass
-
-
-@pytest.mark.parametrize("given", [{"rank": 8}, {"alpha": 8.0}, {"target_modules": ("to_q",)}])
-def test_lora_settings_are_refused_not_ignored(given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"posterior\.{next(iter(given))}=.*a network of its own"):
-        two().attach(**given)

@@ -168,7 +168,7 @@ def test_seeds_that_torch_does_not_take_are_refused(seed: int) -> None:
         ("train.batch_size", "train.micro_batch what is in memory"),
         ("train.learning_rate", "train.lr"),
         ("train.num_epochs", "train.iterations"),
-        ("posterior.lora_rank", "posterior.rank"),
+        ("lora_rank", "posterior.rank"),
         ("kl_weight", "beta is its inverse"),
         ("train.mixed_precision", "prior.dtype"),
         ("train.grup", "Did you mean 'train.group'"),
@@ -183,6 +183,7 @@ def test_every_translation_names_keys_that_exist() -> None:
     from diffusion_rtb.config.load import ELSEWHERE, field_types
 
     known = {key for key, _, _ in field_types()} | {"prior.dtype", "prior.path", "prior.steps", "prior.guidance"}
+    known |= {"posterior.rank", "posterior.alpha"}
     for text in ELSEWHERE.values():
         keys = {word.strip(",.:") for word in text.split() if "." in word.strip(",.:")}
         assert keys <= known, text

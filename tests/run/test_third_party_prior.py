@@ -113,7 +113,6 @@ GUIDANCE: Mapping[str, Any] = {"tilted_prior": "guided", "scale": 5.0, "negative
         ({"fingerprint": lambda self: {"number": next(COUNT)}}, "something else at every call"),
         ({"fingerprint": {"family": "walk"}}, "fingerprint is .* it is a method"),
         ({"export": lambda self, folder: None}, r"export takes \(folder\) and is called as export\(folder, card\)"),
-        ({"attach": lambda self, *, seed: None}, r"attach takes .* called as attach\(rank=\.\.\., alpha=\.\.\., target_modules"),
         ({"as_prior": lambda self: iter(())}, "decorate it with @contextmanager"),
         ({"entry": "middle"}, "entry is 'middle'; it is one of"),
         ({"base_model": property(lambda self: Path("here"))}, "base_model is .*; it is the text"),

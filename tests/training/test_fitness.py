@@ -262,13 +262,45 @@ def test_an_unknown_behaviour_or_setting_names_the_nearest(key: str, meant: str,
         load_config(tmp_path, [key])
 
 
-@pytest.mark.parametrize("posterior", [{}, {"rank": 8}])
-def test_a_prior_without_layers_is_not_given_the_defaults_of_lora(posterior: dict[str, Any]) -> None:
-    prior = Gaussian([0.0])
-    attach_posterior(run(posterior=posterior), prior)
-    assert prior.parameters()
+LORA = "It takes: rank, alpha, target_modules, seed"
 
 
-def test_a_prior_without_layers_refuses_what_was_asked_of_lora() -> None:
-    with pytest.raises(ValueError, match=r"posterior\.rank=4.*has no layers"):
-        attach_posterior(run(posterior={"rank": 4}), Gaussian([0.0]))
+@pytest.mark.parametrize(
+    ("prior", "posterior", "messages"),
+    [
+        ("gaussian", {"rank": 8}, ["posterior: attach of prior 'gaussian' has no argument 'rank'. It takes: none."]),
+        ("gmm", {"alpha": 8.0}, ["posterior: attach of prior 'gmm' has no argument 'alpha'. It takes: seed."]),
+        (
+            "stable_diffusion",
+            {"rnk": 8, "alpha": "high", "target_modules": [], "rank": 0},
+            [
+                f"no argument 'rnk'. Did you mean 'rank'? {LORA}",
+                "got 'high'",
+                "argument 'target_modules': got []",
+                "got 0 (int)",
+            ],
+        ),
+    ],
+)
+def test_posterior_holds_what_the_prior_s_attach_takes(
+    prior: str, posterior: dict[str, Any], messages: list[str]
+) -> None:
+    """All that is wrong is said at once, and before a prior is loaded."""
+    needed: dict[str, dict[str, Any]] = {"gaussian": {"mean": [0.0]}, "stable_diffusion": {"path": "emoji"}}
+    with pytest.raises(ValueError, match="attach of prior") as refused:
+        check_components(run(prior={"component": prior, **needed.get(prior, {})}, posterior=posterior))
+    assert all(message in str(refused.value) for message in messages)
+
+
+def test_attach_gets_what_the_config_gives_and_the_seed_of_the_run() -> None:
+    class Noting(Gaussian):
+        def attach(self, *, width: int, seed: int = 0) -> None:  # type: ignore[override]
+            super().attach()
+            self.got = width, seed
+
+    for posterior, expected in (({"width": 3}, (3, 5)), ({"width": 3, "seed": 1}, (3, 1))):
+        prior = Noting([0.0])
+        attach_posterior(run(posterior=posterior, seed=5), prior)
+        assert prior.got == expected
+    with pytest.raises(ValueError, match="needs 'width'"):
+        attach_posterior(run(), Noting([0.0]))
