@@ -11,16 +11,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion_rtb.comparison.clock import CURVE, MeasuredTrainer, read_lines
+from diffusion_rtb.comparison.clock import CURVE, Clock, read_lines
 from diffusion_rtb.comparison.measure import draw_posterior, measured
 from diffusion_rtb.comparison.results import PICTURED, Looks, Result
 from diffusion_rtb.config.load import RunConfig
-from diffusion_rtb.exact import ExactTarget
+from diffusion_rtb.exact import ExactTarget, exact_target
 from diffusion_rtb.files.whole import whole, write_json
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.run.folder import run_folder
+from diffusion_rtb.training.assemble import assemble
+from diffusion_rtb.training.trainer import Trainer
 
-__all__ = ["finished", "measure_truth", "train_and_measure"]
+__all__ = ["finished", "measure_truth", "timed", "train_and_measure"]
 
 MEASURES, SAMPLES = "measures.json", "samples.safetensors"
 
@@ -39,9 +41,9 @@ def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
     """Train a run to its end, from wherever it was left, and measure it; None where a signal ended it before.
 
     Raises:
-        ValueError: see `MeasuredTrainer`; or its folder holds a run with another config.
+        ValueError: see `assemble`; or the prior has no exact target for the reward.
     """
-    trainer = MeasuredTrainer(config, points=looks.points, samples=looks.point_samples)
+    trainer, clock = timed(config, points=looks.points, samples=looks.point_samples)
     trainer.fit()
     if trainer.interrupted:
         return None
@@ -49,13 +51,22 @@ def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
     x, drawn = draw_posterior(
         trainer.prior, sampler.reward, sampler.prompts, looks.samples, config.seed, metadata=sampler.metadata
     )
-    numbers = measured(x, drawn, trainer.target, config.beta) | {
+    numbers = measured(x, drawn, clock.target, config.beta) | {
         "iterations": trainer.iteration,
-        "seconds": trainer.seconds,
-        "cpu_seconds": trainer.cpu_seconds,
+        "seconds": clock.seconds,
+        "cpu_seconds": clock.cpu_seconds,
     }
     _write(trainer.folder, numbers, x)
     return finished(config)
+
+
+def timed(config: RunConfig, *, points: int, samples: int) -> tuple[Trainer, Clock]:
+    """The trainer of a run, and the clock that it tells how it goes; see `Clock`."""
+    trainer = assemble(config)
+    target = exact_target(trainer.prior, config.reward.model_dump(), config.beta)
+    clock = Clock(trainer.sampler, target, config, trainer.folder, points=points, samples=samples)
+    trainer.observers.insert(0, clock)
+    return trainer, clock
 
 
 def measure_truth(

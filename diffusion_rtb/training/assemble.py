@@ -17,6 +17,7 @@ from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint_reading import latest_state
 from diffusion_rtb.run.checks import check_components, paths_explained
 from diffusion_rtb.run.folder import CHECKPOINTS, hold_run, name_free_again, open_run, run_folder
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.prompts import check_reward_prompts
 from diffusion_rtb.training.compatibility import (
     check_configured_steps,
@@ -24,66 +25,23 @@ from diffusion_rtb.training.compatibility import (
     check_reward_memory,
     check_settings,
 )
+from diffusion_rtb.training.observers import Sheets
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.tracker import Tracker, check_trackers
 from diffusion_rtb.training.trainer import Trainer
 
-__all__ = ["Parts", "assemble", "check_components", "check_run", "parts", "training"]
-
-Parts = tuple[RunConfig, Path, Prior, Any, Any, Processes, Tracker]
-"""What a `Trainer` is made of, in its order."""
+__all__ = ["assemble", "check_components", "check_run", "training"]
 
 
 def assemble(config: RunConfig, folder: Path | None = None, processes: Processes | None = None) -> Trainer:
     """The trainer of a run, in the run's folder; a run that exists already is continued.
 
+    What does not fit together is refused before anything is loaded.
+
     Args:
         config: The run's.
         folder: Where it is; None: out/name.
         processes: Those that train it; None: those that were launched.
-
-    Raises:
-        ValueError: see `parts`.
-    """
-    return Trainer(*parts(config, folder, processes))
-
-
-@contextmanager
-def training(config: RunConfig, folder: Path | None = None) -> Iterator[Trainer]:
-    """The trainer of a run in whose folder nobody else can write inside the block; an untrained run's name is free after an error.
-
-    Raises:
-        ValueError: see `parts`.
-        FolderInUseError: another command writes there.
-    """
-    folder = run_folder(config) if folder is None else folder
-    check_run(config, folder)
-    processes = Processes.start(config.train.process_timeout)
-    check_processes(config, processes.count)
-    with ExitStack() as stack:
-        with processes.guarded():  # the others wait in `parts` until the main process holds the folder
-            stack.enter_context(name_free_again(config, folder, processes.main))
-            stack.enter_context(hold_run(config, folder, processes.main))
-            trainer = assemble(config, folder, processes)
-        yield trainer
-
-
-def check_run(config: RunConfig, folder: Path) -> None:
-    """Refuse what does not fit together; nothing is loaded and nothing is written.
-
-    Raises:
-        ValueError: see `check_components`, `check_trackers` and `compatibility.py`.
-    """
-    with paths_explained(folder):
-        check_components(config)
-        check_trackers(config.train.tracker)
-        objective: Any = build(config.objective, "objective")
-        check_settings(config, objective)
-        check_configured_steps(config, objective)
-
-
-def parts(config: RunConfig, folder: Path | None = None, processes: Processes | None = None) -> Parts:
-    """What a run's trainer is made of; what does not fit together is refused before anything is loaded.
 
     Raises:
         ValueError: see `check_run`; or the run's folder holds another config.
@@ -105,14 +63,67 @@ def parts(config: RunConfig, folder: Path | None = None, processes: Processes | 
             main=processes.main,
         )
         objective: Any = build(config.objective, "objective")
-        with paths_explained(folder):
-            reward: Any = build(config.reward, "reward")
-            table = config.prompts.table()
-            check_reward_prompts(reward, table.texts, table.metadata)
-            check_reward_memory(reward, objective, config.behaviour)
-            prior: Prior = build(config.prior, "prior")
-        check_room(config, prior, objective, folder)
-    return config, folder, prior, reward, objective, processes, tracker
+        sampler = _sampler(config, objective, folder)
+    observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
+    return Trainer(config, folder, sampler, objective, processes, observers)
+
+
+@contextmanager
+def training(config: RunConfig, folder: Path | None = None) -> Iterator[Trainer]:
+    """The trainer of a run in whose folder nobody else can write inside the block; an untrained run's name is free after an error.
+
+    Raises:
+        ValueError: see `assemble`.
+        FolderInUseError: another command writes there.
+    """
+    folder = run_folder(config) if folder is None else folder
+    check_run(config, folder)
+    processes = Processes.start(config.train.process_timeout)
+    check_processes(config, processes.count)
+    with ExitStack() as stack:
+        with processes.guarded():  # the others wait in `assemble` until the main process holds the folder
+            stack.enter_context(name_free_again(config, folder, processes.main))
+            stack.enter_context(hold_run(config, folder, processes.main))
+            trainer = assemble(config, folder, processes)
+        yield trainer
+
+
+def check_run(config: RunConfig, folder: Path) -> None:
+    """Refuse what does not fit together; nothing is loaded and nothing is written.
+
+    Raises:
+        ValueError: see `check_components`, `check_trackers` and `compatibility.py`.
+    """
+    with paths_explained(folder):
+        check_components(config)
+        check_trackers(config.train.tracker)
+        objective: Any = build(config.objective, "objective")
+        check_settings(config, objective)
+        check_configured_steps(config, objective)
+
+
+def _sampler(config: RunConfig, objective: Any, folder: Path) -> Sampler:
+    """Prior and reward, loaded, on the run's prompts."""
+    with paths_explained(folder):
+        reward: Any = build(config.reward, "reward")
+        table = config.prompts.table()
+        check_reward_prompts(reward, table.texts, table.metadata)
+        check_reward_memory(reward, objective, config.behaviour)
+        prior: Prior = build(config.prior, "prior")
+    check_room(config, prior, objective, folder)
+    return Sampler(prior, reward, table.texts, config.train.micro_batch, table.metadata)
+
+
+def _sheets(config: RunConfig, folder: Path, sampler: Sampler, tracker: Tracker) -> Sheets:
+    train = config.train
+    return Sheets(
+        sampler,
+        config.seed,
+        count=train.grid_samples,
+        every=train.grid_every,
+        folder=folder / "samples",
+        show=tracker.image,
+    )
 
 
 def _iterations_done(folder: Path) -> int:

@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from accelerate import Accelerator
@@ -17,6 +16,7 @@ from rich.text import Text
 from diffusion_rtb.files.terminal import console
 from diffusion_rtb.run.checkpoint_reading import CheckpointError
 from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows
+from diffusion_rtb.training.observers import Observer
 from diffusion_rtb.training.tracker_identity import tracker_arguments
 
 __all__ = ["Tracker", "TrackerError", "check_trackers"]
@@ -52,7 +52,7 @@ class TrackerError(RuntimeError):
     """A tracker that was asked for cannot be used; the message says what it said and what to do."""
 
 
-class Tracker:
+class Tracker(Observer):
     """Write metrics line by line and show progress: a bar on a terminal, plain lines elsewhere.
 
     Args:
@@ -84,25 +84,8 @@ class Tracker:
         self._flat = False
         self.accelerator = _accelerated(folder, names, config or {}, start) if names and main else None
 
-    def __enter__(self) -> Tracker:
-        if self.main and self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.progress = _Bar(*columns, console=self.console)
-            self.progress.start()
-            self.task = self.progress.add_task("training", total=self.total, numbers="")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
-        if self.accelerator is not None:
-            self.accelerator.end_training()
-
-    def resume(self, iteration: int) -> None:
-        """Forget what was logged at or after `iteration`: those iterations are going to be repeated."""
+    def started(self, iteration: int) -> None:
+        """Forget what was logged at or after `iteration`: those iterations are going to be repeated. Then show the bar."""
         if not self.main:
             return
         if iteration == 0 and self.start > 0:
@@ -111,10 +94,21 @@ class Tracker:
                 f"to go on; to train again from the start, delete {self.path} and {self.path.with_name('checkpoints')}."
             )
         cut_rows(self.path, iteration)
-        if self.progress is not None:
-            self.progress.update(self.task, completed=iteration)
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.progress = _Bar(*columns, console=self.console)
+            self.progress.start()
+            self.task = self.progress.add_task("training", total=self.total, completed=iteration, numbers="")
 
-    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+    def ended(self) -> None:
+        """Close the bar and the trackers."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+        if self.accelerator is not None:
+            self.accelerator.end_training()
+
+    def after(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append one line of JSON, and show the most telling numbers."""
         if not self.main:
             return

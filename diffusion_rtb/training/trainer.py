@@ -8,8 +8,8 @@ at a time, so the exact full-trajectory gradient needs the activation memory of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from diffusion_rtb.beta import annealed, budget
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.lock import folder_lock
-from diffusion_rtb.interfaces import Loss, Objective, Prior, Reward, Terms
+from diffusion_rtb.interfaces import Loss, Objective, Terms
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
@@ -32,13 +32,12 @@ from diffusion_rtb.scoring.memory import observing, reward_tensors
 from diffusion_rtb.training.compatibility import check_fitness, check_owner, check_reward_memory
 from diffusion_rtb.training.gradient import average_gradients, check_trainable, clip_gradients, push_back, some_steps
 from diffusion_rtb.training.metrics import Measured, batch_metrics, check_parity, parity, posterior_metrics, realised
+from diffusion_rtb.training.observers import Checkpoints, Observer
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.rounding_floor import first_floor
 from diffusion_rtb.training.schedules import learning_rate_factor, prompt_rows
-from diffusion_rtb.training.sheet import write_sheet
 from diffusion_rtb.training.state import load_snapshot, restore_training, save_training, snapshot
 from diffusion_rtb.training.stop_signal import Stopped, StopSignal
-from diffusion_rtb.training.tracker import Tracker
 from diffusion_rtb.training.warm_up import learn_statistics, warm_up
 
 __all__ = ["Trainer"]
@@ -56,43 +55,39 @@ class Trainer:
     Args:
         config: The run.
         folder: Where its metrics, checkpoints and sample grids go.
-        prior: Loaded; its adapters are attached here.
-        reward: r(x).
+        sampler: Prior and reward on the run's prompts, loaded; the prior's adapters are attached here.
         objective: Loss on trajectories.
         processes: Those that train together.
-        tracker: Where metrics go.
+        observers: Told how it goes, in this order; the checkpoints come after them.
     """
 
     def __init__(
         self,
         config: RunConfig,
         folder: Path,
-        prior: Prior,
-        reward: Reward,
+        sampler: Sampler,
         objective: Objective,
         processes: Processes,
-        tracker: Tracker,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.config = config
         self.folder = folder
-        self.prior = prior
+        self.sampler = sampler
+        self.prior = prior = sampler.prior
         self.objective = objective
         self.processes = processes
-        self.tracker = tracker
-        table = config.prompts.table()
-        prompts = table.texts
-        self.sampler = Sampler(prior, reward, prompts, config.train.micro_batch, table.metadata)
+        self.observers: list[Observer] = [*observers, Checkpoints(self.save, config.train.checkpoint_every)]
         self.sources = sources(config)
         on_policy, _ = self.sources["posterior"]
         assert isinstance(on_policy, OnPolicy)
         self.on_policy = on_policy
         self.budget = budget(config)
         check_fitness(config, objective, prior)
-        check_reward_memory(reward, objective, config.behaviour)
+        check_reward_memory(sampler.reward, objective, config.behaviour)
         attach_posterior(config, prior)
         check_trainable(prior.parameters())
         torch.manual_seed(seed_of(config.seed, "objective"))
-        objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
+        objective.prepare(len(sampler.prompts), prior.dims, prior.features(sampler.prompts[:1]).shape[1])
         if isinstance(objective, torch.nn.Module):
             objective.to(prior.device)
         self.uses_kl = bool(getattr(objective, "uses_kl", False))
@@ -118,21 +113,23 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the configured number of iterations, from wherever the latest checkpoint left off."""
-        train = self.config.train
         with self.processes.guarded(), folder_lock(self.folder, self.processes.main):
-            with self._stop, self.tracker, suppress(Stopped):
+            with self._stop, ExitStack() as end, suppress(Stopped):
+                for observer in self.observers:
+                    end.callback(observer.ended)
                 self.resume()
+                for observer in self.observers:
+                    observer.started(self.iteration)
                 self._begin()
-                while self.iteration < train.iterations:
+                while self.iteration < self.config.train.iterations:
                     self._leave_if_asked()
                     with self._all_or_nothing():
+                        for observer in self.observers:
+                            observer.before(self.iteration)
                         metrics = self.step()
-                    self.tracker.log(self.iteration, metrics)
                     self.iteration += 1
-                    if train.grid_every and self.iteration % train.grid_every == 0:
-                        self.sample_grid()
-                    if train.checkpoint_every and self.iteration % train.checkpoint_every == 0:
-                        self.save()
+                    for observer in self.observers:
+                        observer.after(self.iteration - 1, metrics)
             self.save()
             self.processes.agree()  # nobody leaves while the checkpoint may still fail
 
@@ -285,16 +282,7 @@ class Trainer:
             kl=None if batch.kl is None else batch.kl.detach().clone().requires_grad_(),
         )
 
-    # Samples and state
-
-    def sample_grid(self) -> None:
-        """Write samples of the posterior, one row per prompt at fixed seeds, to samples/."""
-        if not self.processes.main:
-            return
-        path = self.folder / "samples" / f"{self.iteration:06d}.png"
-        write_sheet(self.sampler, self.config.seed, self.config.train.grid_samples, path)
-        self.tracker.image("samples", path, self.iteration)
-        self.sampler.stopwatch.read()
+    # State
 
     def save(self) -> None:
         """Write a checkpoint that `resume` continues from number for number, once there is anything to continue."""
@@ -305,7 +293,6 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the latest checkpoint of the run folder, if there is one."""
         restore_training(self)
-        self.tracker.resume(self.iteration)
 
     @property
     def interrupted(self) -> bool:

@@ -18,11 +18,13 @@ from PIL import Image
 
 from diffusion_rtb.cli.compare import CompareCommand
 from diffusion_rtb.cli.main import main
-from diffusion_rtb.comparison.clock import MeasuredTrainer, read_lines
+from diffusion_rtb.comparison.cell import timed
+from diffusion_rtb.comparison.clock import read_lines
 from diffusion_rtb.comparison.variants import AS_CONFIGURED, cells, load_variants
 from diffusion_rtb.config.load import ConfigError, config_diff, load_config
 from diffusion_rtb.run import checkpoint
 from diffusion_rtb.training.assemble import assemble, check_components
+from diffusion_rtb.training.observers import Observer
 
 CONFIG = """
 prior: {component: gmm, means: &means [[-2.0, 1.0], [2.0, 0.0]], variance: 0.3, weights: [0.4, 0.6],
@@ -196,10 +198,10 @@ def test_lists_of_names_after_one_flag(argv: list[str], objectives: Any, behavio
 def test_looking_changes_nothing_and_its_time_does_not_count(project: Path) -> None:
     plain, watched = (load_config(project / "two.yaml", [f"name={name}"]) for name in ("plain", "watched"))
     assemble(plain).fit()
-    trainer = MeasuredTrainer(watched, points=3, samples=100)
+    trainer, clock = timed(watched, points=3, samples=100)
     start = time.perf_counter()
     trainer.fit()
-    assert 0 < trainer.seconds < time.perf_counter() - start
+    assert 0 < clock.seconds < time.perf_counter() - start
     one, other = (Path("runs") / name / "checkpoints" / "00000006" for name in ("plain", "watched"))
     for group in ("posterior", "objective", "optimizer", "source-prior"):
         a, b = (checkpoint.load_checkpoint(path)[0][group] for path in (one, other))
@@ -211,26 +213,41 @@ def test_looking_changes_nothing_and_its_time_does_not_count(project: Path) -> N
     logged = read_lines(trainer.folder / "metrics.jsonl")
     seconds = [line["training_seconds"] for line in logged]
     assert seconds == sorted(seconds)
-    assert seconds[-1] == trainer.seconds
+    assert seconds[-1] == clock.seconds
     # A look is before the iteration of its number: its seconds are those after the iteration before.
     assert [point["seconds"] for point in curve[1:]] == [seconds[1], seconds[3]]
 
 
+class Killing(Observer):
+    """Ends the process, as far as the run can tell, right after an iteration's row was written."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def after(self, iteration: int, metrics: dict[str, float]) -> None:
+        if iteration == self.at:
+            raise KeyboardInterrupt
+
+
 def test_the_clock_goes_on_after_an_interruption(project: Path) -> None:
-    config = load_config(project / "two.yaml")
-    trainer = MeasuredTrainer(config, points=6, samples=8)
-    for _ in range(5):
-        trainer.tracker.log(trainer.iteration, trainer.step())
-        trainer.iteration += 1
-        if trainer.iteration == 2:
-            trainer.save()
+    config = load_config(project / "two.yaml", ["train.checkpoint_every=2"])
+    trainer, _ = timed(config, points=6, samples=8)
+    trainer.observers.insert(2, Killing(2))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
     before = read_lines(trainer.folder / "metrics.jsonl")
-    again = MeasuredTrainer(config, points=6, samples=8)
-    again.resume()
-    assert again.seconds == before[1]["training_seconds"]
-    assert again.cpu_seconds == before[1]["training_cpu_seconds"]
-    assert [point["iteration"] for point in read_lines(again.folder / "curve.jsonl")] == [0, 1]
-    again.fit()
+    assert len(before) == 3
+    again, _ = timed(config, points=6, samples=8)
+    again.observers.append(Killing(2))
+    with pytest.raises(KeyboardInterrupt):
+        again.fit()
+    after = read_lines(again.folder / "metrics.jsonl")
+    assert after[:2] == before[:2]
+    curve = read_lines(again.folder / "curve.jsonl")
+    assert [point["iteration"] for point in curve] == [0, 1, 2]
+    for name in ("seconds", "cpu_seconds"):
+        assert curve[2][name] == before[1][f"training_{name}"] < after[2][f"training_{name}"]
+    timed(config, points=6, samples=8)[0].fit()
     assert [point["iteration"] for point in read_lines(again.folder / "curve.jsonl")] == list(range(6))
 
 

@@ -11,6 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,10 +29,18 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@contextmanager
+def tracking(tracker: Tracker, iteration: int = 0) -> Iterator[Tracker]:
+    """As `Trainer.fit` tells it."""
+    tracker.started(iteration)
+    yield tracker
+    tracker.ended()
+
+
 def test_each_iteration_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Tracker(tmp_path, [], 3) as tracker:
+    with tracking(Tracker(tmp_path, [], 3)) as tracker:
         for i in range(3):
-            tracker.log(i, {"reward": i / 2, "elbo": -1.0, "seconds/rollout": 0.25})
+            tracker.after(i, {"reward": i / 2, "elbo": -1.0, "seconds/rollout": 0.25})
     assert [row["iteration"] for row in logged(tmp_path)] == [0, 1, 2]
     assert logged(tmp_path)[1]["reward"] == 0.5
     plain = capsys.readouterr().err.splitlines()  # no terminal here: one plain line each
@@ -42,25 +52,24 @@ def test_each_iteration_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_resuming_drops_repeated_and_half_written_lines(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, [], 9)
     for i in range(5):
-        tracker.log(i, {"reward": float(i)})
+        tracker.after(i, {"reward": float(i)})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 5, "rew')  # killed while writing
-    tracker.resume(3)
-    tracker.log(3, {"reward": 30.0})
+    tracker.started(3)
+    tracker.after(3, {"reward": 30.0})
     assert [row["reward"] for row in logged(tmp_path)] == [0, 1, 2, 30]
 
 
 def test_resuming_at_zero_starts_over(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, [], 2)
-    tracker.log(0, {"reward": 1.0})
-    tracker.resume(0)
+    tracker.after(0, {"reward": 1.0})
+    tracker.started(0)
     assert logged(tmp_path) == []
 
 
 def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Tracker(tmp_path, [], 2, main=False) as tracker:
-        tracker.resume(0)
-        tracker.log(0, {"reward": 1.0})
+    with tracking(Tracker(tmp_path, [], 2, main=False)) as tracker:
+        tracker.after(0, {"reward": 1.0})
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""
 
@@ -74,7 +83,7 @@ def test_a_missing_tracker_names_the_extra() -> None:
 
 
 def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
-    Tracker(tmp_path, [], 1).log(0, {"reward": float("nan"), "kl": float("inf"), "elbo": 1.0})
+    Tracker(tmp_path, [], 1).after(0, {"reward": float("nan"), "kl": float("inf"), "elbo": 1.0})
     assert logged(tmp_path) == [{"iteration": 0, "reward": None, "kl": None, "elbo": 1.0}]
 
 
@@ -82,8 +91,8 @@ def test_a_narrow_terminal_shows_bar_and_numbers(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, [], 3)
     screen = io.StringIO()
     tracker.console = Console(file=screen, force_terminal=True, width=60)
-    with tracker:
-        tracker.log(0, dict.fromkeys(("parity", "reward", "elbo", "kl", "ess", "residual_std", "log_z"), -1.2345))
+    with tracking(tracker):
+        tracker.after(0, dict.fromkeys(("parity", "reward", "elbo", "kl", "ess", "residual_std", "log_z"), -1.2345))
     shown = Text.from_ansi(screen.getvalue().replace("\r", "\n")).plain
     assert "training" in shown
     assert "1/3" in shown
@@ -93,9 +102,9 @@ def test_a_narrow_terminal_shows_bar_and_numbers(tmp_path: Path) -> None:
 def test_tensorboard_gets_numbers_and_pictures(tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     save_png(Image.new("RGB", (8, 8), "red"), tmp_path / "samples" / "0.png")
-    with Tracker(tmp_path, ["tensorboard"], 2, config={"beta": 0.5, "train": {"lr": 0.1}}) as tracker:
+    with tracking(Tracker(tmp_path, ["tensorboard"], 2, config={"beta": 0.5, "train": {"lr": 0.1}})) as tracker:
         for i in range(2):
-            tracker.log(i, {"reward": i / 2})
+            tracker.after(i, {"reward": i / 2})
         tracker.image("samples", tmp_path / "samples" / "0.png", 1)
     (events,) = {path.parent for path in tmp_path.rglob("events.out.*") if path.parent.name == "diffusion_rtb"}
     found = accumulators.EventAccumulator(str(events)).Reload()
@@ -141,18 +150,18 @@ def test_trackio_gets_numbers_and_pictures(tmp_path: Path) -> None:
 
 def track_two_iterations(folder: Path, name: str) -> None:
     save_png(Image.new("RGB", (64, 64), "red"), folder / "samples" / "0.png")
-    with Tracker(folder, [name], 2, config={"beta": 0.5, "train": {"lr": 0.1}}) as tracker:
+    with tracking(Tracker(folder, [name], 2, config={"beta": 0.5, "train": {"lr": 0.1}})) as tracker:
         for i in range(2):
-            tracker.log(i, {"reward": i / 2})
+            tracker.after(i, {"reward": i / 2})
         tracker.image("samples", folder / "samples" / "0.png", 1)
 
 
 def test_tensorboard_of_a_resumed_run_shows_each_iteration_once(tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for start, values in ((0, [0.0, 0.1, 0.2, 9.0]), (3, [0.3, 0.4])):  # killed after iteration 3, checkpoint of 3
-        with Tracker(tmp_path, ["tensorboard"], 9, start=start) as tracker:
+        with tracking(Tracker(tmp_path, ["tensorboard"], 9, start=start), start) as tracker:
             for i, value in enumerate(values, start):
-                tracker.log(i, {"reward": value})
+                tracker.after(i, {"reward": value})
     (events,) = {path.parent for path in tmp_path.rglob("events.out.*") if path.parent.name == "diffusion_rtb"}
     found = accumulators.EventAccumulator(str(events)).Reload()
     assert [e.step for e in found.Scalars("reward")] == [0, 1, 2, 3, 4]
