@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from diffusion_rtb.files.disk import reason_and_remedy
-from diffusion_rtb.files.whole import flush, usual_modes
+from diffusion_rtb.files.whole import flush
 from diffusion_rtb.run.checkpoint_reading import (
     FORMAT,
     REPLACED,
+    STATE,
+    TENSORS,
     CheckpointError,
     candidates,
     latest_checkpoint,
@@ -151,15 +153,21 @@ def _require_json(value: Any, where: str) -> None:
 
 
 def _write(folder: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: bytes) -> None:
-    for name, group in tensors.items():
-        save_file(_own_memory(group), folder / f"{name}.safetensors")
-    (folder / "state.json").write_bytes(state)
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
+    files = {}
+    for name, content in _contents(tensors, state):
+        (folder / name).write_bytes(content)
+        files[name] = {"bytes": len(content), "sha256": sha256(content)}
     manifest = {"format": FORMAT, "iteration": iteration, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    usual_modes(folder)
     for path in (*folder.iterdir(), folder):
         flush(path)
+
+
+def _contents(tensors: Mapping[str, Mapping[str, Tensor]], state: bytes) -> Iterator[tuple[str, bytes]]:
+    """The files of a checkpoint, one after the other: only one of them is held besides the tensors."""
+    for name in sorted(tensors):
+        yield f"{name}{TENSORS}", save(_own_memory(tensors[name]))
+    yield STATE, state
 
 
 def _own_memory(group: Mapping[str, Tensor]) -> dict[str, Tensor]:

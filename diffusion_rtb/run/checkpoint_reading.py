@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 FORMAT = "diffusion_rtb.checkpoint/1"
+
+STATE, TENSORS = "state.json", ".safetensors"
 
 REPLACED = ".replaced-"
 """Folders with this prefix are about to be replaced by a checkpoint of the same iteration."""
@@ -71,32 +73,30 @@ def latest_checkpoint(folder: Path | str) -> Path | None:
     return _latest(Path(folder))[0]
 
 
-def read_latest(folder: Path | str) -> Checkpoint | None:
-    """The content of `latest_checkpoint`, or None; each file is hashed once.
+def read_latest(folder: Path | str, known: Checkpoint | None = None) -> Checkpoint | None:
+    """The content of `latest_checkpoint`, or None; each file is opened and hashed once.
+
+    Args:
+        folder: Of the checkpoints.
+        known: What was read before: given back as long as there is nothing newer.
 
     Raises:
         CheckpointError: its files are as they were written and cannot be read nevertheless.
     """
-    for attempt in range(3):
-        path, passed_over = _latest(Path(folder))
-        if path is None:
-            return None
-        try:
-            return Checkpoint(path, *_read(path), passed_over)
-        except FileNotFoundError:  # a training that is under way has deleted it since: there is a newer one
-            if attempt == 2:
-                raise
-    return None
+    if known is not None:
+        there = [path for path in candidates(Path(folder), replaced=True) if path.name not in known.passed_over]
+        if there and there[0] == known.path:
+            return known
+    path, contents, passed_over = _latest(Path(folder))
+    return None if path is None else Checkpoint(path, *_parsed(path, contents), passed_over)
 
 
 def latest_state(folder: Path | str) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose state.json is whole, and that state; its tensors are neither read nor verified."""
     for path in candidates(Path(folder), replaced=True):
         try:
-            expected = _manifest(path)["state.json"]
-            if _fault(path / "state.json", expected) is None:
-                return path, _state(path)
-        except (CheckpointError, KeyError, OSError):
+            return path, _parsed(path, _contents(path, STATE))[1]
+        except CheckpointError:
             continue
     return None
 
@@ -107,8 +107,7 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, dict[str, Tensor]], dic
     Raises:
         CheckpointError: a file is missing, truncated or altered; the message names it.
     """
-    _verify(Path(path))
-    return _read(Path(path))
+    return _parsed(Path(path), _contents(Path(path)))
 
 
 def candidates(folder: Path, *, replaced: bool = False) -> list[Path]:
@@ -118,55 +117,62 @@ def candidates(folder: Path, *, replaced: bool = False) -> list[Path]:
     return sorted(found, key=lambda p: (p.name[-8:], not p.name.startswith(".")), reverse=True)
 
 
-def sha256(path: Path) -> str:
-    """The hash of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(content: bytes) -> str:
+    """The hash of a file's content, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
-def _latest(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
-    damaged = []
+Contents = dict[str, bytes]
+"""What the files of a checkpoint hold, by name."""
+
+
+def _latest(folder: Path) -> tuple[Path | None, Contents, tuple[str, ...]]:
+    damaged: list[str] = []
     for path in candidates(folder, replaced=True):
         try:
-            _verify(path)
+            return path, _contents(path), tuple(damaged)
         except CheckpointError as error:
+            if not path.exists():  # a training that is under way has deleted it since: there is a newer one
+                return _latest(folder)
             log.warning("%s It is passed over.", error)
             damaged.append(path.name)
-        else:
-            return path, tuple(damaged)
-    return None, tuple(damaged)
+    return None, {}, tuple(damaged)
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors and the state of a checkpoint that was verified."""
+def _parsed(path: Path, contents: Contents) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors and the state of a checkpoint whose files are as they were written."""
     tensors = {}
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            tensors[file.stem] = load_file(file)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{file} is no safetensors file ({error}), although its hash is right. Delete {path} to go on from the one before."
-            ) from error
-    return _Parts(tensors, str(path)), _state(path)
+    for name, content in contents.items():
+        if name.endswith(TENSORS):
+            try:
+                tensors[name.removesuffix(TENSORS)] = load(content)
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"{path / name} is no safetensors file ({error}), although its hash is right. Delete {path} to go on from the "
+                    "one before."
+                ) from error
+    return _Parts(tensors, str(path)), _state(path / STATE, contents.get(STATE, b""))
 
 
-def _state(path: Path) -> dict[str, Any]:
-    file = path / "state.json"
+def _state(file: Path, content: bytes) -> dict[str, Any]:
+    remedy = f"Delete {file.parent} to go on from the one before."
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(content)
     except ValueError as error:
-        raise CheckpointError(f"{file} is no JSON ({error}). Delete {path} to go on from the one before.") from error
+        raise CheckpointError(f"{file} is no JSON ({error}). {remedy}") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{file} holds no object. Delete {path} to go on from the one before.")
+        raise CheckpointError(f"{file} holds no object. {remedy}")
     return _Parts(found, str(file))
 
 
-def _verify(path: Path) -> None:
-    """Find size and hash of every file of the manifest right."""
-    for name, expected in _manifest(path).items():
-        fault = _fault(path / name, expected)
-        if fault is not None:
-            raise CheckpointError(fault)
+def _contents(path: Path, only: str | None = None) -> Contents:
+    """The files of a checkpoint, or one of them, each read once and found right in size and hash.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    expected = _manifest(path)
+    return {name: _sound(path / name, *expected[name]) for name in expected if only in (None, name)}
 
 
 def _manifest(path: Path) -> dict[str, tuple[int, str]]:
@@ -177,6 +183,8 @@ def _manifest(path: Path) -> dict[str, tuple[int, str]]:
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing: {path} is not a complete checkpoint.") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged ({error!r}).") from error
     if manifest.get("format") != FORMAT:
@@ -187,12 +195,15 @@ def _manifest(path: Path) -> dict[str, tuple[int, str]]:
     return expected
 
 
-def _fault(file: Path, expected: tuple[int, str]) -> str | None:
-    size, digest = expected
-    if not file.is_file():
-        return f"{file} is missing from the checkpoint."
-    if file.stat().st_size != size:
-        return f"{file} is damaged: {file.stat().st_size} bytes instead of {size}."
-    if sha256(file) != digest:
-        return f"{file} is damaged: its SHA-256 is not the one in manifest.json."
-    return None
+def _sound(file: Path, size: int, digest: str) -> bytes:
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing from the checkpoint.") from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from error
+    if len(content) != size:
+        raise CheckpointError(f"{file} is damaged: {len(content)} bytes instead of {size}.")
+    if sha256(content) != digest:
+        raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in manifest.json.")
+    return content

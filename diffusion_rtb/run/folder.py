@@ -25,12 +25,13 @@ from diffusion_rtb.config.yaml_text import write_yaml
 from diffusion_rtb.files.lock import LOCK, folder_lock
 from diffusion_rtb.files.whole import clear_unfinished, write_text
 from diffusion_rtb.run.checkpoint import clear_leftovers
-from diffusion_rtb.run.checkpoint_reading import candidates, latest_state
+from diffusion_rtb.run.checkpoint_reading import Checkpoint, candidates, latest_state, read_latest
 from diffusion_rtb.run.manifest import MANIFEST, note_start
 from diffusion_rtb.run.metrics_file import METRICS, read_rows
 
 __all__ = [
     "RunFolderError",
+    "check_place",
     "check_same",
     "check_trained_config",
     "find_run",
@@ -82,39 +83,44 @@ def find_run(path: Path | str, overrides: Sequence[str] = ()) -> tuple[RunConfig
     return config, run_folder(config) if elsewhere else folder
 
 
-def open_run(config: RunConfig, folder: Path | None = None) -> Path:
+def open_run(config: RunConfig, folder: Path | None = None) -> Checkpoint | None:
     """Make the run's folder, or reopen it for the same config, and note in its manifest what it runs on.
 
+    Returns:
+        Where the run goes on from, if it has done anything yet.
+
     Raises:
-        RunFolderError: the folder holds another config, or files that are not a run; its checkpoints are gone.
+        RunFolderError: the folder holds another config, or files that are not a run; its checkpoints are gone or damaged.
     """
     folder = run_folder(config) if folder is None else folder
-    check_same(config, folder)
-    _check_progress(config, folder)
+    check_place(folder)
+    found = read_latest(folder / CHECKPOINTS)
+    _check_config(config, folder, None if found is None else (found.path, found.state))
+    if found is None:
+        _check_progress(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder / CHECKPOINTS)
     for place in (folder, folder / "samples", folder / "eval"):
         clear_unfinished(place)
     save_config(config, folder)
     note_start(config, folder)
-    return folder
+    return found
 
 
 @contextmanager
-def hold_run(config: RunConfig, folder: Path, use: bool = True) -> Iterator[None]:
+def hold_run(folder: Path, use: bool = True) -> Iterator[None]:
     """Be the only command that writes into the run's folder, which is made if it is not there.
 
     Args:
-        config: Another config's folder is left as it is.
         folder: The run's.
         use: False: do nothing, as all processes of one run but the main one.
 
     Raises:
-        RunFolderError: the folder holds another config, or files that are not a run.
+        RunFolderError: the folder holds files that are not a run.
         FolderInUseError: another command holds it.
     """
     if use:
-        check_same(config, folder)
+        check_place(folder)
         folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder, use):
         yield
@@ -176,21 +182,46 @@ def check_trained_config(
         )
 
 
-def check_same(config: RunConfig, folder: Path, remedy: str = "Choose another name (name=...)") -> None:
+ANOTHER = "Choose another name (name=...)"
+"""The beginning of a sentence on what to do."""
+
+
+def check_same(config: RunConfig, folder: Path, remedy: str = ANOTHER) -> None:
     """Refuse a folder that is no run's, or that of another config; `remedy` is the beginning of a sentence on what to do.
 
     Raises:
         RunFolderError: it says what differs.
     """
+    check_place(folder, remedy)
+    _check_config(config, folder, latest_state(folder / CHECKPOINTS), remedy)
+
+
+def check_place(folder: Path, remedy: str = ANOTHER) -> None:
+    """Refuse a folder that is no run's.
+
+    Raises:
+        RunFolderError: it holds something else.
+    """
+    if _holds_something(folder) and not is_run(folder) and not (folder / CONFIG).is_file():
+        raise RunFolderError(
+            f"{folder} exists and is not a run's folder: it has no {CONFIG}. {remedy}, or delete {folder} to start afresh."
+        )
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_file() or (folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()))
+
+
+def _check_config(
+    config: RunConfig, folder: Path, found: tuple[Path, Mapping[str, Any]] | None, remedy: str = ANOTHER
+) -> None:
+    """Refuse another config than that of the checkpoint that was found, or else of the folder."""
     remedy = f"{remedy}, or delete {folder} to start afresh."
-    if not (folder.is_file() or (folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()))):
-        return
-    if not is_run(folder) and not (folder / CONFIG).is_file():
-        raise RunFolderError(f"{folder} exists and is not a run's folder: it has no {CONFIG}. {remedy}")
-    found = latest_state(folder / CHECKPOINTS)
     if found is not None:
         path, state = found
         check_trained_config(config, state, path, remedy, what=f"{folder} already holds a run with another config.")
+        return
+    if not _holds_something(folder):
         return
     try:
         held = load_config(folder)
@@ -202,10 +233,16 @@ def check_same(config: RunConfig, folder: Path, remedy: str = "Choose another na
 
 
 def _check_progress(config: RunConfig, folder: Path) -> None:
-    """Refuse to train again, in silence and over the old numbers, what checkpoints had held that are gone."""
+    """Refuse to train again, in silence and over the old numbers, what checkpoints had held that are gone or damaged."""
     rows, _ = read_rows(folder / METRICS)
     done = max(rows, default=-1) + 1
-    if done > config.train.checkpoint_every and latest_state(folder / CHECKPOINTS) is None:
+    damaged = [path.name for path in candidates(folder / CHECKPOINTS, replaced=True)]
+    if damaged:
+        raise RunFolderError(
+            f"All checkpoints in {folder / CHECKPOINTS} are damaged, the newest is {damaged[0]}. Put a sound one back to go on; to "
+            f"train again from the start, delete {folder / METRICS} and {folder / CHECKPOINTS}."
+        )
+    if done > config.train.checkpoint_every:
         raise RunFolderError(
             f"{folder / METRICS} knows {done} iterations, and {folder / CHECKPOINTS} holds no sound checkpoint. Put one back to "
             f"go on; to train them again from the start, delete {folder / METRICS}."
@@ -215,15 +252,14 @@ def _check_progress(config: RunConfig, folder: Path) -> None:
 def _held_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
     """The config in a run's folder; a lost or empty file is written anew from the latest checkpoint."""
     file = folder / CONFIG
-    found = latest_state(folder / CHECKPOINTS)
-    blank = not file.exists() or (file.is_file() and not file.read_bytes().strip(b"\0 \t\r\n"))
-    if blank and found is not None:
-        _restore_config(file, *found)
+    if not file.exists() or (file.is_file() and not file.read_bytes().strip(b"\0 \t\r\n")):
+        _restore_config(file, latest_state(folder / CHECKPOINTS))
     try:
         return load_config(folder, overrides)
     except ConfigError as error:
-        if found is None or _readable(folder):
-            raise  # the overrides are what is wrong
+        found = None if _readable(folder) else latest_state(folder / CHECKPOINTS)
+        if found is None:
+            raise  # the overrides are what is wrong, or nothing knows better
         raise ConfigError(
             f"{error}\n{found[0]} holds the config that the run was trained with: delete {file}, and the next command restores it."
         ) from None
@@ -237,8 +273,11 @@ def _readable(folder: Path) -> bool:
     return True
 
 
-def _restore_config(file: Path, checkpoint: Path, state: Mapping[str, Any]) -> None:
+def _restore_config(file: Path, found: tuple[Path, Mapping[str, Any]] | None) -> None:
     """Write a lost config.yaml anew from what a checkpoint says; its prompts, if they came from a file, lie beside it."""
+    if found is None:
+        return
+    checkpoint, state = found
     log.warning("%s is %s; it is restored from %s.", file, "empty" if file.exists() else "not there", checkpoint)
     held = dict(state["config"])
     if held["prompts"].get("file") is not None and (file.parent / PROMPTS).is_file():

@@ -14,7 +14,7 @@ from diffusion_rtb.behaviours._stored_size import check_room
 from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior
-from diffusion_rtb.run.checkpoint_reading import latest_state
+from diffusion_rtb.run.checkpoint_reading import read_latest
 from diffusion_rtb.run.checks import check_components, paths_explained
 from diffusion_rtb.run.folder import CHECKPOINTS, hold_run, name_free_again, open_run, run_folder
 from diffusion_rtb.sampling.sampler import Sampler
@@ -51,21 +51,21 @@ def assemble(config: RunConfig, folder: Path | None = None, processes: Processes
     processes = Processes.start(config.train.process_timeout) if processes is None else processes
     check_processes(config, processes.count)
     with processes.guarded():
-        if processes.main:
-            open_run(config, folder)
+        begun = open_run(config, folder) if processes.main else None
         processes.agree()  # the others go on once the folder is there
+        begun = begun if processes.main else read_latest(folder / CHECKPOINTS)
         tracker = Tracker(
             folder,
             config.train.tracker,
             config.train.iterations,
             config=config.model_dump(mode="json"),
-            start=_iterations_done(folder),
+            start=0 if begun is None else int(begun.state["iteration"]),
             main=processes.main,
         )
         objective: Any = build(config.objective, "objective")
         sampler = _sampler(config, objective, folder)
     observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
-    return Trainer(config, folder, sampler, objective, processes, observers)
+    return Trainer(config, folder, sampler, objective, processes, observers, begun)
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def training(config: RunConfig, folder: Path | None = None) -> Iterator[Trainer]
     with ExitStack() as stack:
         with processes.guarded():  # the others wait in `assemble` until the main process holds the folder
             stack.enter_context(name_free_again(config, folder, processes.main))
-            stack.enter_context(hold_run(config, folder, processes.main))
+            stack.enter_context(hold_run(folder, processes.main))
             trainer = assemble(config, folder, processes)
         yield trainer
 
@@ -124,8 +124,3 @@ def _sheets(config: RunConfig, folder: Path, sampler: Sampler, tracker: Tracker)
         folder=folder / "samples",
         show=tracker.image,
     )
-
-
-def _iterations_done(folder: Path) -> int:
-    found = latest_state(folder / CHECKPOINTS)
-    return int(found[1]["iteration"]) if found else 0

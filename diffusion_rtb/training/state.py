@@ -14,7 +14,8 @@ from diffusion_rtb.beta import KlBudget
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Objective, Prior
 from diffusion_rtb.run import checkpoint
-from diffusion_rtb.run.checkpoint_reading import read_latest
+from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
+from diffusion_rtb.run.folder import CHECKPOINTS
 from diffusion_rtb.run.posterior import load_parameters
 from diffusion_rtb.run.progress import Progress, trained_beta
 from diffusion_rtb.sampling.sampler import Sampler
@@ -45,6 +46,8 @@ class TrainingState(Protocol):
     iteration: int
     warmed: bool
     """The objective's warm-up is done."""
+    begun: Checkpoint | None
+    """Where the run goes on from, if that was read already."""
 
     @property
     def beta(self) -> float: ...
@@ -56,7 +59,7 @@ def save_training(run: TrainingState) -> Path:
     tensors |= {f"source-{name}": source.tensors() for name, (source, _) in run.sources.items()}
     state |= {"prior": run.prior.fingerprint(), "config": run.config.model_dump(mode="json")}
     keep = run.config.train.keep_checkpoints
-    return checkpoint.save_checkpoint(run.folder / "checkpoints", run.iteration, tensors, state, keep)
+    return checkpoint.save_checkpoint(run.folder / CHECKPOINTS, run.iteration, tensors, state, keep)
 
 
 def snapshot(run: TrainingState) -> Snapshot:
@@ -112,7 +115,7 @@ def restore_training(run: TrainingState) -> None:
     Raises:
         CheckpointError: it was written with another prior, sampler or adapter.
     """
-    found = read_latest(run.folder / "checkpoints")
+    found, run.begun = read_latest(run.folder / CHECKPOINTS, run.begun), None
     if found is None:
         return
     tensors, state = found.tensors, found.state

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from diffusion_rtb.files.terminal import console
-from diffusion_rtb.run.checkpoint_reading import CheckpointError
 from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows
 from diffusion_rtb.training.observers import Observer
 from diffusion_rtb.training.tracker_identity import tracker_arguments
@@ -76,7 +75,6 @@ class Tracker(Observer):
     ) -> None:
         check_trackers(names)
         self.path = folder / METRICS
-        self.start = start
         self.total = total
         self.main = main
         self.console = console(stderr=True)
@@ -88,11 +86,6 @@ class Tracker(Observer):
         """Forget what was logged at or after `iteration`: those iterations are going to be repeated. Then show the bar."""
         if not self.main:
             return
-        if iteration == 0 and self.start > 0:
-            raise CheckpointError(
-                f"All checkpoints beside {self.path} are damaged, the newest was of iteration {self.start}. Put a sound one back "
-                f"to go on; to train again from the start, delete {self.path} and {self.path.with_name('checkpoints')}."
-            )
         cut_rows(self.path, iteration)
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

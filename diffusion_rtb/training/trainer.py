@@ -25,6 +25,7 @@ from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.lock import folder_lock
 from diffusion_rtb.interfaces import Loss, Objective, Terms
+from diffusion_rtb.run.checkpoint_reading import Checkpoint
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
@@ -59,6 +60,7 @@ class Trainer:
         objective: Loss on trajectories.
         processes: Those that train together.
         observers: Told how it goes, in this order; the checkpoints come after them.
+        begun: Where the run goes on from, if that was read already.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Trainer:
         objective: Objective,
         processes: Processes,
         observers: Sequence[Observer] = (),
+        begun: Checkpoint | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -76,6 +79,7 @@ class Trainer:
         self.prior = prior = sampler.prior
         self.objective = objective
         self.processes = processes
+        self.begun = begun
         self.observers: list[Observer] = [*observers, Checkpoints(self.save, config.train.checkpoint_every)]
         self.sources = sources(config)
         on_policy, _ = self.sources["posterior"]

@@ -322,7 +322,7 @@ def test_a_damaged_file_with_the_right_hash_is_named(capsys: pytest.CaptureFixtu
 def reseal(checkpoint: Path, name: str) -> None:
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     file = checkpoint / name
-    manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256(file.read_bytes())}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 

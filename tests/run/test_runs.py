@@ -27,10 +27,16 @@ def config(out: Path, **changes: Any) -> RunConfig:
     return RunConfig.model_validate(data | changes)
 
 
+def made(run: RunConfig) -> Path:
+    """The folder of a run that has done nothing yet."""
+    assert open_run(run) is None
+    return run_folder(run)
+
+
 def test_a_new_run_gets_its_config_and_manifest(tmp_path: Path) -> None:
     run = config(tmp_path / "deep" / "runs")
-    folder = open_run(run)
-    assert folder == run_folder(run) == tmp_path / "deep" / "runs" / "mine"
+    folder = made(run)
+    assert folder == tmp_path / "deep" / "runs" / "mine"
     assert load_config(folder) == run
     (start,) = json.loads((folder / "manifest.json").read_text())["starts"]
     assert start["versions"]["torch"] == version("torch")
@@ -41,15 +47,15 @@ def test_a_new_run_gets_its_config_and_manifest(tmp_path: Path) -> None:
 
 
 def test_the_same_config_reopens_its_run(tmp_path: Path) -> None:
-    folder = open_run(config(tmp_path))
+    folder = made(config(tmp_path))
     (folder / "metrics.jsonl").write_text("{}\n")
-    assert open_run(config(tmp_path)) == folder
+    open_run(config(tmp_path))
     assert len(json.loads((folder / "manifest.json").read_text())["starts"]) == 2
     assert (folder / "metrics.jsonl").read_text() == "{}\n"
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
-    folder = open_run(config(tmp_path))
+    folder = made(config(tmp_path))
     other = config(tmp_path, beta=2.0, reward={"component": "jpeg", "quality": 50})
     with pytest.raises(RunFolderError) as error:
         open_run(other)
@@ -62,7 +68,7 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> 
 
 
 def test_a_run_may_be_given_more_iterations(tmp_path: Path) -> None:
-    folder = open_run(config(tmp_path))
+    folder = made(config(tmp_path))
     open_run(config(tmp_path, train={"iterations": 500}))
     assert load_config(folder).train.iterations == 500
 
@@ -91,7 +97,7 @@ def test_a_name_is_free_again_after_an_error_before_training(
     tmp_path: Path, trained: tuple[str, ...], left: bool
 ) -> None:
     def fail() -> None:
-        folder = open_run(config(tmp_path))
+        folder = made(config(tmp_path))
         for name in trained:
             (folder / name).write_text("{}\n")
         raise ValueError("found too late")
