@@ -55,7 +55,7 @@ class BackAndForth:
         pairs = [(row, n, k) for row, n in zip(rows, occurrences(rows), strict=True) for k in range(count)]
         if any(row not in self.memory for row in rows):
             seeds = [seed_of(self.seed, "back and forth", iteration, *pair) for pair in pairs]
-            return sampler.from_posterior([row for row, _, _ in pairs], seeds)
+            return sampler.draw([row for row, _, _ in pairs], seeds)
         good = torch.cat([self._good(row, n, count, iteration) for row, n in zip(rows, occurrences(rows), strict=True)])
         seeds = [seed_of(self.seed, "forth", iteration, *pair) for pair in pairs]
         with sampler.stopwatch("rollout"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.sampling.batch import Batch
-from diffusion_rtb.sampling.sampler import Sampler, occurrences
+from diffusion_rtb.sampling.sampler import Sampler, numbered
 
 __all__ = ["OnPolicy"]
 
@@ -60,19 +60,17 @@ class OnPolicy:
 
     def draw(self, sampler: Sampler, rows: Sequence[int], count: int, iteration: int, beta: float) -> Batch:
         """See `Source`; seeds depend on the run, the iteration, the prompt and the sample."""
-        nth = zip(rows, occurrences(rows), strict=True)
-        pairs = [(row, n * count + sample) for row, n in nth for sample in range(count)]
-        seeds = [seed_of(self.seed, "train", iteration, row, sample) for row, sample in pairs]
-        return sampler.from_posterior([row for row, _ in pairs], seeds, self.noise_scale(iteration))
+        pairs = numbered(rows, count)
+        seeds = [seed_of(self.seed, "train", iteration, *pair) for pair in pairs]
+        return sampler.draw([row for row, _ in pairs], seeds, noise_scale=self.noise_scale(iteration))
 
     def own(self, sampler: Sampler, rows: Sequence[int], iteration: int) -> Batch | None:
         """Trajectories of the posterior itself, where `draw` answers wider ones; None where none are asked for."""
         if self.measured == 0:
             return None
-        nth = zip(rows, occurrences(rows), strict=True)
-        pairs = [(row, n * self.measured + sample) for row, n in nth for sample in range(self.measured)]
-        seeds = [seed_of(self.seed, "measured", iteration, row, sample) for row, sample in pairs]
-        return sampler.from_posterior([row for row, _ in pairs], seeds)
+        pairs = numbered(rows, self.measured)
+        seeds = [seed_of(self.seed, "measured", iteration, *pair) for pair in pairs]
+        return sampler.draw([row for row, _ in pairs], seeds)
 
     def settle(self, parts: Mapping[str, Batch]) -> None:
         """Nothing is remembered."""

@@ -29,9 +29,8 @@ def prior_trajectories(
     for chunk in sampler.chunks(len(numbered)):
         between()
         here = numbered[chunk]
-        yield sampler.from_prior([row for row, _ in here], [seed_of(run_seed, "prior", *pair) for pair in here]).to(
-            "cpu"
-        )
+        seeds = [seed_of(run_seed, "prior", *pair) for pair in here]
+        yield sampler.draw([row for row, _ in here], seeds, of_prior=True).to("cpu")
 
 
 class PriorBuffer:

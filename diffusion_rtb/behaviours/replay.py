@@ -28,7 +28,7 @@ class Replay:
         "importance"   exp(beta·r)·p / b, b: the density they were drawn with, so that what comes out is approximately of the
                        posterior p·exp(beta·r) / Z, as far as the effective sample size allows
 
-    A trajectory keeps the density it was drawn with (`Trajectory.log_behaviour`, or `log_prob` where there was no exploration),
+    A trajectory keeps the density it was drawn with (`Trajectory.drawn_with`),
     so that importance weights q / b are right for "uniform". Once trajectories are selected by reward or weight, the density of
     what comes out is unknown, and objectives that need it refuse (`training/compatibility.py`). Where a prompt has
     nothing stored yet, the
@@ -63,7 +63,7 @@ class Replay:
                 parts.append(held[systematic_draw(self.weights(held, beta), count, seed)].to(sampler.prior.device))
             else:
                 seeds = [seed_of(self.seed, "replay", iteration, row, nth, sample) for sample in range(count)]
-                parts.append(sampler.from_posterior([row] * count, seeds))
+                parts.append(sampler.draw([row] * count, seeds))
         return Batch.cat(parts)
 
     def weights(self, held: Batch, beta: float) -> Float[Tensor, " n"]:
@@ -73,9 +73,8 @@ class Replay:
         if self.priority == "reward":
             return rank_weights(held.reward)
         assert held.log_p is not None
-        trajectory = held.trajectory
-        drawn_with = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
-        return torch.softmax(beta * held.reward.double() + (held.log_p - drawn_with).double().sum(1), 0)
+        log_w = (held.log_p - held.trajectory.drawn_with).double().sum(1)
+        return torch.softmax(beta * held.reward.double() + log_w, 0)
 
     def settle(self, parts: Mapping[str, Batch]) -> None:
         """Store the posterior's own trajectories of the iteration."""

@@ -5,27 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion_rtb.chain.rows import Rows
 from diffusion_rtb.files.whole import whole
 
 __all__ = ["Trajectory"]
 
+T = TypeVar("T", bound="Trajectory")
 FORMAT = "diffusion_rtb.trajectory/1"
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class Trajectory(Rows):
     r"""A batch of trajectories x_T, …, x_0 and log N(x_s; mean, std²·I) of each transition x_t -> x_s.
 
     A step whose `std` is 0 is a deterministic map for prior and posterior alike: it carries no log-density, its
     `log_prob` is 0, and `stochastic` is False there. Only a final step may be of that kind.
     """
+
+    shared: ClassVar[frozenset[str]] = frozenset({"timesteps", "std"})
 
     x: Float[Tensor, "batch steps_and_one *dims"]
     """States: x[:, 0] is the initial noise x_T, x[:, i+1] what step i returned, x[:, -1] the clean x_0."""
@@ -60,17 +65,13 @@ class Trajectory:
         """True where the transition has a density."""
         return self.std > 0
 
-    def __getitem__(self, index: Sequence[int] | Int[Tensor, " rows"] | slice) -> Trajectory:
-        """The trajectories at `index`, every per-trajectory field cut alike."""
-        rows = index if isinstance(index, slice) else torch.as_tensor(index, device=self.x.device)
-        behaviour = None if self.log_behaviour is None else self.log_behaviour[rows]
-        return replace(self, x=self.x[rows], log_prob=self.log_prob[rows], log_behaviour=behaviour)
+    @property
+    def drawn_with(self) -> Float[Tensor, "batch steps"]:
+        """Log-density of each transition under the chain that drew it: the recorded network's, unless there was exploration."""
+        return self.log_prob if self.log_behaviour is None else self.log_behaviour
 
-    def to(self, device: torch.device | str) -> Trajectory:
-        return Trajectory(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
-
-    @staticmethod
-    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+    @classmethod
+    def cat(cls: type[T], parts: Sequence[T]) -> T:
         """Join batches that were drawn on the same schedule.
 
         Raises:
@@ -85,14 +86,9 @@ class Trajectory:
                     f"Trajectories of different schedules cannot be joined: timesteps {first.timesteps.tolist()} and "
                     f"{part.timesteps.tolist()}. Record them with the same scheduler, steps and eta."
                 )
-        behaviours = [part.log_prob if part.log_behaviour is None else part.log_behaviour for part in parts]
-        explored = any(part.log_behaviour is not None for part in parts)
-        return replace(
-            first,
-            x=torch.cat([part.x for part in parts]),
-            log_prob=torch.cat([part.log_prob for part in parts]),
-            log_behaviour=torch.cat(behaviours) if explored else None,
-        )
+        if any(part.log_behaviour is not None for part in parts):
+            parts = [replace(part, log_behaviour=part.drawn_with) for part in parts]
+        return super().cat(parts)
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are present, by name, contiguous."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.comparison.transport import block_distances
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.estimates import elbo, ess, kl, log_weights, log_z_importance, standard_error, total_variation
+from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.exact import ExactTarget, Modes
 from diffusion_rtb.interfaces import Prior, Reward
-from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 
 __all__ = ["BATCH", "WITHIN", "draw_posterior", "look", "measured", "mode_distance", "mode_shares"]
@@ -36,7 +37,7 @@ def draw_posterior(
     truth: ExactTarget | None = None,
     scored: int | None = None,
     metadata: Sequence[Metadata] | None = None,
-) -> tuple[torch.Tensor, Batch]:
+) -> tuple[torch.Tensor, Drawn]:
     """Decoded samples of the posterior as it is now, or of the truth through the same chain, at the same noise.
 
     Args:
@@ -59,14 +60,16 @@ def draw_posterior(
     vectors, kept = [], []
     for chunk in sampler.chunks(count):
         with truth.as_exact() if truth is not None and truth.as_exact is not None else nullcontext():
-            found = sampler.from_posterior(rows[chunk], seeds[chunk])
-        vectors.append(prior.decode(found.trajectory.x_0).flatten(1).double().cpu())
+            found = sampler.draw(rows[chunk], seeds[chunk], images=True)
+        assert found.images is not None
+        vectors.append(found.images.flatten(1).double().cpu())
         if chunk.start < wanted:
-            kept.append(sampler.completed(found[: wanted - chunk.start]).to("cpu"))
-    return torch.cat(vectors), Batch.cat(kept)
+            known = sampler.completed(replace(found, images=None)[: wanted - chunk.start])
+            kept.append(Drawn(known.prompt, known.reward, known.log_q, known.log_p).to("cpu"))
+    return torch.cat(vectors), Drawn.cat(kept)
 
 
-def look(x: torch.Tensor, drawn: Batch, target: ExactTarget, beta: float) -> dict[str, float]:
+def look(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) -> dict[str, float]:
     """What a curve shows: TV and off where the target has modes, and the ELBO; nats."""
     numbers = {"elbo": _elbo(drawn, beta)}
     if target.modes is not None:
@@ -75,7 +78,7 @@ def look(x: torch.Tensor, drawn: Batch, target: ExactTarget, beta: float) -> dic
     return numbers
 
 
-def measured(x: torch.Tensor, drawn: Batch, target: ExactTarget, beta: float) -> dict[str, Any]:
+def measured(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) -> dict[str, Any]:
     """All numbers of a sampler as plain JSON values.
 
     `tv`, `off` and `shares` are absent where the target has no modes. `elbo` <= `exact_log_z`, with equality at the posterior;
@@ -102,7 +105,7 @@ def measured(x: torch.Tensor, drawn: Batch, target: ExactTarget, beta: float) ->
     }
 
 
-def _elbo(drawn: Batch, beta: float) -> float:
+def _elbo(drawn: Drawn, beta: float) -> float:
     assert drawn.log_q is not None
     assert drawn.log_p is not None
     return elbo(drawn.reward, drawn.log_q, drawn.log_p, beta)

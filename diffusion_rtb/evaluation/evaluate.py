@@ -13,7 +13,7 @@ from rich.progress import Progress
 from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.evaluation.choice import PICTURED, evaluated_rows, spread
-from diffusion_rtb.evaluation.samples import Drawn, draw
+from diffusion_rtb.evaluation.samples import Pictured, draw
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.evaluation.terminal import show
 from diffusion_rtb.files.disk import check_writable
@@ -69,18 +69,17 @@ def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
     embedder: Any = None if config.eval.embedder is None else build(config.eval.embedder, "reward")
     judge: Any = embedder if config.eval.judge is None else build(config.eval.judge, "reward")
     sampler = _sampler(config, rows, prior, reward)
-    tools = {"embedder": embedder, "judge": judge}
+    tools = {"embedder": embedder, "judge": judge, "numbers": rows}
     counts = (config.eval.prior_samples, config.eval.samples)
-    with _progress(sampler.prompts, *counts) as (one, other):
-        before = draw(sampler, config.eval, counts[0], config.seed, posterior=False, advance=one, numbers=rows, **tools)
-        after = draw(sampler, config.eval, counts[1], config.seed, posterior=True, advance=other, numbers=rows, **tools)
+    with _progress(sampler.prompts, *counts) as advances:
+        before, left = draw(sampler, config.eval, counts[0], config.seed, posterior=False, advance=advances[0], **tools)
+        after, right = draw(sampler, config.eval, counts[1], config.seed, posterior=True, advance=advances[1], **tools)
     numbers = summarise(before, after, sampler.prompts, run.progress.beta, config.eval)
     numbers |= {"run": run.progress.as_json()}
     folder = run.folder / "eval"
     folder.mkdir(exist_ok=True)
     write_json(folder / "metrics.json", numbers)
-    picture = _picture(before, after, sampler.prompts)
-    save_png(picture, folder / "side_by_side.png")
+    save_png(_picture(left, right, sampler.prompts), folder / "side_by_side.png")
     export_posterior(config, prior, run.folder, run.progress, evaluation=_card_table(numbers["overall"]))
     write_json(folder / "timing.json", {"seconds": perf_counter() - start} | sampler.stopwatch.read())
     show(numbers, console())
@@ -116,16 +115,16 @@ def _progress(prompts: Sequence[str], prior: int, posterior: int) -> Iterator[tu
         yield (lambda n: bars.advance(tasks[0], n)), (lambda n: bars.advance(tasks[1], n))
 
 
-def _picture(prior: Drawn, posterior: Drawn, evaluated: Sequence[str]) -> Any:
+def _picture(prior: Pictured, posterior: Pictured, evaluated: Sequence[str]) -> Any:
     """Pairs at the same noise, as many per pictured prompt as both sides have, each with its reward; vectors as dots."""
     prompts = [evaluated[row] for row in spread(len(evaluated), PICTURED)]
-    kept = [len(side.pictures) // len(prompts) for side in (prior, posterior)]
+    kept = [len(side) // len(prompts) for side in (prior, posterior)]
     count = min(kept)
     images, captions = [], []
     for side, held in zip((prior, posterior), kept, strict=True):
-        shape = (len(prompts), held, *side.pictures.shape[1:])
-        images.append(side.pictures.reshape(shape)[:, :count])
-        rewards = side.picture_rewards.reshape(len(prompts), held)[:, :count]
+        shape = (len(prompts), held, *side.image.shape[1:])
+        images.append(side.image.reshape(shape)[:, :count])
+        rewards = side.reward.reshape(len(prompts), held)[:, :count]
         captions.append([[f"{value:.2f}" for value in row] for row in rewards.tolist()])
     return side_by_side(images[0], images[1], prompts, captions=(captions[0], captions[1]))
 

@@ -150,12 +150,14 @@ def _diversity(prior: Drawn, posterior: Drawn, beta: float) -> dict[str, Any] | 
 
 def _check(prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig, index: int) -> dict[str, Any]:
     factor = config.factors[index]
+    assert prior.labels is not None
+    assert posterior.labels is not None
     found = check_posterior(
         factor.name,
         factor.labels or factor.classes,
-        prior=(prior.labels[factor.name], prior.prompt),
+        prior=(prior.labels[:, index], prior.prompt),
         log_w=beta * prior.reward.double(),
-        posterior=(posterior.labels[factor.name], posterior.prompt),
+        posterior=(posterior.labels[:, index], posterior.prompt),
         confidence=config.confidence,
         bootstrap=config.bootstrap,
     )

@@ -43,6 +43,7 @@ from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_beta, check_terms
 from diffusion_rtb.objectives._penalty import Penalty
+from diffusion_rtb.objectives._policy import behaviour
 from diffusion_rtb.objectives._value import ValueNetwork
 from diffusion_rtb.objectives.rtb import RTB, rtb_residual
 
@@ -233,8 +234,7 @@ class TrustPCL(nn.Module):
         residual = rtb_residual(terms.log_q.detach(), terms.log_p, terms.reward, log_z, beta)
         loss = torch.mean(self.penalty(nats))
         if self.value_loss == "returns":
-            drawn_with = terms.log_q.detach() if terms.log_behaviour is None else terms.log_behaviour
-            loss = loss + returns_loss(values[:, :-1], terms.reward, drawn_with - terms.log_p, beta)
+            loss = loss + returns_loss(values[:, :-1], terms.reward, behaviour(terms) - terms.log_p, beta)
         return Loss(loss / beta**2, residual, log_z, to_nats=beta**2)
 
     def warm_up(self, terms: Terms, beta: float, noise: Noise, lr: float = 3e-3) -> None:

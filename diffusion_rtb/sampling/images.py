@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.chain.rollout import rollout
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.interfaces import Prior
-from diffusion_rtb.sampling.decoding import decoded
+from diffusion_rtb.sampling.sampler import Sampler, numbered
 
 __all__ = ["draw_batches", "draw_images", "image_paths", "slug"]
 
@@ -49,11 +48,15 @@ def draw_batches(
     prior: Prior, prompts: Sequence[str], count: int, *, seed: int = 0, batch: int = 8
 ) -> Iterator[Float[Tensor, "_ *shape"]]:
     """The same, `batch` images at a time, so that no number of prompts fills the memory."""
-    texts = [prompt for prompt in prompts for _ in range(count)]
-    seeds = [seed_of(seed, "sample", prompt, number) for prompt in prompts for number in range(count)]
-    for start in range(0, len(texts), batch):
-        chunk = slice(start, start + batch)
-        yield decoded(prior, rollout(prior, texts[chunk], seeds[chunk]).x_0)
+    pairs = numbered(range(len(prompts)), count)
+    seeds = [seed_of(seed, "sample", prompts[row], number) for row, number in pairs]
+    for drawn in Sampler(prior, _none, prompts, batch).stream([row for row, _ in pairs], seeds):
+        assert drawn.images is not None
+        yield drawn.images
+
+
+def _none(images: Float[Tensor, "batch *shape"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+    return torch.zeros(len(images))
 
 
 def image_paths(prompts: Sequence[str], count: int, folder: Path | str, *, overwrite: bool = False) -> list[Path]:

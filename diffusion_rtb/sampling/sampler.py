@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from time import perf_counter
 
@@ -20,7 +21,7 @@ from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.decoding import decoded
 from diffusion_rtb.scoring.call import evaluate_reward
 
-__all__ = ["Sampler", "Stopwatch", "occurrences"]
+__all__ = ["Sampler", "Stopwatch", "numbered", "occurrences"]
 
 
 class Stopwatch:
@@ -77,26 +78,41 @@ class Sampler:
         """The micro-batches of a batch of `size` trajectories."""
         return [slice(start, min(start + self.micro_batch, size)) for start in range(0, size, self.micro_batch)]
 
-    def from_posterior(
-        self, rows: Sequence[int], seeds: Sequence[int], noise_scale: Callable[[float], float] | None = None
+    def draw(
+        self,
+        rows: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        of_prior: bool = False,
+        noise_scale: Callable[[float], float] | None = None,
+        images: bool = False,
     ) -> Batch:
-        """Trajectories of the posterior as it is now, with log_q; one per row and seed."""
-        with self.stopwatch("rollout"):
-            trajectory = self._rollout(rows, seeds, noise_scale)
-        batch = self.rewarded(trajectory, rows)
-        return replace(batch, log_q=trajectory.log_prob)
+        """Trajectories with their rewards, one per row and seed, of the posterior as it is now or of the prior.
 
-    def from_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Batch:
-        """Trajectories of the prior, with log_p; one per row and seed."""
-        with self.stopwatch("rollout"), self.prior.as_prior():
-            trajectory = self._rollout(rows, seeds, None)
-        batch = self.rewarded(trajectory, rows)
-        return replace(batch, log_p=trajectory.log_prob)
+        Args:
+            rows: Prompts.
+            seeds: Of the noise; the same trajectories need the same micro-batches, too.
+            of_prior: Draw from the prior, and know log_p; otherwise from the posterior, and know log_q.
+            noise_scale: Exploration, see `TrajectoryRecorder`.
+            images: Keep what the reward saw; `stream` keeps no more than a micro-batch.
+        """
+        parts = []
+        with self.stopwatch("rollout"), self.prior.as_prior() if of_prior else nullcontext():
+            for chunk in self.chunks(len(rows)):
+                parts.append(rollout(self.prior, self.texts(rows[chunk]), seeds[chunk], noise_scale=noise_scale))
+        batch = self.rewarded(Trajectory.cat(parts), rows, images=images)
+        known = batch.trajectory.log_prob
+        return replace(batch, log_p=known) if of_prior else replace(batch, log_q=known)
+
+    def stream(self, rows: Sequence[int], seeds: Sequence[int], *, of_prior: bool = False) -> Iterator[Batch]:
+        """`draw` one micro-batch after the other, each with its images, so that no number of rows fills the memory."""
+        for chunk in self.chunks(len(rows)):
+            yield self.draw(rows[chunk], seeds[chunk], of_prior=of_prior, images=True)
 
     def samples_of_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *dims"]:
-        """x_0 of the prior, one per row and seed."""
+        """x_0 of the prior, one per row and seed of one micro-batch."""
         with self.stopwatch("rollout"), self.prior.as_prior():
-            return self._rollout(rows, seeds, None).x_0
+            return rollout(self.prior, self.texts(rows), seeds).x_0
 
     def completed(self, batch: Batch) -> Batch:
         """The same trajectories with both log-densities."""
@@ -123,15 +139,6 @@ class Sampler:
         log_q = log_q if batch.log_q is None else batch.log_q
         return replace(batch, log_q=log_q, log_p=log_p, mean_p=mean_p, kl=kl)
 
-    def _rollout(
-        self, rows: Sequence[int], seeds: Sequence[int], noise_scale: Callable[[float], float] | None
-    ) -> Trajectory:
-        parts = [
-            rollout(self.prior, self.texts(rows[chunk]), seeds[chunk], noise_scale=noise_scale)
-            for chunk in self.chunks(len(rows))
-        ]
-        return Trajectory.cat(parts)
-
     def _score(self, batch: Batch) -> Float[Tensor, "batch steps"]:
         parts = [
             score(self.prior, self.texts(batch.prompt[chunk]), batch.trajectory[chunk])
@@ -148,29 +155,41 @@ class Sampler:
         ]
         return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([mean for _, mean in parts])
 
-    def rewarded(self, trajectory: Trajectory, rows: Sequence[int]) -> Batch:
-        """Trajectories, one per row, with their prompts and rewards."""
+    def rewarded(self, trajectory: Trajectory, rows: Sequence[int], *, images: bool = False) -> Batch:
+        """Trajectories, one per row, with their prompts and rewards, and with their images where these are asked for."""
+        kept: list[Tensor] = []
         prompt = torch.tensor(rows, device=trajectory.x.device)
-        reward = self.rewards(trajectory.x_0, rows).to(prompt.device)
-        return Batch(trajectory=trajectory, prompt=prompt, reward=reward)
+        reward = self.rewards(trajectory.x_0, rows, kept.append if images else lambda _: None).to(prompt.device)
+        return Batch(trajectory, prompt, reward, images=torch.cat(kept) if images else None)
 
-    def rewards(self, x_0: Float[Tensor, "batch *dims"], rows: Sequence[int]) -> Float[Tensor, " batch"]:
-        """r of each sample, decoded and scored one micro-batch after the other: only one of them is held as images."""
+    def rewards(
+        self, x_0: Float[Tensor, "batch *dims"], rows: Sequence[int], seen: Callable[[Tensor], object] = lambda _: None
+    ) -> Float[Tensor, " batch"]:
+        """r of each sample, decoded and scored one micro-batch after the other, with `seen` told the images of each."""
         name = getattr(self.reward, "__name__", type(self.reward).__name__)
+        parts = []
         with self.stopwatch("reward"):
-            parts = [
-                evaluate_reward(
-                    self.reward,
-                    decoded(self.prior, x_0[chunk]),
-                    self.texts(rows[chunk]),
-                    name,
-                    metadata=[self.metadata[int(row)] for row in rows[chunk]],
-                )
-                for chunk in self.chunks(len(x_0))
-            ]
+            for chunk in self.chunks(len(x_0)):
+                images = decoded(self.prior, x_0[chunk])
+                known = [self.metadata[int(row)] for row in rows[chunk]]
+                parts.append(evaluate_reward(self.reward, images, self.texts(rows[chunk]), name, metadata=known))
+                seen(images)
         return torch.cat(parts)
+
+
+def numbered(rows: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """(row, number) of `count` samples of each row, adjacent; a row that comes again goes on with its numbers.
+
+    A sample's noise depends on both, so that it is the same whatever it is drawn with.
+    """
+    return [(row, n * count + k) for row, n in zip(rows, occurrences(rows), strict=True) for k in range(count)]
 
 
 def occurrences(rows: Sequence[int]) -> list[int]:
     """How often each row came before in the same list: a prompt that comes twice in an iteration is to be drawn differently."""
-    return [list(rows[:k]).count(row) for k, row in enumerate(rows)]
+    came: Counter[int] = Counter()
+    before = []
+    for row in rows:
+        before.append(came[row])
+        came[row] += 1
+    return before

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.files.pictures import grid, save_png
-from diffusion_rtb.sampling.decoding import decoded
-from diffusion_rtb.sampling.sampler import Sampler
+from diffusion_rtb.sampling.sampler import Sampler, numbered
 
 __all__ = ["Checkpoints", "Observer", "Sheets"]
 
@@ -92,11 +89,10 @@ class Sheets(Observer):
 
     def _write(self, path: Path) -> None:
         sampler = self._sampler
-        rows = list(range(min(PROMPTS, len(sampler.prompts))))
-        pairs = [(row, sample) for row in rows for sample in range(self._count)]
-        seeds = [seed_of(self._seed, "grid", row, sample) for row, sample in pairs]
-        batch = sampler.from_posterior([row for row, _ in pairs], seeds)
-        x_0 = batch.trajectory.x_0
-        images = torch.cat([decoded(sampler.prior, x_0[chunk]) for chunk in sampler.chunks(len(pairs))])
+        rows = range(min(PROMPTS, len(sampler.prompts)))
+        pairs = numbered(rows, self._count)
+        seeds = [seed_of(self._seed, "grid", *pair) for pair in pairs]
+        batch = sampler.draw([row for row, _ in pairs], seeds, images=True)
+        assert batch.images is not None
         rewards = [f"{value:.2f}" for value in batch.reward.tolist()]
-        save_png(grid(images, self._count, captions=rewards, rows=sampler.texts(rows)), path)
+        save_png(grid(batch.images, self._count, captions=rewards, rows=sampler.texts(rows)), path)

@@ -272,8 +272,6 @@ class Trainer:
         assert batch.log_q is not None
         assert batch.log_p is not None
         trajectory = batch.trajectory
-        # What recorded a trajectory is what drew it: the posterior or the prior, unless exploration noise was added.
-        behaviour = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
         return Terms(
             log_q=batch.log_q.detach().clone().requires_grad_(),
             log_p=batch.log_p.detach(),
@@ -282,7 +280,7 @@ class Trainer:
             x=trajectory.x,
             timesteps=trajectory.timesteps,
             features=self.prior.features(self.sampler.texts(batch.prompt)),
-            log_behaviour=behaviour,
+            log_behaviour=trajectory.drawn_with,
             kl=None if batch.kl is None else batch.kl.detach().clone().requires_grad_(),
         )
 

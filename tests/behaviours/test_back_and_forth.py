@@ -165,7 +165,7 @@ def test_a_trajectory_is_noised_from_a_good_sample_and_ends_in_a_new_one(
     first = back.draw(sampler, [0], 4, 0, BETA)
     assert first.log_q is not None, "nothing is stored yet: trajectories of the posterior"
     assert first.trajectory.log_behaviour is None
-    back.settle({"posterior": sampler.completed(sampler.from_posterior([0] * 16, range(16)))})
+    back.settle({"posterior": sampler.completed(sampler.draw([0] * 16, range(16)))})
     drawn = sampler.completed(back.draw(sampler, [0], 4, 1, BETA))
     x, pool = drawn.trajectory.x, back.memory[0][0]
     timesteps = drawn.trajectory.timesteps
@@ -221,7 +221,7 @@ def test_it_finds_its_way_back_to_samples_that_the_posterior_has_left(tmp_path: 
     """With half of the chain kept, new samples are near the good ones and far from the posterior's own."""
     trainer = run(tmp_path, behaviour={"back_and_forth": {"share": 0.5, "depth": 0.25}})
     back, sampler = source(trainer), trainer.sampler
-    own = sampler.completed(sampler.from_posterior([0] * 64, range(64)))
+    own = sampler.completed(sampler.draw([0] * 64, range(64)))
     back.settle({"posterior": own})
     back.memory[0] = (torch.full((1, 2), 4.0), torch.zeros(1))
     x_0 = back.draw(sampler, [0], 64, 1, BETA).trajectory.x_0

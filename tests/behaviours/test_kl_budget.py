@@ -64,7 +64,7 @@ def test_beta_moves_towards_the_budget_and_never_far(
 def test_the_posterior_says_its_own_beta(tmp_path: Path) -> None:
     trainer = run(tmp_path, prior={"dtype": "float64"})
     begin_at_the_posterior(trainer)
-    drawn = trainer.sampler.completed(trainer.sampler.from_posterior([0] * 4000, range(4000)))
+    drawn = trainer.sampler.completed(trainer.sampler.draw([0] * 4000, range(4000)))
     found, covariance, variance = realised(Measured.of(drawn)).tolist()
     # log q - log p = beta·r - log F(x_T): a signal of 1e-4 in x_T, and rewards in float32.
     assert covariance / variance == pytest.approx(BETA, rel=1e-4)
@@ -78,7 +78,7 @@ def test_moments_are_taken_within_prompts(tmp_path: Path) -> None:
     """A prompt whose rewards and log-ratios lie elsewhere (another Z) does not look like a slope."""
     trainer = run(tmp_path, prior={"dtype": "float64"})
     begin_at_the_posterior(trainer)
-    drawn = trainer.sampler.completed(trainer.sampler.from_posterior([0] * 64, range(64)))
+    drawn = trainer.sampler.completed(trainer.sampler.draw([0] * 64, range(64)))
     assert drawn.log_q is not None
     second = torch.arange(64) >= 32
     shift = torch.where(second, -7.0, 0.0)[:, None]

@@ -44,7 +44,7 @@ def trainer(folder: Path, out: Path, dtype: str, prior: dict[str, Any] | None = 
 
 
 def drawn(made: Trainer) -> Batch:
-    return made.sampler.completed(made.sampler.from_posterior([0, 1, 2, 0], [1, 2, 3, 4]))
+    return made.sampler.completed(made.sampler.draw([0, 1, 2, 0], [1, 2, 3, 4]))
 
 
 def in_float32(part: Batch) -> Batch:
@@ -86,7 +86,7 @@ def pair(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Traine
     out = tmp_path_factory.mktemp("pair")
     train = {"parity_tolerance": 1e9, "grad_clip": 1e30, "lr": 1e-30, "gradient_steps": None}
     exact, half = (trainer(folder, out / dtype, dtype, train=train) for dtype in ("float32", "float16"))
-    part = half.sampler.with_kl(half.sampler.from_posterior([0, 0, 0, 0], [1, 2, 3, 4]))
+    part = half.sampler.with_kl(half.sampler.draw([0, 0, 0, 0], [1, 2, 3, 4]))
     return exact, half, part
 
 
@@ -119,7 +119,7 @@ def test_where_q_is_p_the_kl_has_no_gradient(dtype: str, folder: Path, tmp_path:
     for name, parameter in made.prior.parameters().items():
         if ".lora_B." in name:
             parameter.data.zero_()
-    part = made.sampler.with_kl(made.sampler.from_posterior([0, 1], [1, 2]))
+    part = made.sampler.with_kl(made.sampler.draw([0, 1], [1, 2]))
     assert part.kl is not None
     assert float(part.kl.abs().max()) == 0
     zero = torch.zeros(2, 4, dtype=torch.float64)
@@ -130,7 +130,7 @@ def test_where_q_is_p_the_kl_has_no_gradient(dtype: str, folder: Path, tmp_path:
 def test_a_step_of_tiny_deviation_does_not_overflow(folder: Path, tmp_path: Path) -> None:
     """dlog_q/dmean is 1/std of the noise: at eta 1e-3 it leaves float16 at a cotangent of 1, and not at 2^-10."""
     made = trainer(folder, tmp_path, "float16", {"eta": 1e-3})
-    part = made.sampler.from_posterior([0, 1], [1, 2])
+    part = made.sampler.draw([0, 1], [1, 2])
     push_back(made.sampler, [part], torch.ones(2, 4, dtype=torch.float64))
     found = gradient(made)
     assert bool(torch.isfinite(found).all())

@@ -37,7 +37,7 @@ TWO_PROMPTS: dict[str, Any] = {
 def drawn_by(trainer: Trainer, count: int, first_seed: int = 0) -> Batch:
     """Trajectories of the posterior as it is now, with both densities, as `settle` gets them."""
     seeds = range(first_seed, first_seed + count)
-    return trainer.sampler.completed(trainer.sampler.from_posterior([0] * count, seeds))
+    return trainer.sampler.completed(trainer.sampler.draw([0] * count, seeds))
 
 
 @settings(max_examples=100, deadline=None)

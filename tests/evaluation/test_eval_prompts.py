@@ -102,7 +102,7 @@ def test_a_spread_is_even(total: int, count: int) -> None:
 
 
 def test_kept_pictures_are_bounded() -> None:
-    drawn = draw(Sampler(PixelPrior(), green, NAMES, 50), EvalConfig(), 6, 0, posterior=False)
-    assert len(drawn.pictures) == len(drawn.picture_rewards) == 4 * PICTURED
-    few = draw(Sampler(PixelPrior(), green, NAMES[:3], 50), EvalConfig(), 6, 0, posterior=False)
-    assert len(few.pictures) == 4 * 3
+    _, pictured = draw(Sampler(PixelPrior(), green, NAMES, 50), EvalConfig(), 6, 0, posterior=False)
+    assert len(pictured.image) == len(pictured.reward) == 4 * PICTURED
+    _, few = draw(Sampler(PixelPrior(), green, NAMES[:3], 50), EvalConfig(), 6, 0, posterior=False)
+    assert len(few) == 4 * 3

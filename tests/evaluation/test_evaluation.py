@@ -35,8 +35,8 @@ def numbers(*, known: bool) -> dict[str, Any]:
         set_known_posterior(prior, BETA)
     sampler = Sampler(prior, green, PROMPTS, 100)
     tools: dict[str, Any] = {"embedder": Signs(), "judge": Signs()}
-    before = draw(sampler, CONFIG, 400, 0, posterior=False, **tools)
-    after = draw(sampler, CONFIG, 300, 0, posterior=True, **tools)
+    before, _ = draw(sampler, CONFIG, 400, 0, posterior=False, **tools)
+    after, _ = draw(sampler, CONFIG, 300, 0, posterior=True, **tools)
     return summarise(before, after, PROMPTS, BETA, CONFIG)
 
 
@@ -144,6 +144,6 @@ def test_folders_without_a_posterior_are_refused(tmp_path: Path, wrong: str) -> 
 def test_samples_do_not_depend_on_the_batch() -> None:
     sampler = Sampler(PixelPrior(), green, PROMPTS, 7)
     other = Sampler(PixelPrior(), green, PROMPTS, 50)
-    a = draw(sampler, EvalConfig(), 9, 3, posterior=False)
-    b = draw(other, EvalConfig(), 9, 3, posterior=False)
+    a, _ = draw(sampler, EvalConfig(), 9, 3, posterior=False)
+    b, _ = draw(other, EvalConfig(), 9, 3, posterior=False)
     torch.testing.assert_close(a.reward, b.reward, rtol=1e-5, atol=1e-5)

@@ -26,9 +26,8 @@ EMBEDDED = EvalConfig.model_validate({"embedder": {"component": "tests.oracles.p
 def drawn(rewards: list[float], embedding: torch.Tensor | None = None) -> Drawn:
     """Samples of one prompt whose transitions are the prior's."""
     n = len(rewards)
-    pictures, zero = torch.zeros(min(n, 4), 3, 4, 4), torch.zeros(n, 2)
-    reward = torch.tensor(rewards)
-    return Drawn(torch.zeros(n, dtype=torch.long), reward, embedding, {}, pictures, reward[:4], zero, zero)
+    zero = torch.zeros(n, 2)
+    return Drawn(torch.zeros(n, dtype=torch.long), torch.tensor(rewards), zero, zero, embedding)
 
 
 def test_one_sample_has_no_spread_and_no_diversity() -> None:

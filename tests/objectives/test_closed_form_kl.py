@@ -136,7 +136,7 @@ def test_the_trainer_hands_it_over_and_lowers_it(tmp_path: Path) -> None:
 def test_kl_of_an_experience_is_its_expected_log_ratio(prior: StableDiffusion) -> None:
     """E over x_s of log_q - log_p is the KL: the average over many re-draws of one transition."""
     sampler = Sampler(prior, lambda images, prompts: images.mean((1, 2, 3)), PROMPTS, 64)
-    drawn = sampler.from_posterior([0] * 256, list(range(256)))
+    drawn = sampler.draw([0] * 256, list(range(256)))
     complete: Batch = sampler.with_kl(drawn)
     assert complete.kl is not None
     assert complete.log_q is not None

@@ -50,7 +50,7 @@ def test_the_known_posterior_is_found(name: str, tmp_path: Path) -> None:
     trainer = assemble(config(tmp_path, RECIPES[name]))
     trainer.fit()
     seeds = [seed_of(9, k) for k in range(1024)]
-    drawn = trainer.sampler.completed(trainer.sampler.from_posterior([0] * 1024, seeds[:1024]))
+    drawn = trainer.sampler.completed(trainer.sampler.draw([0] * 1024, seeds[:1024]))
     assert drawn.log_q is not None
     assert drawn.log_p is not None
     x_0 = drawn.trajectory.x_0.double().flatten(2).sum(2) / 4  # one standard normal number per channel

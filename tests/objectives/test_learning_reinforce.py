@@ -67,7 +67,7 @@ def trained(out: Path, recipe: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """After training: x_0 as one number per channel, reward and log_q - log_p of 1,024 samples."""
     trainer = assemble(config(out, recipe))
     trainer.fit()
-    drawn = trainer.sampler.completed(trainer.sampler.from_posterior([0] * 1024, [seed_of(9, k) for k in range(1024)]))
+    drawn = trainer.sampler.completed(trainer.sampler.draw([0] * 1024, [seed_of(9, k) for k in range(1024)]))
     assert drawn.log_q is not None
     assert drawn.log_p is not None
     x_0 = drawn.trajectory.x_0.double().flatten(2).sum(2) / 4  # one standard normal number per channel

@@ -58,7 +58,6 @@ def terms_of(drawn: Batch) -> Terms:
     assert drawn.log_q is not None
     assert drawn.log_p is not None
     trajectory = drawn.trajectory
-    behaviour = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
     return Terms(
         log_q=drawn.log_q.detach().clone().requires_grad_(),
         log_p=drawn.log_p,
@@ -67,7 +66,7 @@ def terms_of(drawn: Batch) -> Terms:
         x=trajectory.x,
         timesteps=trajectory.timesteps,
         features=torch.ones(len(drawn), 1, dtype=torch.float64),
-        log_behaviour=behaviour,
+        log_behaviour=trajectory.drawn_with,
         kl=None if drawn.kl is None else drawn.kl.detach().clone().requires_grad_(),
     )
 

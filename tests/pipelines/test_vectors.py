@@ -125,14 +125,14 @@ def test_a_run_on_vectors_is_trained_and_evaluated(tmp_path: Path) -> None:
     loaded, prior = trained.config, trained.prior()
     assert loaded == config
     sampler = Sampler(prior, Density(QUADRATIC), [""], config.eval.batch)
-    before = draw(sampler, config.eval, 1500, 0, posterior=False)
-    after = draw(sampler, config.eval, 1500, 0, posterior=True)
-    assert before.pictures.shape == (min(1500, DOTS), 2)
+    before, left = draw(sampler, config.eval, 1500, 0, posterior=False)
+    after, right = draw(sampler, config.eval, 1500, 0, posterior=True)
+    assert left.image.shape == (min(1500, DOTS), 2)
     numbers = json.loads(json.dumps(summarise(before, after, [""], 1.0, config.eval), allow_nan=False))["overall"]
     assert isinstance(prior, Gaussian)
     exact = prior.solve(1.0, **QUADRATIC)
     # 1,500 samples: standard errors of about 0.03 for KL and ELBO; log Z from the prior has an ESS of 0.4.
     assert numbers["elbo"] == pytest.approx(exact.best_elbo, abs=0.12)
     assert numbers["log_z"]["from_prior"] == pytest.approx(exact.log_z, abs=0.15)
-    picture = _picture(before, after, sampler.prompts)
+    picture = _picture(left, right, sampler.prompts)
     assert picture.width > 2 * PANEL

@@ -34,7 +34,7 @@ def trainer(folder: Path, out: Path, dtype: str, **sections: Any) -> Trainer:
 
 
 def of_prior(made: Trainer, count: int) -> Batch:
-    return made.sampler.from_prior([k % 3 for k in range(count)], list(range(count)))
+    return made.sampler.draw([k % 3 for k in range(count)], list(range(count)), of_prior=True)
 
 
 def test_it_is_the_kl_that_the_log_densities_show(folder: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_tilt_is_beta_times_the_deviation_within_prompts(tmp_path: Path) -> 
 
 
 def of_prior_vectors(made: Trainer, reward: list[float], prompt: list[int]) -> Batch:
-    own = made.sampler.from_prior([0] * len(reward), list(range(len(reward))))
+    own = made.sampler.draw([0] * len(reward), list(range(len(reward))), of_prior=True)
     return replace(own, reward=torch.tensor(reward), prompt=torch.tensor(prompt))
 
 
