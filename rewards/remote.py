@@ -26,8 +26,8 @@ class Remote:
 
     Args:
         servers: Address or addresses, http://HOST:PORT. All must answer at the start and serve the same reward.
-        encoding: "npz_float32" sends the images exactly as they are. "npz_uint8" and "json_uint8" take a quarter and a third of
-            that, "json_png" less still, but round to 8 bits: values differ by up to 1/510 from what a local reward would see.
+        encoding: "safetensors" sends the images exactly as they are. "json_png" takes a third of that or less, but rounds to 8
+            bits: values differ by up to 1/510 from what a local reward would see.
         batch: Images per request at most; default what the servers allow.
         timeout: Seconds for one request.
         retries: Further rounds over all servers.
@@ -41,7 +41,7 @@ class Remote:
         self,
         servers: str | list[str],
         *,
-        encoding: Encoding = "npz_float32",
+        encoding: Encoding = "safetensors",
         batch: int | None = None,
         timeout: float = 60.0,
         retries: int = 8,
@@ -64,7 +64,7 @@ class Remote:
     def check(
         servers: str | list[str],
         *,
-        encoding: Encoding = "npz_float32",
+        encoding: Encoding = "safetensors",
         batch: int | None = None,
         timeout: float = 60.0,
         retries: int = 8,

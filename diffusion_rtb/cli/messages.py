@@ -22,7 +22,7 @@ INTERRUPTED = 130
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where in the code an error came from.")]
 
 EXTRAS = {
-    "fastapi": "server",
+    "starlette": "server",
     "uvicorn": "server",
     "google": "siglip",
     "sentencepiece": "siglip",

@@ -1,4 +1,4 @@
-"""The reward server's HTTP application; see `reward_wire` for the format. Needs the extra `server`.
+"""The reward server's HTTP application; see `messages` for the format. Needs the extra `server`.
 
 Order of the checks: token, room in the queue, size while the body arrives, format, and only then the reward. One reward call
 runs at a time, in one thread of its own: rewards need not be safe for threads, and a GPU is not shared by two batches.
@@ -7,35 +7,32 @@ runs at a time, in one thread of its own: rewards need not be safe for threads, 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import logging
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
-from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from jaxtyping import Float
 from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from diffusion_rtb import __version__
 from diffusion_rtb.files.plain_text import plain_lines
 from diffusion_rtb.remote_reward.bodies import Bodies
-from diffusion_rtb.remote_reward.codec import Batch, as_float, decode, decode_prompts, encode
+from diffusion_rtb.remote_reward.codec import Batch, as_float, decode, decode_prompts
+from diffusion_rtb.remote_reward.connections import holders_of
 from diffusion_rtb.remote_reward.messages import (
     ENCODINGS,
     JSON_TYPE,
-    NPZ_TYPE,
     Answer,
     Checked,
     Failure,
@@ -43,9 +40,6 @@ from diffusion_rtb.remote_reward.messages import (
     Info,
     Limits,
     Model,
-    PixelsRequest,
-    PngRequest,
-    PromptsRequest,
     WireError,
 )
 
@@ -67,17 +61,6 @@ DECODED = 2
 READERS = 4
 """Bodies that may be arriving at one time for each that may wait."""
 
-REFUSALS = {
-    400: "The body is damaged",
-    401: "The token is missing or wrong",
-    408: "The body did not arrive in time",
-    413: "More than the limits in /info",
-    415: "The media type is not read here",
-    422: "The body does not follow the schema",
-    500: "The reward failed; asking again will not help",
-    503: "Too many requests are waiting; try again",
-}
-
 
 @dataclass(frozen=True)
 class Served:
@@ -98,7 +81,7 @@ class Served:
     """The reward takes the metadata of prompts."""
 
 
-def create_app(score: Score, served: Served, check: CheckPrompts | None = None) -> FastAPI:
+def create_app(score: Score, served: Served, check: CheckPrompts | None = None) -> Starlette:
     """The application, for any ASGI server.
 
     Args:
@@ -106,63 +89,51 @@ def create_app(score: Score, served: Served, check: CheckPrompts | None = None) 
         served: Names, limits and token.
         check: What the reward says to the prompts of a run; None: it takes all.
     """
-    app = FastAPI(title="diffusion-rtb reward server", version=__version__, docs_url=None, redoc_url=None)
     desk = _Desk(score, served, check)
-    guarded = [Depends(_Guard(served.token))] if served.token is not None else []
-    refused = {status: {"model": Failure, "description": text} for status, text in REFUSALS.items()}
-    without_token: dict[int | str, Any] = {401: refused[401]} if guarded else {}
+    names = {"reward": served.reward, "reward_id": served.reward_id, "version": __version__}
+    told = Info(**names, **asdict(served.limits), encodings=list(ENCODINGS), metadata=served.metadata)
 
-    @app.get("/health")
-    async def health() -> Health:
-        return Health()
+    async def health(request: Request) -> Response:
+        return _said(Health())
 
-    @app.get("/info", dependencies=guarded, responses=without_token)
-    async def info() -> Info:
-        names = {"reward": served.reward, "reward_id": served.reward_id, "version": __version__}
-        return Info(**names, **asdict(served.limits), encodings=list(ENCODINGS), metadata=served.metadata)
+    async def info(request: Request) -> Response:
+        return _said(told)
 
-    @app.post(
-        "/score",
-        dependencies=guarded,
-        response_model=Answer,
-        responses={**{k: v for k, v in refused.items() if k != 401}, **without_token},
-        openapi_extra=_described(served.limits),
-    )
     async def score_images(request: Request) -> Response:
-        answer = await desk.serve(request, desk.scored)
-        return Response(answer.model_dump_json(), media_type=JSON_TYPE)
+        return _said(await desk.serve(request, desk.scored))
 
-    @app.post(
-        "/prompts",
-        dependencies=guarded,
-        response_model=Checked,
-        responses={**{k: v for k, v in refused.items() if k not in (401, 415)}, **without_token},
-        openapi_extra=_json_body(PromptsRequest),
-    )
     async def check_prompts(request: Request) -> Response:
-        checked = await desk.serve(request, desk.checked)
-        return Response(checked.model_dump_json(), media_type=JSON_TYPE)
+        return _said(await desk.serve(request, desk.checked))
 
-    app.add_exception_handler(WireError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse)
-    return app
+    guarded = _guard(served.token)
+    routes = [
+        Route("/health", health),
+        Route("/info", guarded(info)),
+        Route("/score", guarded(score_images), methods=["POST"]),
+        Route("/prompts", guarded(check_prompts), methods=["POST"]),
+    ]
+    return Starlette(routes=routes, exception_handlers={WireError: _refuse, HTTPException: _refuse})
 
 
-class _Guard(HTTPBearer):
-    """Lets in who knows the token; the time it takes tells nothing about the token."""
+Endpoint = Callable[[Request], Awaitable[Response]]
 
-    def __init__(self, token: str) -> None:
-        super().__init__(auto_error=False, scheme_name="token")
-        self._digest = sha256(token.encode()).digest()
 
-    async def __call__(self, request: HTTPConnection) -> HTTPAuthorizationCredentials | None:
-        found = await super().__call__(request)
-        given = "" if found is None else found.credentials
-        if not hmac.compare_digest(sha256(given.encode()).digest(), self._digest):
-            reason = "there is none" if found is None else "it is not the server's"
-            message = f"This server wants its token as `Authorization: Bearer TOKEN`: {reason}."
-            raise WireError(message, status=401, code="unauthorized")
-        return found
+def _guard(token: str | None) -> Callable[[Endpoint], Endpoint]:
+    """Lets in who knows the token."""
+    known = holders_of(token)
+
+    def guarded(endpoint: Endpoint) -> Endpoint:
+        async def checked(request: Request) -> Response:
+            if not known(request.headers.raw):
+                scheme, _, given = request.headers.get("authorization", "").partition(" ")
+                reason = "it is not the server's" if scheme.lower() == "bearer" and given else "there is none"
+                message = f"This server wants its token as `Authorization: Bearer TOKEN`: {reason}."
+                raise WireError(message, status=401, code="unauthorized")
+            return await endpoint(request)
+
+        return checked
+
+    return guarded
 
 
 class _Desk:
@@ -254,34 +225,12 @@ def _failed(message: str) -> WireError:
 async def _refuse(request: Request, error: Exception) -> Response:
     """Every refusal in one form."""
     if isinstance(error, WireError):
-        failure = Failure(code=error.code, message=str(error))
-        extra = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}, 408: {"Connection": "close"}}
-        headers: Any = extra.get(error.status)
-        return JSONResponse(failure.model_dump(), error.status, headers=headers)
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}, 408: {"Connection": "close"}}
+        return _said(Failure(code=error.code, message=str(error)), error.status, headers.get(error.status))
     assert isinstance(error, HTTPException)
-    failure = Failure(code=f"http_{error.status_code}", message=f"{request.method} {request.url.path}: {error.detail}")
-    return JSONResponse(failure.model_dump(), error.status_code, headers=error.headers)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return _said(Failure(code=f"http_{error.status_code}", message=message), error.status_code, error.headers)
 
 
-def _json_body(model: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {JSON_TYPE: {"schema": model.model_json_schema()}}}}
-
-
-def _described(limits: Limits) -> dict[str, Any]:
-    """The request body for OpenAPI; the application reads it itself, as it arrives."""
-    models: tuple[type[BaseModel], ...] = (PngRequest, PixelsRequest)
-    forms = [model.model_json_schema() for model in models]
-    # One black pixel, both ways.
-    examples = {
-        encoding: {"value": json.loads(encode(np.zeros((1, 3, 1, 1), np.float32), ["night"], encoding)[0])}
-        for encoding in ("json_png", "json_uint8")
-    }
-    archive = {"type": "string", "format": "binary", "description": "images.npy and header.npy; no pickles"}
-    content = {JSON_TYPE: {"schema": {"oneOf": forms}, "examples": examples}, NPZ_TYPE: {"schema": archive}}
-    return {
-        "requestBody": {
-            "required": True,
-            "content": content,
-            "description": f"At most {limits.max_batch} images, {limits.max_pixels} pixels and {limits.max_body_bytes} bytes.",
-        }
-    }
+def _said(reply: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(reply.model_dump_json(), status, headers, JSON_TYPE)

@@ -116,7 +116,7 @@ class RewardClient:
         self,
         servers: Sequence[str],
         *,
-        encoding: Encoding = "npz_float32",
+        encoding: Encoding = "safetensors",
         batch: int | None = None,
         token: str | None = None,
         patience: Patience | None = None,
@@ -138,24 +138,20 @@ class RewardClient:
 
     @property
     def takes_metadata(self) -> bool:
-        """The servers' reward takes the metadata of prompts, or a server is too old to say."""
-        return any(info.metadata is not False for info in self.infos)
+        """The servers' reward takes the metadata of prompts."""
+        return any(info.metadata for info in self.infos)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """Show all prompts of a run to the servers' reward; of servers that are too old, nothing is asked.
+        """Show all prompts of a run to the servers' reward.
 
         Raises:
             ValueError: the reward does not take them.
-            RemoteRewardError: see `score`; prompts have metadata and a server is too old for them.
+            RemoteRewardError: see `score`.
         """
-        asked = [
-            endpoint for endpoint, info in zip(self._endpoints, self.infos, strict=True) if info.metadata is not None
-        ]
-        self._sent(prompts, metadata)
-        for start in range(0, len(prompts) if asked else 0, PROMPTS):
+        for start in range(0, len(prompts), PROMPTS):
             cut = slice(start, start + PROMPTS)
             body = encode_prompts(prompts[cut], metadata[cut])
-            url, content = self._ask(asked, "POST", "/prompts", body, JSON_TYPE, threading.Event())
+            url, content = self._ask(self._endpoints, "POST", "/prompts", body, JSON_TYPE, threading.Event())
             refusal = self._understood(Checked.model_validate_json, content, url).refusal
             if refusal is not None:
                 raise ValueError(f"{url}: {refusal}")
@@ -170,10 +166,11 @@ class RewardClient:
 
         Raises:
             ValueError: images or prompts cannot be sent; see `encode`.
-            RemoteRewardError: a server is too old for metadata, refused, or answered with something else than one finite number per
-                image; or none answered after all retries.
+            RemoteRewardError: a server refused, or answered with something else than one finite number per image; or none answered
+                after all retries.
         """
-        requests = self._requests(images, prompts, self._sent(prompts, metadata))
+        rows = [{} for _ in prompts] if metadata is None else metadata
+        requests = self._requests(images, prompts, rows if self.takes_metadata else None)
         if len(requests) <= 1:
             parts = [self._score(request, threading.Event()) for request in requests]
         else:
@@ -186,18 +183,6 @@ class RewardClient:
             endpoint.close()
 
     # One call as several requests
-
-    def _sent(self, prompts: Sequence[str], metadata: Sequence[Metadata] | None) -> list[Metadata] | None:
-        """What a request says of metadata; None: nothing."""
-        for endpoint, info in zip(self._endpoints, self.infos, strict=True):
-            if info.metadata is None and any(metadata or ()):
-                raise RemoteRewardError(
-                    f"{endpoint.url} runs diffusion-rtb {info.version}, which knows no metadata of prompts; these prompts have "
-                    "some. Install this version there, or take the other columns out of the prompt file."
-                )
-        if not any(info.metadata for info in self.infos):
-            return None
-        return [{} for _ in prompts] if metadata is None else list(metadata)
 
     def _requests(
         self,

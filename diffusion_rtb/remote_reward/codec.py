@@ -1,6 +1,6 @@
-"""Images and prompts as the bytes of a request, and back; see `reward_wire` for the format.
+"""Images and prompts as the bytes of a request, and back; see `messages` for the format.
 
-What comes in is foreign: sizes are read and compared with the limits before anything is decompressed or allocated.
+What comes in is foreign: sizes are read and compared with the limits before pixels are decoded.
 """
 
 from __future__ import annotations
@@ -10,26 +10,24 @@ import io
 import json
 import math
 import struct
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Num, UInt8
-from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from diffusion_rtb.config.prompt_files import json_object
 from diffusion_rtb.config.prompts import HALVES, Metadata
 from diffusion_rtb.remote_reward.messages import (
     JSON_TYPE,
     MOST_METADATA,
-    NPZ_TYPE,
+    SAFETENSORS_TYPE,
     SCHEMA_VERSION,
     Encoding,
     Limits,
-    NpzHeader,
-    PixelsRequest,
     PngRequest,
     PromptsRequest,
     WireError,
@@ -43,9 +41,8 @@ Floats = Float32[np.ndarray, "batch 3 height width"]
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
-REQUEST: TypeAdapter[PngRequest | PixelsRequest] = TypeAdapter(
-    Annotated[PngRequest | PixelsRequest, Field(discriminator="encoding")]
-)
+ALLOWED = {"images": "F32", "request": "U8"}
+"""Tensors of a request and their types."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +74,7 @@ def encode(
     Args:
         images: In [0, 1].
         prompts: One per image.
-        encoding: "npz_float32" is exact; the others round to 8 bits.
+        encoding: "safetensors" is exact, "json_png" rounds to 8 bits.
         metadata: One per image; None: the reward takes none.
 
     Raises:
@@ -87,17 +84,11 @@ def encode(
     if len(prompts) != len(images):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: a request needs one prompt per image.")
     header = _header(prompts, metadata)
-    match encoding:
-        case "npz_float32":
-            return _npz(header, images), NPZ_TYPE
-        case "npz_uint8":
-            return _npz(header, quantised(images)), NPZ_TYPE
-        case "json_png":
-            files = [base64.b64encode(_png(image)).decode() for image in quantised(images)]
-            return _json(header | {"encoding": "png", "images": files}), JSON_TYPE
-        case "json_uint8":
-            values = base64.b64encode(quantised(images).tobytes()).decode()
-            return _json(header | {"encoding": "uint8", "shape": list(images.shape), "images": values}), JSON_TYPE
+    if encoding == "safetensors":
+        request = np.frombuffer(_json(header), np.uint8)
+        return save({"images": np.ascontiguousarray(images), "request": request}), SAFETENSORS_TYPE
+    files = [base64.b64encode(_png(image)).decode() for image in quantised(images)]
+    return _json(header | {"images": files}), JSON_TYPE
 
 
 def encode_prompts(prompts: Sequence[str], metadata: Sequence[Metadata]) -> bytes:
@@ -121,11 +112,12 @@ def decode(body: bytes, media_type: str, limits: Limits) -> Batch:
     if len(body) > limits.max_body_bytes:
         raise _too_large(f"the body has {len(body)} bytes", "max_body_bytes", limits.max_body_bytes)
     kind = media_type.partition(";")[0].strip().lower()
-    if kind == NPZ_TYPE:
-        return _from_npz(body, limits)
+    if kind == SAFETENSORS_TYPE:
+        return _from_safetensors(body, limits)
     if kind == JSON_TYPE:
         return _from_json(body, limits)
-    message = f"The media type {media_type!r} is not read here: send {JSON_TYPE} or {NPZ_TYPE}."
+    older = " It is that of version 1: the client has an older diffusion-rtb." if kind == "application/x-npz" else ""
+    message = f"The media type {media_type!r} is not read here: send {JSON_TYPE} or {SAFETENSORS_TYPE}.{older}"
     raise WireError(message, status=415, code="media_type")
 
 
@@ -147,7 +139,7 @@ def _header(prompts: Sequence[str], metadata: Sequence[Metadata] | None) -> dict
     return header | {"metadata": [json.dumps(dict(row), allow_nan=False) for row in metadata]}
 
 
-def _metadata(request: NpzHeader | PixelsRequest | PngRequest | PromptsRequest) -> Any:
+def _metadata(request: PromptsRequest) -> Any:
     """Each row is measured before it is parsed."""
     if request.metadata is None:
         return None
@@ -191,14 +183,7 @@ def _json(data: object) -> bytes:
 
 
 def _from_json(body: bytes, limits: Limits) -> Batch:
-    request = parsed(REQUEST.validate_json, body, "The request")
-    if isinstance(request, PixelsRequest):
-        _check_shape(request.shape, request.prompts, limits)
-        values = _base64(request.images)
-        if len(values) != math.prod(request.shape):
-            message = f"images has {len(values)} bytes, its shape {request.shape} needs {math.prod(request.shape)}."
-            raise WireError(message, status=422, code="schema")
-        return Batch(np.frombuffer(values, np.uint8).reshape(request.shape), tuple(request.prompts), _metadata(request))
+    request = parsed(PngRequest.model_validate_json, body, "The request")
     files = [_base64(file) for file in request.images]
     sizes = [_png_size(file) for file in files]
     if len(set(sizes)) > 1:
@@ -248,57 +233,22 @@ def _pixels(file: bytes) -> UInt8[np.ndarray, "3 height width"]:
         raise WireError(f"An image is a damaged PNG file: {error}.", status=422, code="schema") from None
 
 
-def _npz(header: object, images: Num[np.ndarray, "batch 3 height width"]) -> bytes:
-    with io.BytesIO() as file:
-        np.savez(file, header=np.frombuffer(_json(header), np.uint8), images=images)
-        return file.getvalue()
-
-
-def _from_npz(body: bytes, limits: Limits) -> Batch:
+def _from_safetensors(body: bytes, limits: Limits) -> Batch:
     try:
-        with zipfile.ZipFile(io.BytesIO(body)) as archive:
-            _check_members(archive, limits)
-            shapes = {name: _array_shape(archive, name) for name in archive.namelist()}
-        with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-            head = parsed(NpzHeader.model_validate_json, arrays["header"].tobytes(), "header.npy")
-            _check_shape(shapes["images.npy"], head.prompts, limits)
-            images = np.ascontiguousarray(arrays["images"])
-    except WireError:
-        raise
-    except Exception as error:  # noqa: BLE001 — as above
-        raise WireError(f"The body is not a usable npz archive: {error}.") from None
-    if images.dtype != np.uint8:
-        try:
-            _check_floats(images)
-        except ValueError as error:
-            raise WireError(str(error), status=422, code="schema") from None
-    return Batch(images, tuple(head.prompts), _metadata(head))
-
-
-def _check_members(archive: zipfile.ZipFile, limits: Limits) -> None:
-    members = archive.infolist()
-    if sorted(member.filename for member in members) != ["header.npy", "images.npy"]:
-        shown = ", ".join(repr(member.filename) for member in members[:4])
-        message = f"The archive must hold header.npy and images.npy and nothing else; it has {len(members)}: {shown}."
+        tensors = dict(deserialize(body))  # refuses a body that is not, to the byte, what its head promises
+    except SafetensorError as error:
+        raise WireError(f"The body is not a safetensors file: {error}.") from None
+    found = {name: tensor["dtype"] for name, tensor in tensors.items()}
+    if found != ALLOWED:
+        shown = f"{len(found)}: " + ", ".join(f"{name!r} {found[name]}" for name in sorted(found)[:4])
+        message = f"The body must hold the tensors images, F32, and request, U8, and nothing else; it has {shown}."
         raise WireError(message, status=422, code="schema")
-    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-        raise WireError("The archive must be stored or deflated.", status=422, code="schema")
-    size = sum(member.file_size for member in members)
-    if size > limits.max_body_bytes:
-        raise _too_large(f"the archive unpacks to {size} bytes", "max_body_bytes", limits.max_body_bytes)
-
-
-def _array_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
-    """What an array's head promises, checked against the bytes that are really there: numpy allocates what it promises."""
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise WireError(f"{name} is of npy format {version}: write (1, 0).", status=422, code="schema")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        held = archive.getinfo(name).file_size - file.tell()
-    allowed = ("|u1",) if name == "header.npy" else ("|u1", "<f4")
-    if dtype.str not in allowed:
-        raise WireError(f"{name} is of type {dtype.str}: use {' or '.join(allowed)}.", status=422, code="schema")
-    if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != held:
-        raise WireError(f"{name} promises shape {shape} of {dtype} and holds {held} bytes.", status=422, code="schema")
-    return tuple(shape)
+    request = parsed(PromptsRequest.model_validate_json, bytes(tensors["request"]["data"]), "request")
+    shape = tensors["images"]["shape"]
+    _check_shape(shape, request.prompts, limits)
+    images = np.frombuffer(tensors["images"]["data"], "<f4").reshape(shape)
+    try:
+        _check_floats(images)
+    except ValueError as error:
+        raise WireError(str(error), status=422, code="schema") from None
+    return Batch(images, tuple(request.prompts), _metadata(request))

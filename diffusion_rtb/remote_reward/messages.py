@@ -1,4 +1,4 @@
-"""What travels between a `remote` reward and a reward server, version 1; torch is not needed on either side.
+"""What travels between a `remote` reward and a reward server, version 2; torch is not needed on either side.
 
     GET  /health   -> Health    the process is up; no token
     GET  /info     -> Info      which reward, and what a request may hold
@@ -8,16 +8,15 @@
 
 A request is one of
 
-    application/json   `PngRequest`: one base64 PNG (8-bit RGB) per image
-    application/json   `PixelsRequest`: base64 of uint8 pixels (batch, 3, height, width) in C order
-    application/x-npz  numpy's archive with `images.npy`, (batch, 3, height, width) float32 in [0, 1] or uint8, and `header.npy`,
-                       the UTF-8 bytes of `NpzHeader` as JSON
+    application/json           `PngRequest`: one base64 PNG (8-bit RGB) per image
+    application/x-safetensors  two tensors: `images`, F32 (batch, 3, height, width) in [0, 1], and `request`, U8: the UTF-8 bytes
+                               of `PromptsRequest` as JSON
 
 A reward that takes metadata (`Info.metadata`) gets them as `metadata`: for each image the JSON of one object, as text, so that
 each is measured before it is parsed.
 
-Nothing is ever unpickled. uint8 images are rounded to the nearest multiple of 1/255: they differ from the float ones by up to
-1/510 per value. float32 images arrive exactly as they were.
+Nothing is ever unpickled. PNGs are rounded to the nearest multiple of 1/255: they differ from the float images by up to 1/510 per
+value. float32 images arrive exactly as they were.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = [
     "ENCODINGS",
     "JSON_TYPE",
     "MOST_METADATA",
-    "NPZ_TYPE",
+    "SAFETENSORS_TYPE",
     "SCHEMA_VERSION",
     "Answer",
     "Checked",
@@ -41,21 +40,19 @@ __all__ = [
     "Health",
     "Info",
     "Limits",
-    "NpzHeader",
-    "PixelsRequest",
     "PngRequest",
     "PromptsRequest",
     "WireError",
     "parsed",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MOST_METADATA = 2**16
 """Bytes of the JSON of the metadata of one prompt."""
 
-JSON_TYPE, NPZ_TYPE = "application/json", "application/x-npz"
+JSON_TYPE, SAFETENSORS_TYPE = "application/json", "application/x-safetensors"
 
-Encoding = Literal["npz_float32", "npz_uint8", "json_png", "json_uint8"]
+Encoding = Literal["safetensors", "json_png"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 
@@ -74,7 +71,7 @@ class Limits:
     max_batch: int = 64
     """Images."""
     max_body_bytes: int = 64 * 2**20
-    """Bytes of the body, also after decompression."""
+    """Bytes of the body."""
     max_pixels: int = 2**24
     """Height times width, summed over the images: 64 of 512 x 512, 16 of 1024 x 1024; 0.2 GB as float32."""
 
@@ -92,12 +89,14 @@ def _spoken(version: int) -> int:
     return version
 
 
-Version = Annotated[int, AfterValidator(_spoken), Field(json_schema_extra={"const": SCHEMA_VERSION})]
+Version = Annotated[int, AfterValidator(_spoken)]
 Prompts = Annotated[list[str], Field(min_length=1)]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+class PromptsRequest(BaseModel):
+    """Prompts with their metadata: part of the prompts of a run, or what a request says besides its images."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     schema_version: Version
     prompts: Prompts
@@ -106,18 +105,9 @@ class _Request(BaseModel):
     """The JSON of one object per image: what is known of its prompt; for rewards that take metadata."""
 
 
-class PromptsRequest(_Request):
-    """Prompts without images, with their metadata: part of the prompts of a run."""
-
-
-class NpzHeader(_Request):
-    """What an npz request says besides its images."""
-
-
-class PngRequest(_Request):
+class PngRequest(PromptsRequest):
     """Images as PNG files."""
 
-    encoding: Literal["png"]
     images: Annotated[list[str], Field(min_length=1)]
     """base64 of one 8-bit RGB PNG each, all of one size."""
 
@@ -125,20 +115,10 @@ class PngRequest(_Request):
 Size = Annotated[int, Field(ge=1)]
 
 
-class PixelsRequest(_Request):
-    """Images as bare pixels."""
-
-    encoding: Literal["uint8"]
-    shape: Annotated[tuple[Size, Literal[3], Size, Size], Field(strict=False)]
-    """batch, 3, height, width."""
-    images: str
-    """base64 of the uint8 values in C order."""
-
-
 class _Reply(BaseModel):
     """Unknown fields are let pass: a newer server may say more."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     schema_version: Version = SCHEMA_VERSION
 
@@ -166,8 +146,8 @@ class Info(_Reply):
     """Bytes per request."""
     max_pixels: Size
     """Height times width, summed over the images of a request."""
-    metadata: bool | None = None
-    """Whether the reward takes metadata; a server that does not say is older than metadata and /prompts."""
+    metadata: bool
+    """Whether the reward takes metadata."""
 
 
 class Answer(_Reply):

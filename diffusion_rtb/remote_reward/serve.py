@@ -110,7 +110,7 @@ def serve(component: Mapping[str, Any], address: Address, work: Work | None = No
         OSError, SystemExit: the port is taken.
     """
     work = work or Work()
-    for module in ("fastapi", "uvicorn"):
+    for module in ("starlette", "uvicorn"):
         if find_spec(module) is None:
             raise ValueError(
                 f"Serving a reward needs {module}, which is not installed: pip install 'diffusion-rtb[server]'."

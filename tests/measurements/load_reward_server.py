@@ -45,7 +45,7 @@ class Load:
     requests: int = 200
     images: int = 8
     size: int = 64
-    encoding: Encoding = "npz_float32"
+    encoding: Encoding = "safetensors"
     kills: int = 0
 
 

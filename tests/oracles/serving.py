@@ -26,10 +26,11 @@ INFO: dict[str, Any] = {
     "version": "0.1.0",
     "reward": "planted",
     "reward_id": "planted-0",
-    "encodings": ["npz_float32"],
+    "encodings": ["safetensors"],
     "max_batch": 8,
     "max_body_bytes": 10_000_000,
     "max_pixels": 10_000_000,
+    "metadata": False,
 }
 
 

@@ -1,9 +1,9 @@
-"""Metadata of prompts over the wire: every row arrives with its image, nothing unbounded is parsed, older sides are told apart."""
+"""Metadata of prompts over the wire: every row arrives with its image, and nothing unbounded is parsed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 from torch import Tensor
 
 from diffusion_rtb.remote_reward.app import Served, create_app
-from diffusion_rtb.remote_reward.client import RemoteRewardError
 from diffusion_rtb.remote_reward.codec import decode, encode
 from diffusion_rtb.remote_reward.messages import ENCODINGS, JSON_TYPE, Encoding, Limits, WireError
 from diffusion_rtb.remote_reward.serve import numpy_score, torch_score
@@ -24,7 +24,7 @@ from rewards.remote import Remote
 from rewards.weighted_sum import WeightedSum
 from tests.config.test_prompt_metadata import Rows, by_row
 from tests.config.test_prompts import JSON, KEYS
-from tests.oracles.serving import answering, ask, await_health, free_port, in_thread, start_process
+from tests.oracles.serving import ask, await_health, free_port, in_thread, start_process
 
 IMAGES = torch.rand(7, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 PROMPTS = list("abcdefg")
@@ -84,20 +84,7 @@ def test_a_reward_without_is_sent_none() -> None:
         torch.testing.assert_close(reward(IMAGES, PROMPTS, large), IMAGES.mean((1, 2, 3)))
 
 
-def test_an_older_server_is_named_before_anything_is_lost() -> None:
-    def never(body: bytes) -> tuple[int, bytes]:
-        raise AssertionError("asked")
-
-    with answering(never) as url:  # its /info does not speak of metadata
-        reward = Remote(url, retries=0)
-        reward.check_prompts(PROMPTS, [{}] * 7)
-        expected = r"runs diffusion-rtb 0\.1\.0, which knows no metadata of prompts.*Install this version"
-        for refused in (lambda: reward.check_prompts(PROMPTS, ROWS), lambda: reward(IMAGES, PROMPTS, ROWS)):
-            with pytest.raises(RemoteRewardError, match=expected):
-                refused()
-
-
-def test_an_older_client_is_told_what_is_missing() -> None:
+def test_who_sends_none_is_told_what_is_missing() -> None:
     body, media_type = encode(IMAGES.numpy(), PROMPTS, "json_png")
     with in_thread(app()) as url:
         status, said, _ = ask("POST", url, "/score", body, {"Content-Type": media_type})
@@ -125,18 +112,11 @@ def test_foreign_metadata_are_refused(metadata: Any, status: int, expected: str,
     if media_type == JSON_TYPE:
         body = json.dumps(json.loads(body) | {"metadata": metadata}).encode()
     else:
-        body = archive(images, {"schema_version": 1, "prompts": ["a", "b"], "metadata": metadata})
+        request = json.dumps({"schema_version": 2, "prompts": ["a", "b"], "metadata": metadata}).encode()
+        body = save({"images": images, "request": np.frombuffer(request, np.uint8)})
     with pytest.raises(WireError, match=expected) as error:
         decode(body, media_type, Limits())
     assert error.value.status == status
-
-
-def archive(images: Any, header: Mapping[str, Any]) -> bytes:
-    import io
-
-    with io.BytesIO() as file:
-        np.savez(file, images=images, header=np.frombuffer(json.dumps(header).encode(), np.uint8))
-        return file.getvalue()
 
 
 def picky(prompts: Sequence[str], metadata: Rows) -> None:

@@ -28,7 +28,7 @@ from diffusion_rtb.config.load import RunConfig, config_text
 from diffusion_rtb.remote_reward.app import Served, create_app
 from diffusion_rtb.remote_reward.client import RemoteRewardError
 from diffusion_rtb.remote_reward.codec import decode
-from diffusion_rtb.remote_reward.messages import ENCODINGS, NPZ_TYPE, Encoding, Limits
+from diffusion_rtb.remote_reward.messages import ENCODINGS, SAFETENSORS_TYPE, Encoding, Limits
 from diffusion_rtb.remote_reward.serve import reward_id, torch_score
 from diffusion_rtb.run.checkpoint import latest_checkpoint
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
@@ -55,12 +55,12 @@ def app(reward: Any = brightness, **served: Any) -> Any:
 
 
 def answer(rewards: Any, **changes: Any) -> bytes:
-    return json.dumps({"schema_version": 1, "reward_id": "planted-0", "rewards": rewards} | changes).encode()
+    return json.dumps({"schema_version": 2, "reward_id": "planted-0", "rewards": rewards} | changes).encode()
 
 
 def brightnesses(body: bytes) -> tuple[int, bytes]:
     """What a correct planted server says."""
-    return 200, answer(decode(body, NPZ_TYPE, Limits()).images.reshape(-1, 192).mean(1).tolist())
+    return 200, answer(decode(body, SAFETENSORS_TYPE, Limits()).images.reshape(-1, 192).mean(1).tolist())
 
 
 def test_remote_is_local_to_the_last_bit() -> None:
@@ -73,7 +73,7 @@ def test_remote_is_local_to_the_last_bit() -> None:
         assert torch.equal(Remote(url)(images, prompts), of_both(images, prompts))
 
 
-@pytest.mark.parametrize("encoding", [encoding for encoding in ENCODINGS if encoding != "npz_float32"])
+@pytest.mark.parametrize("encoding", [encoding for encoding in ENCODINGS if encoding != "safetensors"])
 def test_eight_bits_cost_up_to_half_a_step(encoding: Encoding) -> None:
     images = some_images(6)
     with in_thread(app()) as url:
@@ -163,7 +163,7 @@ SIZED = INFO | {"max_batch": 1}
         ((200, b"<html>proxy</html>"), "cannot be used"),
         ((200, b"{}"), "reward_id: Field required; rewards: Field required"),
         ((200, b"[0.5]"), "cannot be used"),
-        ((200, answer([0.5], schema_version=2)), "this side speaks schema version 1, the other 2"),
+        ((200, answer([0.5], schema_version=1)), "this side speaks schema version 2, the other 1"),
         ((200, answer([0.5], reward_id="other-1")), "now serves 'other-1'; this run began with 'planted-0'"),
         ((200, answer([])), "answered with 0 rewards for 1 images"),
         ((200, answer([0.5, 0.5])), "answered with 2 rewards for 1 images"),
@@ -177,10 +177,10 @@ SIZED = INFO | {"max_batch": 1}
         ((200, answer([1e300])), "beyond the range of float32"),
         ((204, b""), "refused: status 204"),
         ((301, b"", {"Location": "http://127.0.0.1:9/"}), "refused: status 301"),
-        ((401, b'{"schema_version": 1, "code": "unauthorized", "message": "who?"}'), r"401 \(unauthorized\): who\?"),
+        ((401, b'{"schema_version": 2, "code": "unauthorized", "message": "who?"}'), r"401 \(unauthorized\): who\?"),
         ((404, b"nothing here"), 'status 404: "nothing here"'),
         (
-            (500, b'{"schema_version": 1, "code": "reward_failed", "message": "is nan"}'),
+            (500, b'{"schema_version": 2, "code": "reward_failed", "message": "is nan"}'),
             r"500 \(reward_failed\): is nan",
         ),
     ],
@@ -210,7 +210,7 @@ def test_an_answer_that_is_none_is_final(said: Any, expected: str) -> None:
     ).map(lambda value: json.dumps(value).encode())
     | st.fixed_dictionaries(
         {
-            "schema_version": st.sampled_from([1, 1, 1, 2, "1", None]),
+            "schema_version": st.sampled_from([2, 2, 2, 1, "2", None]),
             "reward_id": st.sampled_from(["planted-0", "planted-0", "other", 0]),
             "rewards": st.lists(st.floats() | st.integers() | st.text(max_size=3) | st.none(), max_size=4),
         }
@@ -244,7 +244,8 @@ def test_info_that_is_none_is_refused() -> None:
     for info, expected in [
         ({}, "version: Field required"),
         (INFO | {"max_batch": 0}, "max_batch: Input should be greater than or equal to 1"),
-        (INFO | {"schema_version": 9}, "speaks schema version 1, the other 9"),
+        (INFO | {"schema_version": 1}, "speaks schema version 2, the other 1; use matching versions of diffusion-rtb"),
+        (INFO | {"schema_version": 9}, "speaks schema version 2, the other 9"),
     ]:
         with answering(brightnesses, info) as url, pytest.raises(RemoteRewardError, match=expected):
             Remote(url)
@@ -391,7 +392,7 @@ def test_one_server_of_two_is_enough() -> None:
 
 def test_the_first_failure_for_good_ends_the_batch() -> None:
     def score(body: bytes) -> tuple[int, bytes]:
-        batch = decode(body, NPZ_TYPE, Limits())
+        batch = decode(body, SAFETENSORS_TYPE, Limits())
         return (500, b"broken image") if "bad" in batch.prompts else (503, b"later")
 
     with answering(score, SIZED) as a, answering(score, SIZED) as b:
@@ -478,7 +479,7 @@ def test_a_bad_token_is_not_sent_and_not_shown(token: str, monkeypatch: pytest.M
         ({"servers": "http://me:secret@a"}, "without user name"),
         ({"servers": "http://a/?x=1"}, "without user name, query"),
         ({"servers": ["http://a", "http://a/"]}, "servers names 'http://a' twice"),
-        ({"servers": "http://a", "encoding": "pickle"}, "Input should be 'npz_float32'"),
+        ({"servers": "http://a", "encoding": "pickle"}, "Input should be 'safetensors'"),
         ({"servers": "http://a", "batch": 0}, "batch is 0: at least 1"),
         ({"servers": "http://a", "timeout": 0}, r"timeout is 0\.0: it must be a positive number of seconds"),
         ({"servers": "http://a", "backoff": -1}, "backoff is -1"),

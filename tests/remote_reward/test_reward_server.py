@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +25,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from safetensors.numpy import save
 
 from diffusion_rtb.remote_reward.app import Served, create_app
 from diffusion_rtb.remote_reward.codec import Batch, as_float, decode, encode, quantised
-from diffusion_rtb.remote_reward.messages import ENCODINGS, JSON_TYPE, NPZ_TYPE, Encoding, Limits, WireError
+from diffusion_rtb.remote_reward.messages import ENCODINGS, JSON_TYPE, SAFETENSORS_TYPE, Encoding, Limits, WireError
 from diffusion_rtb.remote_reward.serve import Address, Work, component_of, numpy_score, reward_id, serve, torch_score
 from tests.oracles.serving import ROOT, ask, in_thread
 
@@ -46,14 +46,12 @@ def some_images(count: int = 2, height: int = 4, width: int = 5) -> np.ndarray[A
     return np.random.default_rng(0).random((count, 3, height, width), dtype=np.float32)
 
 
-def npz(**members: Any) -> bytes:
-    with io.BytesIO() as file:
-        np.savez(file, **members)
-        return file.getvalue()
-
-
-def header(prompts: Sequence[Any] = ("a", "b"), version: Any = 1, **more: Any) -> np.ndarray[Any, Any]:
+def header(prompts: Sequence[Any] = ("a", "b"), version: Any = 2, **more: Any) -> np.ndarray[Any, Any]:
     return np.frombuffer(json.dumps({"schema_version": version, "prompts": list(prompts), **more}).encode(), np.uint8)
+
+
+def packed(images: np.ndarray[Any, Any], request: np.ndarray[Any, Any] | None = None, **more: Any) -> bytes:
+    return save({"images": images, "request": header() if request is None else request, **more})
 
 
 def png(image: np.ndarray[Any, Any], mode: str | None = None, **options: Any) -> str:
@@ -64,12 +62,11 @@ def png(image: np.ndarray[Any, Any], mode: str | None = None, **options: Any) ->
 
 
 def message(**parts: Any) -> bytes:
-    return json.dumps({"schema_version": 1, "prompts": ["a", "b"], **parts}).encode()
+    return json.dumps({"schema_version": 2, "prompts": ["a", "b"], **parts}).encode()
 
 
 SQUARE = np.zeros((4, 4, 3), np.uint8)
 PNGS = [png(SQUARE), png(SQUARE)]
-VALUES = base64.b64encode(bytes(96)).decode()
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,7 +78,7 @@ def test_what_is_encoded_is_decoded(encoding: Encoding, images: np.ndarray[Any, 
     body, media_type = encode(images, prompts, encoding)
     batch = decode(body, media_type, LIMITS)
     assert batch.prompts == tuple(prompts)
-    if encoding == "npz_float32":
+    if encoding == "safetensors":
         assert batch.images.tobytes() == images.tobytes()
         return
     # A product in float32 may fall on the other side of a half; then it is half a step off all the same.
@@ -100,15 +97,8 @@ def test_eight_bit_values_survive_every_encoding() -> None:
 
 def test_a_png_that_pillow_wrote_is_read_as_pillow_reads_it() -> None:
     picture = (np.random.default_rng(1).random((6, 7, 3)) * 255).astype(np.uint8)
-    body = message(encoding="png", prompts=["a"], images=[png(picture, optimize=True)])
+    body = message(prompts=["a"], images=[png(picture, optimize=True)])
     assert (decode(body, JSON_TYPE, LIMITS).images[0].transpose(1, 2, 0) == picture).all()
-
-
-def test_deflated_archives_are_read() -> None:
-    with io.BytesIO() as file:
-        np.savez_compressed(file, header=header(), images=some_images())
-        body = file.getvalue()
-    assert (decode(body, NPZ_TYPE, LIMITS).images == some_images()).all()
 
 
 @pytest.mark.parametrize(
@@ -128,26 +118,12 @@ def test_what_cannot_be_sent_is_refused_before_sending(encoding: Encoding, chang
         encode(images, prompts, encoding)
 
 
-def header_only(shape: tuple[int, ...], kind: str = "<f4", held: bytes = b"") -> bytes:
-    """An archive whose array promises a shape and holds something else."""
-    with io.BytesIO() as head:
-        np.lib.format.write_array_header_1_0(head, {"descr": kind, "fortran_order": False, "shape": shape})
-        array = head.getvalue() + held
-    return archive(("header.npy", npy(header())), ("images.npy", array))
-
-
-def npy(array: np.ndarray[Any, Any]) -> bytes:
-    with io.BytesIO() as file:
-        np.save(file, array)
-        return file.getvalue()
-
-
-def archive(*members: tuple[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    with io.BytesIO() as file:
-        with zipfile.ZipFile(file, "w", method) as zipped:
-            for name, content in members:
-                zipped.writestr(name, content)
-        return file.getvalue()
+def promising(
+    images: str, request: str = '"dtype":"U8","shape":[2],"data_offsets":[0,2]', held: bytes = b"{}"
+) -> bytes:
+    """A body whose head promises something of its tensors and which holds something else."""
+    head = f'{{"images":{{{images}}},"request":{{{request}}}}}'.encode()
+    return struct.pack("<Q", len(head)) + head + held
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -168,10 +144,6 @@ class Harmful:
         return (Path.touch, (Path("executed"),))
 
 
-HARM = np.empty(1, dtype=object)
-HARM[0] = Harmful()
-
-
 BAD: list[tuple[bytes, str, int, str]] = [
     (b"", JSON_TYPE, 400, "EOF while parsing"),
     (b"{", JSON_TYPE, 400, "EOF while parsing"),
@@ -179,78 +151,73 @@ BAD: list[tuple[bytes, str, int, str]] = [
     (b"[" * 100_000, JSON_TYPE, 400, "recursion limit"),
     (b"[]", JSON_TYPE, 422, "The request"),
     (b"NaN", JSON_TYPE, 422, "The request"),
-    (message(), JSON_TYPE, 422, "encoding"),
-    (message(encoding="gif", images=[]), JSON_TYPE, 422, "'png', 'uint8'"),
-    (message(encoding="png", images=PNGS, schema_version=2), JSON_TYPE, 422, "speaks schema version 1, the other 2"),
-    (message(encoding="png", images=PNGS, schema_version=True), JSON_TYPE, 422, "schema_version"),
-    (message(encoding="png", images=PNGS, quality=1), JSON_TYPE, 422, "quality: Extra inputs are not permitted"),
-    (message(encoding="png", images=PNGS, prompts=["a", 1]), JSON_TYPE, 422, r"prompts\.1: .*valid string, got 1"),
-    (message(encoding="png", images=PNGS, prompts=["a"]), JSON_TYPE, 422, "2 images and 1 prompts"),
-    (message(encoding="png", images=PNGS, prompts=[]), JSON_TYPE, 422, "prompts: .*at least 1 item"),
-    (message(encoding="png", images=[PNGS[0], "%%%"]), JSON_TYPE, 422, "images is not base64"),
-    (message(encoding="png", images=[PNGS[0], ""]), JSON_TYPE, 422, "not a PNG file"),
-    (message(encoding="png", images=[PNGS[0], PNGS[1][:80]]), JSON_TYPE, 422, "damaged PNG"),
-    (message(encoding="png", images=[PNGS[0], png(SQUARE[:2])]), JSON_TYPE, 422, "must be of one size"),
+    (message(), JSON_TYPE, 422, "images: Field required"),
+    (message(images=[]), JSON_TYPE, 422, "images: .*at least 1 item"),
     (
-        message(encoding="png", images=[png(SQUARE, "L")] * 2),
+        message(images=PNGS, schema_version=1),
+        JSON_TYPE,
+        422,
+        "speaks schema version 2, the other 1; use matching versions",
+    ),
+    (message(images=PNGS, schema_version=1, encoding="png"), JSON_TYPE, 422, "speaks schema version 2, the other 1"),
+    (message(images=PNGS, schema_version=True), JSON_TYPE, 422, "schema_version"),
+    (message(images=PNGS, quality=1), JSON_TYPE, 422, "quality: Extra inputs are not permitted"),
+    (message(images=PNGS, prompts=["a", 1]), JSON_TYPE, 422, r"prompts\.1: .*valid string, got 1"),
+    (message(images=PNGS, prompts=["a"]), JSON_TYPE, 422, "2 images and 1 prompts"),
+    (message(images=PNGS, prompts=[]), JSON_TYPE, 422, "prompts: .*at least 1 item"),
+    (message(images=[PNGS[0], "%%%"]), JSON_TYPE, 422, "images is not base64"),
+    (message(images=[PNGS[0], ""]), JSON_TYPE, 422, "not a PNG file"),
+    (message(images=[PNGS[0], PNGS[1][:80]]), JSON_TYPE, 422, "damaged PNG"),
+    (message(images=[PNGS[0], png(SQUARE[:2])]), JSON_TYPE, 422, "must be of one size"),
+    (
+        message(images=[png(SQUARE, "L")] * 2),
         JSON_TYPE,
         422,
         "8 bits and colour type 0: send 8-bit RGB",
     ),
-    (message(encoding="png", images=[png(SQUARE, "RGBA")] * 2), JSON_TYPE, 422, "colour type 6"),
-    (message(encoding="png", images=[png(SQUARE, "P")] * 2), JSON_TYPE, 422, "colour type 3"),
-    (message(encoding="png", images=[png_head(4, 4, depth=16)] * 2), JSON_TYPE, 422, "16 bits"),
-    (message(encoding="png", images=[png_head(4, 4)] * 2), JSON_TYPE, 422, "damaged PNG"),
-    (message(encoding="png", images=[png_head(0, 4)] * 2), JSON_TYPE, 422, r"shape \(2, 3, 4, 0\)"),
-    (message(encoding="png", images=[png_head(100_000, 100_000)] * 2), JSON_TYPE, 413, "above max_pixels=20000"),
-    (message(encoding="png", images=PNGS * 5, prompts=["a"] * 10), JSON_TYPE, 413, "10 images, above max_batch=8"),
-    (message(encoding="uint8", images=VALUES, shape=[2, 3, 4, 4])[:-9], JSON_TYPE, 400, "EOF"),
-    (message(encoding="uint8", images=VALUES, shape=[2, 3, 4, 5]), JSON_TYPE, 422, "96 bytes, its shape .* needs 120"),
-    (message(encoding="uint8", images=VALUES, shape=[2, 4, 3, 4]), JSON_TYPE, 422, r"shape\.1: "),
-    (message(encoding="uint8", images=VALUES, shape=[2, 3, 16]), JSON_TYPE, 422, "shape"),
-    (message(encoding="uint8", images=VALUES, shape=[2, 3, -4, -4]), JSON_TYPE, 422, "greater than or equal to 1"),
-    (message(encoding="uint8", images=VALUES, shape=[2, 3, 10**9, 10**9]), JSON_TYPE, 413, "above max_pixels=20000"),
+    (message(images=[png(SQUARE, "RGBA")] * 2), JSON_TYPE, 422, "colour type 6"),
+    (message(images=[png(SQUARE, "P")] * 2), JSON_TYPE, 422, "colour type 3"),
+    (message(images=[png_head(4, 4, depth=16)] * 2), JSON_TYPE, 422, "16 bits"),
+    (message(images=[png_head(4, 4)] * 2), JSON_TYPE, 422, "damaged PNG"),
+    (message(images=[png_head(0, 4)] * 2), JSON_TYPE, 422, r"shape \(2, 3, 4, 0\)"),
+    (message(images=[png_head(100_000, 100_000)] * 2), JSON_TYPE, 413, "above max_pixels=20000"),
+    (message(images=PNGS * 5, prompts=["a"] * 10), JSON_TYPE, 413, "10 images, above max_batch=8"),
     (b" " * 200_001, JSON_TYPE, 413, "200001 bytes, above max_body_bytes=200000"),
-    (pickle.dumps([1, 2]), "application/octet-stream", 415, "send application/json or application/x-npz"),
+    (pickle.dumps([1, 2]), "application/octet-stream", 415, "send application/json or application/x-safetensors"),
+    (b"PK", "application/x-npz", 415, "It is that of version 1: the client has an older diffusion-rtb"),
     (b"{}", "", 415, "media type ''"),
-    (b"", NPZ_TYPE, 400, "not a usable npz"),
-    (pickle.dumps(Harmful()), NPZ_TYPE, 400, "not a usable npz"),
-    (npz(header=header(), images=some_images())[:-40], NPZ_TYPE, 400, "not a usable npz"),
-    (npz(images=some_images()), NPZ_TYPE, 422, "must hold header.npy and images.npy and nothing else; it has 1"),
-    (npz(header=header(), images=some_images(), more=some_images()), NPZ_TYPE, 422, "nothing else; it has 3"),
-    (npz(header=HARM, images=some_images()), NPZ_TYPE, 422, r"header.npy is of type \|O"),
-    (npz(header=header(), images=HARM), NPZ_TYPE, 422, r"images.npy is of type \|O: use \|u1 or <f4"),
-    (npz(header=header(), images=some_images().astype(np.float64)), NPZ_TYPE, 422, "of type <f8"),
-    (npz(header=header(), images=some_images() * 2), NPZ_TYPE, 422, r"must lie in \[0, 1\]"),
-    (npz(header=header(), images=some_images() * np.float32("inf")), NPZ_TYPE, 422, "not finite"),
-    (npz(header=header(), images=some_images()[0]), NPZ_TYPE, 422, r"shape \(3, 4, 5\): it must be \(batch, 3"),
-    (npz(header=header(), images=some_images()[:, :1]), NPZ_TYPE, 422, r"shape \(2, 1, 4, 5\)"),
-    (npz(header=header(), images=some_images()[:0]), NPZ_TYPE, 422, r"shape \(0, 3, 4, 5\)"),
-    (npz(header=header("abc"), images=some_images()), NPZ_TYPE, 422, "2 images and 3 prompts"),
-    (npz(header=header(version=0), images=some_images()), NPZ_TYPE, 422, "speaks schema version 1, the other 0"),
-    (npz(header=header()[:-1], images=some_images()), NPZ_TYPE, 400, "header.npy: .*EOF"),
-    (npz(header=header("a" * 9), images=some_images(9, 1, 1)), NPZ_TYPE, 413, "9 images, above max_batch=8"),
+    (b"", SAFETENSORS_TYPE, 400, "not a safetensors file"),
+    (pickle.dumps(Harmful()), SAFETENSORS_TYPE, 400, "not a safetensors file"),
+    (packed(some_images())[:-40], SAFETENSORS_TYPE, 400, "not a safetensors file"),
+    (packed(some_images()) + b"x", SAFETENSORS_TYPE, 400, "not a safetensors file"),
+    (b"\xff" * 40, SAFETENSORS_TYPE, 400, "not a safetensors file"),
+    (save({"images": some_images()}), SAFETENSORS_TYPE, 422, "nothing else; it has 1: 'images' F32"),
+    (packed(some_images(), more=some_images()), SAFETENSORS_TYPE, 422, "nothing else; it has 3"),
+    (packed(some_images().astype(np.float64)), SAFETENSORS_TYPE, 422, "'images' F64, 'request' U8"),
+    (packed(some_images().astype(np.uint8)), SAFETENSORS_TYPE, 422, "'images' U8"),
+    (packed(some_images() * 2), SAFETENSORS_TYPE, 422, r"must lie in \[0, 1\]"),
+    (packed(some_images() * np.float32("inf")), SAFETENSORS_TYPE, 422, "not finite"),
+    (packed(some_images()[0]), SAFETENSORS_TYPE, 422, r"shape \(3, 4, 5\): it must be \(batch, 3"),
+    (packed(some_images()[:, :1].copy()), SAFETENSORS_TYPE, 422, r"shape \(2, 1, 4, 5\)"),
+    (packed(some_images()[:0]), SAFETENSORS_TYPE, 422, r"shape \(0, 3, 4, 5\)"),
+    (packed(some_images(), header("abc")), SAFETENSORS_TYPE, 422, "2 images and 3 prompts"),
+    (packed(some_images(), header(version=1)), SAFETENSORS_TYPE, 422, "speaks schema version 2, the other 1"),
+    (packed(some_images(), header(images=[])), SAFETENSORS_TYPE, 422, "request: images: Extra inputs"),
+    (packed(some_images(), header()[:-1]), SAFETENSORS_TYPE, 400, "request: .*EOF"),
+    (packed(some_images(9, 1, 1), header("a" * 9)), SAFETENSORS_TYPE, 413, "9 images, above max_batch=8"),
+    (promising('"dtype":"F32","shape":[2,3,100000,100000],"data_offsets":[2,2]'), SAFETENSORS_TYPE, 400, "not a safe"),
+    (promising('"dtype":"F32","shape":[2,3,-4,-4],"data_offsets":[2,386]'), SAFETENSORS_TYPE, 400, "not a safetensors"),
     (
-        npz(header=header("a"), images=np.zeros((1, 3, 100, 201), np.uint8)),
-        NPZ_TYPE,
-        413,
-        "20100 pixels, above max_pixels",
-    ),
-    (header_only((2, 3, 10**5, 10**5)), NPZ_TYPE, 422, "promises shape .* and holds 0 bytes"),
-    (header_only((2, 3, -4, -4), held=bytes(384)), NPZ_TYPE, 422, "promises shape"),
-    (header_only((2, 3, 4, 4), held=bytes(383)), NPZ_TYPE, 422, "holds 383 bytes"),
-    (
-        archive(("header.npy", bytes(10**7)), ("images.npy", npy(some_images())), method=zipfile.ZIP_DEFLATED),
-        *(NPZ_TYPE, 413, "unpacks to 10000.* above max_body_bytes"),
+        promising('"dtype":"F32","shape":[4294967296,4294967296,4294967296,3],"data_offsets":[2,2]'),
+        *(SAFETENSORS_TYPE, 400, "not a safetensors"),
     ),
     (
-        archive(("header.npy", npy(header())), ("images.npy", npy(some_images())), method=zipfile.ZIP_LZMA),
-        *(NPZ_TYPE, 422, "stored or deflated"),
+        promising('"dtype":"F32","shape":[2,3,4,4],"data_offsets":[0,384]', held=bytes(384)),
+        SAFETENSORS_TYPE,
+        400,
+        "not a",
     ),
-    (
-        archive(("header.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((("), ("images.npy", npy(some_images()))),
-        *(NPZ_TYPE, 400, "not a usable npz"),
-    ),
+    (struct.pack("<Q", 60_000) + b"[" * 60_000, SAFETENSORS_TYPE, 400, "not a safetensors file"),
 ]
 
 
@@ -265,11 +232,17 @@ def test_what_is_not_a_request_is_refused(
     assert not list(tmp_path.iterdir()), "something was executed"
 
 
+def test_the_pixels_of_both_encodings_are_counted() -> None:
+    for encoding in ENCODINGS:
+        with pytest.raises(WireError, match="40 pixels, above max_pixels=39: send fewer images"):
+            decode(*encode(some_images(), ["a", "b"], encoding), Limits(max_pixels=39))
+
+
 def test_the_size_of_a_png_is_checked_before_its_pixels_exist() -> None:
     pixels = zlib.compress(bytes(3 * 4000 * 4001), 9)  # 48 MB in 47 kB
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4000, 4000, 8, 2, 0, 0, 0))
     file = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    body = message(encoding="png", prompts=["a"], images=[base64.b64encode(file).decode()])
+    body = message(prompts=["a"], images=[base64.b64encode(file).decode()])
     assert len(body) < LIMITS.max_body_bytes
     start = time.perf_counter()
     with pytest.raises(WireError, match="16000000 pixels, above max_pixels"):
@@ -332,11 +305,9 @@ JSON_VALUES = st.recursive(
     fields=st.fixed_dictionaries(
         {},
         optional={
-            "schema_version": st.just(1) | JSON_VALUES,
-            "encoding": st.sampled_from(["png", "uint8"]) | JSON_VALUES,
+            "schema_version": st.just(2) | JSON_VALUES,
             "prompts": st.just(["a", "b"]) | st.lists(st.text(max_size=4), max_size=3) | JSON_VALUES,
-            "shape": st.just([2, 3, 4, 4]) | st.lists(st.integers(-1, 2**70), max_size=5) | JSON_VALUES,
-            "images": st.just(PNGS) | st.just(VALUES) | JSON_VALUES,
+            "images": st.just(PNGS) | JSON_VALUES,
         },
     )
 )
@@ -345,11 +316,18 @@ def test_json_of_any_kind_is_refused_or_valid(fields: dict[str, Any]) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(head=st.binary(max_size=120), kind=st.sampled_from(["header.npy", "images.npy"]))
-def test_archives_of_any_content_are_refused_or_valid(head: bytes, kind: str) -> None:
-    members = {"header.npy": npy(header()), "images.npy": npy(some_images())}
-    members[kind] = members[kind][: len(head)] + head
-    refused_or_valid(archive(*members.items()), NPZ_TYPE)
+@given(
+    dtype=st.sampled_from(["F32", "F32", "U8", "I4", "x"]),
+    shape=st.just([2, 3, 1, 1]) | st.lists(st.integers(-1, 2**70), max_size=5),
+    offsets=st.just([0, 24]) | st.lists(st.integers(-1, 2**70), min_size=2, max_size=2),
+    request=st.just(header().tobytes()) | st.binary(max_size=40),
+)
+def test_safetensors_of_any_head_are_refused_or_valid(
+    dtype: str, shape: list[int], offsets: list[int], request: bytes
+) -> None:
+    images = json.dumps({"dtype": dtype, "shape": shape, "data_offsets": offsets})[1:-1]
+    told = json.dumps({"dtype": "U8", "shape": [len(request)], "data_offsets": [24, 24 + len(request)]})[1:-1]
+    refused_or_valid(promising(images, told, bytes(24) + request), SAFETENSORS_TYPE)
 
 
 def brightness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
@@ -367,7 +345,9 @@ def url() -> Iterator[str]:
         yield address
 
 
-def post(url: str, body: Any, media_type: str = NPZ_TYPE, token: str | None = TOKEN) -> tuple[int, dict[str, Any]]:
+def post(
+    url: str, body: Any, media_type: str = SAFETENSORS_TYPE, token: str | None = TOKEN
+) -> tuple[int, dict[str, Any]]:
     headers = {"Content-Type": media_type} | ({} if token is None else {"Authorization": f"Bearer {token}"})
     return ask("POST", url, "/score", body, headers)[:2]
 
@@ -377,13 +357,13 @@ def test_rewards_are_those_of_the_reward(url: str, encoding: Encoding) -> None:
     images = some_images(5)
     status, answer = post(url, *encode(images, list("abcde"), encoding))
     assert status == 200
-    sent = images if encoding == "npz_float32" else quantised(images) / np.float32(255)
+    sent = images if encoding == "safetensors" else quantised(images) / np.float32(255)
     expected = brightness(torch.from_numpy(sent), [])
-    assert answer == {"schema_version": 1, "reward_id": "brightness-0", "rewards": expected.tolist()}
+    assert answer == {"schema_version": 2, "reward_id": "brightness-0", "rewards": expected.tolist()}
 
 
 def test_health_needs_no_token_and_info_tells_the_limits(url: str) -> None:
-    assert ask("GET", url, "/health")[:2] == (200, {"schema_version": 1, "status": "ok"})
+    assert ask("GET", url, "/health")[:2] == (200, {"schema_version": 2, "status": "ok"})
     status, info, _ = ask("GET", url, "/info", headers={"Authorization": f"Bearer {TOKEN}"})
     assert status == 200
     assert info["reward_id"] == "brightness-0"
@@ -406,9 +386,9 @@ def test_health_needs_no_token_and_info_tells_the_limits(url: str) -> None:
     ],
 )
 def test_nobody_gets_in_without_the_token(url: str, path: str, method: str, given: str | None, reason: str) -> None:
-    body = GOOD["npz_float32"][0] if method == "POST" else None
+    body = GOOD["safetensors"][0] if method == "POST" else None
     headers = {} if given is None else {"Authorization": given}
-    status, failure, said = ask(method, url, path, body, headers | {"Content-Type": NPZ_TYPE})
+    status, failure, said = ask(method, url, path, body, headers | {"Content-Type": SAFETENSORS_TYPE})
     assert (status, failure["code"], said["WWW-Authenticate"]) == (401, "unauthorized", "Bearer")
     assert reason in failure["message"]
     assert TOKEN not in failure["message"]
@@ -418,7 +398,7 @@ def test_nobody_gets_in_without_the_token(url: str, path: str, method: str, give
 def test_refusals_arrive(url: str, body: bytes, media_type: str, status: int, expected: str) -> None:
     found, failure = post(url, body, media_type)
     assert found == status
-    assert failure["schema_version"] == 1
+    assert failure["schema_version"] == 2
     assert isinstance(failure["message"], str)
 
 
@@ -433,7 +413,7 @@ def test_a_body_is_too_large_however_it_arrives(url: str) -> None:
     # In chunks, without a declared length: the server has to count.
     status, failure = post(url, pieces())
     assert (status, failure["code"]) == (413, "too_large")
-    assert post(url, *GOOD["npz_uint8"])[0] == 200
+    assert post(url, *GOOD["safetensors"])[0] == 200
 
 
 def test_a_body_without_an_end_is_refused_while_it_arrives(url: str) -> None:
@@ -473,7 +453,7 @@ def raising(images: Any, prompts: Any) -> Any:
 )
 def test_a_reward_that_fails_is_an_error_and_not_a_number(score: Any, expected: str) -> None:
     with in_thread(app(score)) as url:
-        status, failure = post(url, *GOOD["npz_float32"], token=None)
+        status, failure = post(url, *GOOD["safetensors"], token=None)
         assert (status, failure["code"]) == (500, "reward_failed")
         assert "rewards" not in failure
         with pytest.raises(RuntimeError, match=expected):
@@ -493,7 +473,7 @@ def test_one_call_at_a_time_and_every_answer_is_ones_own() -> None:
     with in_thread(app(numpy_score(alone, "alone"))) as url, ThreadPoolExecutor(8) as pool:
 
         def client(i: int) -> tuple[int, dict[str, Any]]:
-            return post(url, *encode(some_images(), [str(i), str(-i)], "npz_uint8"), token=None)
+            return post(url, *encode(some_images(), [str(i), str(-i)], "safetensors"), token=None)
 
         for i, (status, answer) in enumerate(pool.map(client, range(40))):
             assert status == 200
@@ -508,9 +488,9 @@ def test_who_does_not_fit_in_the_queue_is_told_to_come_back() -> None:
         release.wait(10)
         return np.zeros(len(images))
 
-    request = ("POST", "/score", GOOD["npz_uint8"][0], {"Content-Type": NPZ_TYPE})
+    request = ("POST", "/score", GOOD["safetensors"][0], {"Content-Type": SAFETENSORS_TYPE})
     with in_thread(app(slow, max_waiting=1)) as url, ThreadPoolExecutor(1) as pool:
-        held = pool.submit(post, url, *GOOD["npz_uint8"], token=None)
+        held = pool.submit(post, url, *GOOD["safetensors"], token=None)
         assert entered.wait(10)
         status, failure, headers = ask(request[0], url, *request[1:])
         assert (status, failure["code"], headers["Retry-After"]) == (503, "busy", "1")
@@ -524,7 +504,7 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
     with in_thread(app(read_timeout=0.2)) as url:
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as peer:
             peer.sendall(
-                f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {NPZ_TYPE}\r\nContent-Length: 99\r\n\r\nPK".encode()
+                f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS_TYPE}\r\nContent-Length: 99\r\n\r\nPK".encode()
             )
             said = b""
             while part := peer.recv(4096):
@@ -543,18 +523,18 @@ def test_who_has_gone_is_not_computed() -> None:
         return np.zeros(len(images))
 
     with in_thread(app(slow)) as url, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(post, url, *encode(some_images(1), ["first"], "npz_uint8"), token=None)
+        first = pool.submit(post, url, *encode(some_images(1), ["first"], "safetensors"), token=None)
         while not seen:
             time.sleep(0.005)
-        body = encode(some_images(1), ["gone"], "npz_uint8")[0]
+        body = encode(some_images(1), ["gone"], "safetensors")[0]
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as peer:
-            head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {NPZ_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
             peer.sendall(head.encode() + body)
             time.sleep(0.1)
         time.sleep(0.1)
         release.set()
         assert first.result()[0] == 200
-        assert post(url, *encode(some_images(1), ["last"], "npz_uint8"), token=None)[0] == 200
+        assert post(url, *encode(some_images(1), ["last"], "safetensors"), token=None)[0] == 200
     assert seen == ["first", "last"]
 
 
@@ -599,15 +579,13 @@ def test_a_reward_has_a_fingerprint() -> None:
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion_rtb.remote_reward.serve.find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"needs fastapi, which is not installed: pip install 'diffusion-rtb\[server\]'"
+        ValueError, match=r"needs starlette, which is not installed: pip install 'diffusion-rtb\[server\]'"
     ):
         serve({"component": "jpeg"}, Address())
 
 
 def test_neither_side_needs_torch_or_the_pipelines() -> None:
-    modules = ("reward_server", "reward_app", "reward_client")
-    code = (
-        f"import sys, {', '.join(f'diffusion_rtb.{name}' for name in modules)}\nsys.stdout.write(' '.join(sys.modules))"
-    )
+    modules = ", ".join(f"diffusion_rtb.remote_reward.{name}" for name in ("serve", "app", "client"))
+    code = f"import sys, {modules}\nsys.stdout.write(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "diffusers", "transformers", "accelerate", "torchvision"} & set(done.stdout.split())

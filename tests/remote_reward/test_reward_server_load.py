@@ -26,14 +26,14 @@ import torch
 from diffusion_rtb.remote_reward.app import Served, create_app
 from diffusion_rtb.remote_reward.codec import encode
 from diffusion_rtb.remote_reward.connections import Patience, guarded_protocol, holders_of
-from diffusion_rtb.remote_reward.messages import JSON_TYPE, NPZ_TYPE, Limits
+from diffusion_rtb.remote_reward.messages import JSON_TYPE, SAFETENSORS_TYPE, Limits
 from diffusion_rtb.remote_reward.serve import Address, torch_score
 from tests.oracles.serving import ask as plain_ask
 from tests.oracles.serving import await_health, free_port, in_thread, start_process
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-enough-letters"
-SCORE = encode(np.full((1, 3, 2, 2), 0.5, np.float32), ["a"], "npz_float32")
+SCORE = encode(np.full((1, 3, 2, 2), 0.5, np.float32), ["a"], "safetensors")
 
 
 def brightness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
@@ -90,7 +90,9 @@ def drips(peer: socket.socket, piece: bytes) -> float:
     return time.monotonic() - start
 
 
-HEAD = f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: {NPZ_TYPE}\r\n".encode()
+HEAD = (
+    f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: {SAFETENSORS_TYPE}\r\n".encode()
+)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +229,8 @@ def test_pixels_are_counted_before_they_are_decoded_and_few_are_held() -> None:
 
         def request(side: int) -> int:
             body = {
-                "schema_version": 1,
+                "schema_version": 2,
                 "prompts": ["a"],
-                "encoding": "png",
                 "images": [base64.b64encode(black(side)).decode()],
             }
             return int(ask("POST", url, "/score", json.dumps(body).encode(), JSON_TYPE)[0])
