@@ -1,16 +1,17 @@
-"""beta such that the posterior ends up a given number of nats from the prior."""
+"""beta, nats per unit of reward: constant, annealed, or such that the posterior ends up a given number of nats from the prior."""
 
 from __future__ import annotations
 
 import logging
 import math
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.config.beta import BetaConfig
 
-__all__ = ["KlBudget", "annealed", "budget"]
+__all__ = ["Annealed", "Beta", "Constant", "KlBudget", "make_beta"]
 
 AHEAD = 4.0
 """How many times what q has realised beta may be before it waits: a q that follows, however slowly, stays below."""
@@ -19,6 +20,71 @@ WAITED = 20
 """Iterations in a row that beta has waited when it is said."""
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Beta(Protocol):
+    """What the trainer asks of beta; a checkpoint holds `now`, a float."""
+
+    def now(self, iteration: int) -> float:
+        """Of the target in this iteration."""
+
+    def trained(self, done: int) -> float:
+        """Of the posterior after so many iterations."""
+
+    def settle(self, moments: Float[Tensor, "3"], pace: float) -> dict[str, float]:
+        """An iteration has succeeded.
+
+        Args:
+            moments: What `realised` said of it: KL, Cov(log_q - log_p, r) and Var(r).
+            pace: The iteration's learning rate as a share of the full one, in [0, 1].
+
+        Returns:
+            What is logged of it.
+        """
+
+    def load(self, beta: float) -> None:
+        """Go on from what `now` was when a checkpoint was written."""
+
+
+def make_beta(config: BetaConfig) -> Beta:
+    """What a config asks for."""
+    if config.kl_budget is not None:
+        return KlBudget(config.value, nats=config.kl_budget.nats, rate=config.kl_budget.rate)
+    if config.anneal is not None:
+        return Annealed(config.value, start=config.anneal.start, iterations=config.anneal.iterations)
+    return Constant(config.value)
+
+
+class Constant:
+    """The same in every iteration."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def now(self, iteration: int) -> float:
+        return self.value
+
+    def trained(self, done: int) -> float:
+        return self.now(max(0, done - 1))
+
+    def settle(self, moments: Float[Tensor, "3"], pace: float) -> dict[str, float]:
+        return {}
+
+    def load(self, beta: float) -> None:
+        return
+
+
+class Annealed(Constant):
+    """value·(start + (1 - start)·min(1, iteration/iterations)): linear from a fraction of it."""
+
+    def __init__(self, value: float, *, start: float, iterations: int) -> None:
+        super().__init__(value)
+        self.start = start
+        self.iterations = iterations
+
+    def now(self, iteration: int) -> float:
+        return self.value * (self.start + (1 - self.start) * min(1.0, iteration / self.iterations))
 
 
 class KlBudget:
@@ -59,16 +125,24 @@ class KlBudget:
         self.waiting = 0
         """Iterations in a row that beta has waited for q."""
 
-    def settle(self, moments: Float[Tensor, "3"], pace: float) -> None:
-        """Move beta after an iteration.
+    def now(self, iteration: int) -> float:
+        return self.beta
 
-        Args:
-            moments: What `realised` said of it.
-            pace: The iteration's learning rate as a share of the full one, in [0, 1].
-        """
+    def trained(self, done: int) -> float:
+        return self.beta
+
+    def load(self, beta: float) -> None:
+        self.beta = beta
+
+    def settle(self, moments: Float[Tensor, "3"], pace: float) -> dict[str, float]:
+        """Move beta after an iteration; see `Beta`."""
         kl, covariance, variance = moments.tolist()
+        realised = covariance / variance if variance > 0 else 0.0
+        self._move(kl, max(0.0, realised), pace)
+        return {"beta_realised": realised}
+
+    def _move(self, kl: float, b: float, pace: float) -> None:
         error = min(1.0, max(-1.0, (self.nats - kl) / self.nats))
-        b = max(0.0, covariance / variance) if variance > 0 else 0.0
         ahead = error > 0 and AHEAD * max(b, self.start) <= self.beta
         self._wait(ahead, kl, b)
         if ahead:
@@ -84,7 +158,7 @@ class KlBudget:
         self.waiting = self.waiting + 1 if ahead else 0
         if self.waiting == WAITED:
             log.warning(
-                "behaviour.kl_budget: beta stays at %.3g. KL is %.3g of the %.3g nats asked for, and the posterior has realised a "
+                "beta.kl_budget: beta stays at %.3g. KL is %.3g of the %.3g nats asked for, and the posterior has realised a "
                 "beta of %.2g: so far it goes no further. beta grows again if it does; if not, lower nats to what it reaches, or "
                 "give it more rank, iterations or train.lr, or prior trajectories (behaviour.prior_share).",
                 self.beta,
@@ -92,16 +166,3 @@ class KlBudget:
                 self.nats,
                 b,
             )
-
-
-def budget(config: RunConfig) -> KlBudget | None:
-    """What adapts beta, if anything does."""
-    given = config.behaviour.kl_budget
-    return None if given is None else KlBudget(config.beta, nats=given.nats, rate=given.rate)
-
-
-def annealed(beta: float, iteration: int, *, start: float = 1.0, iterations: int = 0) -> float:
-    """beta·(start + (1 - start)·min(1, iteration/iterations)): linear from a fraction of beta to beta; nats per reward."""
-    if iterations <= 0:
-        return beta
-    return beta * (start + (1 - start) * min(1.0, iteration / iterations))

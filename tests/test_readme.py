@@ -26,11 +26,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = """
 prior: {component: stable_diffusion, path: tiny, steps: 2, dtype: float16}
 reward: {component: jpeg}
-beta: 1.0
+beta: {value: 1.0, kl_budget: {nats: 1.0}}
 posterior: {rank: 1, alpha: 1.0}
 prompts: {list: [a cat]}
 behaviour:
-  {prior_share: 0.25, prior_buffer: 2, replay: {share: 0.25}, back_and_forth: {share: 0.25}, kl_budget: {nats: 1.0}}
+  {prior_share: 0.25, prior_buffer: 2, replay: {share: 0.25}, back_and_forth: {share: 0.25}}
 train: {iterations: 1, prompts_per_iteration: 1, group: 4, micro_batch: 4, grid_every: 0}
 """
 

@@ -35,7 +35,7 @@ ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML f
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/quickstart.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Override keys; values in YAML: train.lr=1e-4 beta_anneal=null"),
+    typer.Argument(metavar="KEY=VALUE", help="Override keys; values in YAML: train.lr=1e-4 train.grid_every=0"),
 ]
 
 

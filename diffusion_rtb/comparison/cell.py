@@ -51,7 +51,7 @@ def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
     x, drawn = draw_posterior(
         trainer.prior, sampler.reward, sampler.prompts, looks.samples, config.seed, metadata=sampler.metadata
     )
-    numbers = measured(x, drawn, clock.target, config.beta) | {
+    numbers = measured(x, drawn, clock.target, config.beta.value) | {
         "iterations": trainer.iteration,
         "seconds": clock.seconds,
         "cpu_seconds": clock.cpu_seconds,
@@ -63,7 +63,7 @@ def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
 def timed(config: RunConfig, *, points: int, samples: int) -> tuple[Trainer, Clock]:
     """The trainer of a run, and the clock that it tells how it goes; see `Clock`."""
     trainer = assemble(config)
-    target = exact_target(trainer.prior, config.reward.model_dump(), config.beta)
+    target = exact_target(trainer.prior, config.reward.model_dump(), config.beta.value)
     clock = Clock(trainer.sampler, target, config, trainer.folder, points=points, samples=samples)
     trainer.observers.insert(0, clock)
     return trainer, clock
@@ -80,7 +80,7 @@ def measure_truth(
             prior, reward, table.texts, looks.samples, config.seed, truth=target, metadata=table.metadata
         )
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder, measured(x, drawn, target, config.beta), x)
+        _write(folder, measured(x, drawn, target, config.beta.value), x)
         found, samples = _read(folder), _samples(folder)
         assert found is not None
         assert samples is not None

@@ -95,7 +95,7 @@ class Clock(Observer):
             metadata=sampler.metadata,
         )
         point = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-        append_row(self._folder / CURVE, iteration, point | look(x, drawn, self.target, config.beta))
+        append_row(self._folder / CURVE, iteration, point | look(x, drawn, self.target, config.beta.value))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

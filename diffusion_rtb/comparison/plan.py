@@ -68,7 +68,7 @@ def plan(
     base = load_config(config, overrides)
     prior: Prior = build(base.prior, "prior")
     attach_posterior(base, prior)
-    target = exact_target(prior, base.reward.model_dump(), base.beta)
+    target = exact_target(prior, base.reward.model_dump(), base.beta.value)
     refused: dict[tuple[str, str], str] = {}
     for cell in {cell.pair: cell for cell in grid}.values():
         try:
@@ -82,10 +82,8 @@ def plan(
 
 
 def _check_fit(config: RunConfig, prior: Prior) -> None:
-    if config.behaviour.kl_budget is not None:
-        raise ValueError(
-            "behaviour.kl_budget changes beta and with it the target, which all runs of a comparison share."
-        )
+    if config.beta.kl_budget is not None:
+        raise ValueError("beta.kl_budget changes beta and with it the target, which all runs of a comparison share.")
     check_fitness(config, build(config.objective, "objective"), prior)
 
 

@@ -1,14 +1,14 @@
-"""The section `behaviour` of a config: where the training trajectories come from, and how beta follows them."""
+"""The section `behaviour` of a config: where the training trajectories come from."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from diffusion_rtb.config.section import Section
 
-__all__ = ["BackAndForthConfig", "BehaviourConfig", "ExplorationConfig", "KlBudgetConfig", "ReplayConfig"]
+__all__ = ["BackAndForthConfig", "BehaviourConfig", "ExplorationConfig", "ReplayConfig"]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -50,18 +50,6 @@ class BackAndForthConfig(Section):
     """Samples kept per prompt, from which those noised are chosen by the rank of their reward; the oldest go first."""
 
 
-class KlBudgetConfig(Section):
-    """beta is adapted until KL(posterior || prior) is as many nats; the config's `beta` is where it starts.
-
-    At 4 times what the posterior has realised it waits for it, and a warning says so: such a posterior may never reach `nats`.
-    """
-
-    nats: PositiveFloat
-    """The KL to reach; mean over the prompts."""
-    rate: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Largest change of log beta in one iteration."""
-
-
 class BehaviourConfig(Section):
     """Which chains the training trajectories come from: the posterior, with or without extra noise, the prior, the past."""
 
@@ -76,8 +64,6 @@ class BehaviourConfig(Section):
     exploration: ExplorationConfig = ExplorationConfig()
     replay: ReplayConfig = ReplayConfig()
     back_and_forth: BackAndForthConfig = BackAndForthConfig()
-    kl_budget: KlBudgetConfig | None = None
-    """null: beta is what the config says."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -94,15 +80,6 @@ class BehaviourConfig(Section):
             used = ", ".join(f"{key} {share:g}" for key, share in self.shares.items() if share > 0)
             raise ValueError(
                 f"{used} together leave nothing to the posterior's own trajectories: they must sum to less than 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _measured(self) -> BehaviourConfig:
-        if self.kl_budget is not None and self.exploration.scale > 0 and self.exploration.measured == 0:
-            raise ValueError(
-                "exploration.measured 0 leaves kl_budget without a KL to measure: explored trajectories are wider; "
-                "give it a share of the group, e.g. 0.25"
             )
         return self
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from diffusion_rtb.config.components import nearest
+from diffusion_rtb.config.moved import MOVED
 from diffusion_rtb.config.prompt_files import find_file, read_prompts
 from diffusion_rtb.config.sections import Component, EvalConfig, Factor, PromptsConfig, RunConfig, Section, TrainConfig
 from diffusion_rtb.config.yaml_text import read_yaml, write_yaml
@@ -81,7 +82,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: A YAML file, or a folder with a `config.yaml`.
-        overrides: `key.sub=value`, the value in YAML: `train.lr=1e-4`, `beta_anneal=null`, `prompts.list=[a, b]`.
+        overrides: `key.sub=value`, the value in YAML: `train.lr=1e-4`, `train.rounding_share=null`, `prompts.list=[a, b]`.
 
     Raises:
         ConfigError: the file is missing or not YAML; a key is unknown; a value is not allowed.
@@ -217,18 +218,22 @@ def _validate(data: Mapping[str, Any], source: str) -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        problems = [_problem(detail) for detail in found[:LISTED]]
+        problems = [_problem(detail, data) for detail in found[:LISTED]]
         if len(found) > LISTED:
             problems.append(f"... and {len(found) - LISTED} more.")
         count = "one problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError("\n  ".join([f"{plain(source, SHOWN)}: {count}", *problems])) from None
 
 
-def _problem(detail: ErrorDetails) -> str:
+def _problem(detail: ErrorDetails, data: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
+    if key == "beta.value" and not isinstance(data.get("beta"), Mapping):
+        key = "beta"
     received = detail["input"]
     message = detail["msg"].removeprefix("Value error, ").rstrip(".")
     match detail["type"]:
+        case "extra_forbidden" if key in MOVED:
+            return f"{key}: {MOVED[key](received, data)}"
         case "extra_forbidden":
             return f"{key}: there is no such key.{_nearest_key(key)}"
         case "missing":

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -19,12 +20,13 @@ from pydantic import (
 )
 
 from diffusion_rtb.config.behaviour import BehaviourConfig
+from diffusion_rtb.config.beta import BetaConfig, as_section
 from diffusion_rtb.config.prompts import PromptTable, check_prompts
 from diffusion_rtb.config.section import Section, at_home
 
 __all__ = [
-    "AnnealConfig",
     "BehaviourConfig",
+    "BetaConfig",
     "Component",
     "EvalConfig",
     "Factor",
@@ -52,15 +54,6 @@ class Component(BaseModel):
     @classmethod
     def _homes(cls, data: Any) -> Any:
         return at_home(data)
-
-
-class AnnealConfig(Section):
-    """beta grows linearly from a fraction of its value: easy targets first."""
-
-    start: Annotated[float, Field(gt=0, le=1)]
-    """Fraction of beta at iteration 0."""
-    iterations: PositiveInt
-    """Iterations until beta has its full value."""
 
 
 class PromptsConfig(Section):
@@ -250,10 +243,8 @@ class RunConfig(Section):
     """Arguments of the prior's `attach`, which makes the trainable part: of stable_diffusion rank, alpha, target_modules."""
     reward: Component
     """r(x): higher is better."""
-    beta: PositiveFloat
-    """Nats per unit of reward; alpha = 1/beta is the weight of the KL to the prior."""
-    beta_anneal: AnnealConfig | None = None
-    """null: beta is constant."""
+    beta: Annotated[BetaConfig, BeforeValidator(as_section, json_schema_input_type=PositiveFloat | BetaConfig)]
+    """Nats per unit of reward; alpha = 1/beta is the weight of the KL to the prior. A number, or with what moves it."""
     objective: Component = Component(component="rtb")
     """The loss."""
     prompts: PromptsConfig
@@ -262,11 +253,12 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
-    def _one_beta(self) -> RunConfig:
-        if self.beta_anneal is not None and self.behaviour.kl_budget is not None:
+    def _measured(self) -> RunConfig:
+        exploration = self.behaviour.exploration
+        if self.beta.kl_budget is not None and exploration.scale > 0 and exploration.measured == 0:
             raise ValueError(
-                f"beta_anneal and behaviour.kl_budget (nats {self.behaviour.kl_budget.nats:g}) both decide beta: set one of them "
-                "to null. A kl_budget starts at `beta`, so a small one there takes the place of annealing"
+                "behaviour.exploration.measured 0 leaves beta.kl_budget without a KL to measure: explored trajectories are wider; "
+                "give it a share of the group, e.g. 0.25"
             )
         return self
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_rtb.config.beta import BetaConfig, as_section
 from diffusion_rtb.config.yaml_text import write_yaml
 from diffusion_rtb.files.plain_text import markdown_code, markdown_fence, markdown_text
 from diffusion_rtb.run.progress import Progress
@@ -145,9 +146,10 @@ def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any], trained: 
 
 def _origin(config: Mapping[str, Any], trained: Progress) -> str:
     """How the config came to a beta that is not its own."""
-    if (config.get("behaviour") or {}).get("kl_budget") is not None:
-        return f", found by kl_budget from {config['beta']:g}"
-    return "" if trained.beta == config["beta"] else f", annealed towards {config['beta']:g}"
+    asked = BetaConfig.model_validate(as_section(config["beta"]))
+    if asked.kl_budget is not None:
+        return f", found by kl_budget from {asked.value:g}"
+    return "" if trained.beta == asked.value else f", annealed towards {asked.value:g}"
 
 
 def _checkpoint(trained: Progress) -> str | None:

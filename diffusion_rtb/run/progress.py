@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion_rtb.beta import annealed
+from diffusion_rtb.beta import make_beta
 from diffusion_rtb.config.load import RunConfig
 
 __all__ = ["Progress", "trained_beta"]
@@ -54,16 +54,12 @@ class Progress:
 def trained_beta(config: RunConfig, state: Mapping[str, Any]) -> float:
     """The beta that a checkpoint's posterior stands for; nats per unit of reward.
 
-    The config's; under `beta_anneal` that of the last iteration done; under `kl_budget` where it had moved it last.
+    The config's; where that is annealed, of the last iteration done; under a `kl_budget` where it had moved it last.
 
     Args:
         config: The run's.
         state: With `iteration`, how many are done, and `beta`, of the next one.
     """
-    if config.behaviour.kl_budget is not None:
-        return float(state["beta"])
-    anneal = config.beta_anneal
-    if anneal is None:
-        return config.beta
-    last = max(0, int(state["iteration"]) - 1)
-    return annealed(config.beta, last, start=anneal.start, iterations=anneal.iterations)
+    beta = make_beta(config.beta)
+    beta.load(float(state["beta"]))
+    return beta.trained(int(state["iteration"]))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from diffusion_rtb.chain.recordable import check_single_step
-from diffusion_rtb.config.sections import BehaviourConfig, RunConfig
+from diffusion_rtb.config.sections import BehaviourConfig, BetaConfig, RunConfig
 from diffusion_rtb.interfaces import Objective, Prior, Reward
 from diffusion_rtb.run.members import check_objective_members
 from diffusion_rtb.scoring.memory import moving_rewards
 
 __all__ = [
-    "check_annealing",
     "check_behaviour",
+    "check_beta",
     "check_configured_steps",
     "check_fitness",
     "check_group",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def check_settings(config: RunConfig, objective: Objective) -> None:
-    """The checks here that need nothing loaded: the objective's members, behaviour, warm-up, annealing and updates.
+    """The checks here that need nothing loaded: the objective's members, behaviour, warm-up, beta and updates.
 
     Raises:
         ValueError: see each of them.
@@ -36,7 +36,7 @@ def check_settings(config: RunConfig, objective: Objective) -> None:
     check_objective_members(objective)
     check_behaviour(objective, config.behaviour)
     check_warm_up(objective, config.behaviour)
-    check_annealing(objective, config)
+    check_beta(objective, config.beta)
     check_updates(objective, config.train.updates_per_iteration)
     check_group(objective, config.train.group)
 
@@ -59,7 +59,7 @@ def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
 
     Raises:
         ValueError: other trajectories than the posterior's own for an on-policy objective; trajectories whose density nobody
-            knows for one that weighs them by importance; a changing beta for a value that is learned once.
+            knows for one that weighs them by importance.
     """
     name = type(objective).__name__
     others = [key for key, share in behaviour.shares.items() if share > 0]
@@ -73,8 +73,6 @@ def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
         )
     if getattr(objective, "importance_weighted", False):
         _check_densities(name, behaviour)
-    if behaviour.kl_budget is not None:
-        _check_value_follows(objective, "behaviour.kl_budget")
 
 
 def check_warm_up(objective: Objective, behaviour: BehaviourConfig) -> None:
@@ -108,22 +106,16 @@ def check_reward_memory(reward: Reward, objective: Objective, behaviour: Behavio
         )
 
 
-def check_annealing(objective: Objective, config: RunConfig) -> None:
-    """Refuse to anneal beta under a V that stays as its warm-up left it.
+def check_beta(objective: Objective, beta: BetaConfig) -> None:
+    """Refuse to move beta under a V that stays as its warm-up left it, and so belongs to one beta.
 
     Raises:
         ValueError: both are asked for.
     """
-    if config.beta_anneal is not None:
-        _check_value_follows(objective, "beta_anneal")
-
-
-def _check_value_follows(objective: Objective, setting: str) -> None:
-    """A V that stays as its warm-up left it belongs to one beta, and `setting` moves beta."""
-    if getattr(objective, "value_loss", None) == "none":
+    if beta.moved_by is not None and getattr(objective, "value_loss", None) == "none":
         raise ValueError(
-            f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and {setting} moves beta. "
-            f"Use value_loss: consistency, or no {setting}."
+            f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and {beta.moved_by} moves "
+            f"beta. Use value_loss: consistency, or no {beta.moved_by}."
         )
 
 

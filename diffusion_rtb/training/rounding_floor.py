@@ -84,11 +84,11 @@ def rounding_floor(sampler: Sampler, own: Batch) -> float:
 
 def asked_tilt(config: RunConfig, own: Batch) -> float:
     """How far the posterior is asked to go: the nats of `kl_budget`, or beta·sd(r) with sd taken within each prompt."""
-    if config.behaviour.kl_budget is not None:
-        return config.behaviour.kl_budget.nats
+    if config.beta.kl_budget is not None:
+        return config.beta.kl_budget.nats
     groups = [own.reward[own.prompt == row].double() for row in torch.unique(own.prompt)]
     variance = torch.stack([group.var(correction=0) for group in groups]).mean()
-    return config.beta * float(variance.sqrt())
+    return config.beta.value * float(variance.sqrt())
 
 
 def first_floor(sampler: Sampler, own: Batch, config: RunConfig, processes: Processes) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_rtb.behaviours.mixture import Mixture
-from diffusion_rtb.beta import KlBudget
+from diffusion_rtb.beta import Beta
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Objective, Prior
 from diffusion_rtb.run import checkpoint
@@ -41,7 +41,7 @@ class TrainingState(Protocol):
     objective: Objective
     optimizer: torch.optim.AdamW
     sources: Mixture
-    budget: KlBudget | None
+    target: Beta
     processes: Processes
     iteration: int
     warmed: bool
@@ -84,8 +84,7 @@ def load_snapshot(run: TrainingState, before: Snapshot) -> None:
     run.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], state["optimizer"]))
     checkpoint.set_rng_state(tensors["rng"])
     load_reward(run.sampler.reward, tensors.get("reward", {}))
-    if run.budget is not None:
-        run.budget.beta = float(state["beta"])
+    run.target.load(float(state["beta"]))
     run.iteration = int(state["iteration"])
     run.warmed = bool(state.get("warmed", run.iteration > 0))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusion_rtb.behaviours.mixture import draw, settle, sources
 from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
-from diffusion_rtb.beta import annealed, budget
+from diffusion_rtb.beta import make_beta
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.lock import folder_lock
@@ -85,7 +85,7 @@ class Trainer:
         on_policy, _ = self.sources["posterior"]
         assert isinstance(on_policy, OnPolicy)
         self.on_policy = on_policy
-        self.budget = budget(config)
+        self.target = make_beta(config.beta)
         check_fitness(config, objective, prior)
         check_reward_memory(sampler.reward, objective, config.behaviour)
         attach_posterior(config, prior)
@@ -212,12 +212,8 @@ class Trainer:
     def _measure(self, own: Batch, beta: float) -> dict[str, float]:
         """What the posterior's own trajectories say of it, and where beta goes from there."""
         measured = Measured.of(own).gathered(self.processes)
-        metrics = posterior_metrics(measured, beta)
-        if self.budget is not None:
-            moments = realised(measured)
-            metrics["beta_realised"] = float(moments[1] / moments[2]) if moments[2] > 0 else 0.0
-            self.budget.settle(moments, learning_rate_factor(self.config.train, self.iteration))
-        return metrics
+        pace = learning_rate_factor(self.config.train, self.iteration)
+        return posterior_metrics(measured, beta) | self.target.settle(realised(measured), pace)
 
     def _gather_row(self, row: Tensor) -> Tensor:
         return self.processes.gather(row)[0]
@@ -225,12 +221,7 @@ class Trainer:
     @property
     def beta(self) -> float:
         """beta of the current iteration; nats per unit of reward."""
-        if self.budget is not None:
-            return self.budget.beta
-        anneal = self.config.beta_anneal
-        if anneal is None:
-            return self.config.beta
-        return annealed(self.config.beta, self.iteration, start=anneal.start, iterations=anneal.iterations)
+        return self.target.now(self.iteration)
 
     def _rows(self) -> list[int]:
         """The prompts of the iteration, of all processes."""

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from diffusion_rtb.behaviours._memory import systematic_resample
 from diffusion_rtb.behaviours.mixture import sources
 from diffusion_rtb.behaviours.on_policy import OnPolicy
-from diffusion_rtb.beta import annealed
+from diffusion_rtb.beta import Annealed, Constant
 from diffusion_rtb.chain.seeds import generators, global_seed, seed_of
 from diffusion_rtb.config.behaviour import BehaviourConfig
 from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import TrainConfig
 from diffusion_rtb.training.compatibility import check_behaviour
 from diffusion_rtb.training.schedules import learning_rate_factor, nth_prompt, prompt_rows
-from tests.oracles.behaving import begin_at_the_posterior, known, rows, run
+from tests.oracles.behaving import BETA, begin_at_the_posterior, known, rows, run
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,11 +66,11 @@ def test_added_exploration_adds_variances() -> None:
 
 @pytest.mark.parametrize(("iteration", "expected"), [(0, 0.4), (5, 1.2), (10, 2.0), (50, 2.0)])
 def test_beta_anneals_linearly_from_a_fraction(iteration: int, expected: float) -> None:
-    assert annealed(2.0, iteration, start=0.2, iterations=10) == pytest.approx(expected)
+    assert Annealed(2.0, start=0.2, iterations=10).now(iteration) == pytest.approx(expected)
 
 
 def test_beta_without_annealing_is_constant() -> None:
-    assert annealed(2.0, 0) == 2.0
+    assert Constant(2.0).now(0) == 2.0
 
 
 @given(st.integers(0, 2**31), st.integers(0, 1000), st.integers(0, 1000))
@@ -163,13 +163,12 @@ BEHAVIOURS: dict[str, dict[str, Any]] = {
     "replay_reward": {"replay": {"share": 0.5, "priority": "reward"}},
     "replay_importance": {"replay": {"share": 0.5, "priority": "importance"}},
     "back_and_forth": {"back_and_forth": {"share": 0.5}},
-    "kl_budget": {"kl_budget": {"nats": 1.0, "rate": 1e-9}},
+    "kl_budget": {},
     "all": {
         "prior_share": 0.25,
         "replay": {"share": 0.25},
         "back_and_forth": {"share": 0.25},
         "exploration": {"scale": 0.3, "until": 9},
-        "kl_budget": {"nats": 1.0, "rate": 1e-9},
     },
 }
 SELECTING = {"prior_resampled", "replay_reward", "replay_importance", "back_and_forth", "all"}
@@ -184,7 +183,9 @@ def test_every_behaviour_leaves_the_posterior_where_it_is(objective: str, behavi
     The chain is memoryless up to a signal of 1e-4 and the network is float32, hence 2e-3 nats. The learning rate keeps the
     posterior where it is for two iterations, so that memories are filled and drawn from.
     """
-    sections = {"objective": OBJECTIVES[objective], "behaviour": BEHAVIOURS[behaviour]}
+    sections: dict[str, Any] = {"objective": OBJECTIVES[objective], "behaviour": BEHAVIOURS[behaviour]}
+    if behaviour in ("kl_budget", "all"):
+        sections["beta"] = {"value": BETA, "kl_budget": {"nats": 1.0, "rate": 1e-9}}
     sizes = {"iterations": 2, "lr": 1e-9, "lr_objective": 1e-9}
     if objective in WEIGHTED and behaviour in SELECTING:
         with pytest.raises(ValueError, match="which nobody knows"):

@@ -96,7 +96,7 @@ def test_the_budget_is_reached(reward: dict[str, Any], start: float, nats: float
     which is what beta moves by, leaves a third of it, and the noise of the gradient as much again: 10 % are two standard errors.
     """
     sizes = {"iterations": 110, "group": 200, "micro_batch": 200}
-    trainer = run(tmp_path, reward=reward, beta=start, behaviour={"kl_budget": {"nats": nats}}, train=sizes)
+    trainer = run(tmp_path, reward=reward, beta={"value": start, "kl_budget": {"nats": nats}}, train=sizes)
     trainer.fit()
     q, tilt = trainer.prior.chain(), known(trainer, trainer.beta)  # type: ignore[attr-defined]
     assert float(kl(q, tilt.p).sum()) == pytest.approx(nats, rel=0.1)
@@ -132,22 +132,22 @@ def test_a_posterior_that_goes_no_further_is_waited_for(
 def test_more_nats_than_a_chain_can_be_from_its_prior(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The reward has a maximum and the steps a fixed variance: however large beta, KL stays where that mean is reached."""
     sizes = {"iterations": 200, "group": 32, "micro_batch": 32}
-    budget = {"kl_budget": {"nats": 500.0, "rate": 0.5}}
-    trainer = run(tmp_path, reward=QUADRATIC, behaviour=budget, train=sizes)
+    budget = {"value": BETA, "kl_budget": {"nats": 500.0, "rate": 0.5}}
+    trainer = run(tmp_path, reward=QUADRATIC, beta=budget, train=sizes)
     trainer.fit()
     assert trainer.beta < 2000  # 0.5 of log beta per iteration would be e^100
     last = rows(trainer)[-1]
     assert last["kl"] < 500
     assert last["beta_realised"] <= last["beta"]
-    assert "behaviour.kl_budget: beta stays at" in caplog.text
+    assert "beta.kl_budget: beta stays at" in caplog.text
 
 
 def test_a_resumed_run_goes_on_with_the_same_beta(tmp_path: Path) -> None:
-    budget = {"kl_budget": {"nats": NATS, "rate": 0.3}}
-    whole = run(tmp_path / "whole", behaviour=budget, train={"iterations": 6})
+    budget = {"value": BETA, "kl_budget": {"nats": NATS, "rate": 0.3}}
+    whole = run(tmp_path / "whole", beta=budget, train={"iterations": 6})
     whole.fit()
-    run(tmp_path / "parts", behaviour=budget, train={"iterations": 3}).fit()
-    parts = run(tmp_path / "parts", behaviour=budget, train={"iterations": 6})
+    run(tmp_path / "parts", beta=budget, train={"iterations": 3}).fit()
+    parts = run(tmp_path / "parts", beta=budget, train={"iterations": 6})
     parts.fit()
     assert rows(parts) == rows(whole)
     assert differing(state(parts), state(whole)) == []

@@ -26,8 +26,8 @@ EVERYTHING: dict[str, Any] = {
     "replay": {"share": 0.25, "capacity": 10, "priority": "importance"},
     "back_and_forth": {"share": 0.25, "pool": 12},
     "exploration": {"scale": 0.3, "until": 4},
-    "kl_budget": {"nats": 1.0, "rate": 0.2},
 }
+BUDGET = {"value": BETA, "kl_budget": {"nats": 1.0, "rate": 0.2}}
 TWO_PROMPTS: dict[str, Any] = {
     "prompts": {"list": ["a", "b"]},
     "train": {"prompts_per_iteration": 2, "micro_batch": 16},
@@ -123,10 +123,10 @@ def test_importance_draws_the_posterior_whoever_filled_the_buffer(drawn_at: floa
 
 def test_a_resumed_run_continues_an_uninterrupted_one(tmp_path: Path) -> None:
     """All behaviours that remember, at once; memories, beta, parameters and metrics are equal to the last bit."""
-    whole = run(tmp_path / "whole", behaviour=EVERYTHING, train={"iterations": 6})
+    whole = run(tmp_path / "whole", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": 6})
     whole.fit()
     for iterations in (1, 3, 6):
-        parts = run(tmp_path / "parts", behaviour=EVERYTHING, train={"iterations": iterations})
+        parts = run(tmp_path / "parts", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": iterations})
         parts.fit()
     assert rows(parts) == rows(whole)
     found = state(parts)
@@ -136,9 +136,9 @@ def test_a_resumed_run_continues_an_uninterrupted_one(tmp_path: Path) -> None:
 
 def test_a_failed_iteration_leaves_no_trace(tmp_path: Path) -> None:
     """The reward fails where the last behaviour draws: the others have drawn, and nothing of it is remembered."""
-    whole = run(tmp_path / "whole", behaviour=EVERYTHING, train={"iterations": 5})
+    whole = run(tmp_path / "whole", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": 5})
     whole.fit()
-    broken = run(tmp_path / "parts", behaviour=EVERYTHING, train={"iterations": 5})
+    broken = run(tmp_path / "parts", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": 5})
     last = broken.sources["back_and_forth"][0]
     draw = last.draw
 
@@ -150,7 +150,7 @@ def test_a_failed_iteration_leaves_no_trace(tmp_path: Path) -> None:
     last.draw = failing  # type: ignore[method-assign, assignment]
     with pytest.raises(ConnectionError):
         broken.fit()
-    again = run(tmp_path / "parts", behaviour=EVERYTHING, train={"iterations": 5})
+    again = run(tmp_path / "parts", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": 5})
     again.fit()
     assert rows(again) == rows(whole)
     assert differing(state(again), state(whole)) == []

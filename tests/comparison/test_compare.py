@@ -326,7 +326,7 @@ def test_an_interrupted_comparison_goes_on(project: Path) -> None:
         (["two.yaml", "reward={component: jpeg}"], 1, "not known in closed form"),
         (["two.yaml", "prior={component: 'tests.oracles.pixel:PixelPrior'}"], 1, "PixelPrior has no exact target"),
         (["two.yaml", "--objectives", "reinforce_kl", "ddpo", "--behaviours", "mixed"], 1, "ReinforceKL is on-policy"),
-        (["two.yaml", "behaviour.kl_budget={nats: 1.0}"], 1, "kl_budget changes beta"),
+        (["two.yaml", "beta={value: 1.0, kl_budget: {nats: 1.0}}"], 1, "kl_budget changes beta"),
         (["nowhere.yaml"], 2, "There is no config 'nowhere.yaml'"),
     ],
 )

@@ -58,7 +58,7 @@ def test_overrides_are_yaml_and_reach_every_level(basic: Path) -> None:
             "behaviour.exploration.scale=.5",
             "train.tracker=[wandb]",
             "prior.steps=20",
-            "beta_anneal={start: 0.5, iterations: 5}",
+            "beta={value: 2.0, anneal: {start: 0.5, iterations: 5}}",
             "prompts.list.0=a horse",
             "name=2026-01-01",
         ],
@@ -67,14 +67,11 @@ def test_overrides_are_yaml_and_reach_every_level(basic: Path) -> None:
     assert config.behaviour.exploration.scale == 0.5
     assert config.train.tracker == ("wandb",)
     assert config.prior.model_dump()["steps"] == 20
-    assert config.beta_anneal is not None
-    assert (config.beta_anneal.start, config.beta_anneal.iterations) == (0.5, 5)
+    assert config.beta.anneal is not None
+    assert (config.beta.anneal.start, config.beta.anneal.iterations) == (0.5, 5)
     assert config.prompts.texts()[0] == "a horse"
     assert config.name == "2026-01-01"
-    assert (
-        load_config(basic, ["beta_anneal.start=0.5", "beta_anneal.iterations=3", "beta_anneal=null"]).beta_anneal
-        is None
-    )
+    assert load_config(basic, ["beta={value: 2.0, anneal: null}"]).beta == load_config(basic, ["beta=2"]).beta
 
 
 def test_prompts_of_a_file_are_kept_beside_the_config(basic: Path, tmp_path: Path) -> None:
@@ -94,7 +91,7 @@ def test_prompts_of_a_file_are_kept_beside_the_config(basic: Path, tmp_path: Pat
 def test_a_config_is_frozen(basic: Path) -> None:
     config = load_config(basic)
     with pytest.raises(ValidationError, match="frozen"):
-        config.beta = 2.0  # type: ignore[misc]
+        config.seed = 2  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
         config.train.lr = 2.0  # type: ignore[misc]
     assert isinstance(config.prompts.list, tuple)
@@ -158,12 +155,16 @@ def test_scalars_mean_what_they_look_like(text: str, value: object) -> None:
 
 
 def test_the_difference_of_two_configs_names_keys(basic: Path) -> None:
-    changed = load_config(basic, ["train.lr=1", "reward.quality=50", "beta_anneal={start: 0.1, iterations: 2}"])
+    changed = load_config(
+        basic, ["train.lr=1", "reward.quality=50", "beta={value: 3.0, anneal: {start: 0.1, iterations: 2}}"]
+    )
     assert config_diff(load_config(basic), changed) == {
         "reward.quality": (None, 50),
         "train.lr": (0.001, 1.0),
-        "beta_anneal.start": (None, 0.1),
-        "beta_anneal.iterations": (None, 2),
+        "beta": (1.5, None),
+        "beta.value": (None, 3.0),
+        "beta.anneal.start": (None, 0.1),
+        "beta.anneal.iterations": (None, 2),
     }
     assert config_diff(changed, changed) == {}
 
@@ -198,6 +199,11 @@ def test_the_schema_describes_every_key_and_allows_no_other() -> None:
         ("beta=0", "beta: got 0 (int). Input should be greater than 0."),
         ("beta=-1.5", "beta: got -1.5 (float). Input should be greater than 0."),
         ("beta=null", "beta: got None"),
+        ("beta={value: 0}", "beta.value: got 0 (int). Input should be greater than 0."),
+        ("beta={value: 1, anneal: {start: 0.5, iteration: 5}}", "Did you mean 'beta.anneal.iterations'?"),
+        ("beta_anneal={start: 0.5, iterations: 5}", "`beta: {value: 1.5, anneal: {start: 0.5, iterations: 5}}`"),
+        ("behaviour.kl_budget={nats: 3}", "Write `beta: {value: 1.5, kl_budget: {nats: 3}}`"),
+        ("beta={value: 1, anneal: {start: 0.5, iterations: 5}, kl_budget: {nats: 2.0}}", "(nats 2) both decide beta"),
         ("train.micro_batch=7", "cannot be divided by micro_batch 7; use one of [1, 2, 4, 8, 16, 32]"),
         ("behaviour.prior_share=0.3", "is 2.4 trajectories, not a whole number; shares that fit: 0, 0.125"),
         ("behaviour.prior_share=1.0", "behaviour.prior_share: got 1.0"),

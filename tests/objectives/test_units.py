@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "whole learned": {"objective": {"component": "trust_pcl", "log_z": "learned"}},
     "whole annealed": {
         "objective": {"component": "trust_pcl", "log_z": "learned"},
-        "beta_anneal": {"start": 0.2, "iterations": 6},
+        "beta": {"anneal": {"start": 0.2, "iterations": 6}},
     },
     "consistency": {"objective": {"component": "trust_pcl", "length": 1}},
     "consistency warmed": {
@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "kl_budget": {
         "objective": {"component": "trust_pcl", "length": 2},
-        "behaviour": {"kl_budget": {"nats": 2.0}},
+        "beta": {"kl_budget": {"nats": 2.0}},
     },
     "reinforce_kl": {"objective": {"component": "reinforce_kl"}},
     "dpok": {"objective": {"component": "dpok", "kl": "gaussian"}},
@@ -54,7 +54,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def trained(out: Path, c: float, variant: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor]:
     """Metrics in units of r, and the posterior's parameters, of 6 iterations with c·r and beta/c; gradients are clipped."""
     sizes = {"iterations": 6, "group": 16, "micro_batch": 16, "grad_clip": 1.0}
-    trainer = run(out, beta=BETA / c, train=sizes, **variant)
+    beta = {"value": BETA / c} | variant.get("beta", {})
+    trainer = run(out, **variant | {"beta": beta}, train=sizes)
     reward = trainer.sampler.reward
     trainer.sampler.reward = lambda images, prompts: c * reward(images, prompts)
     trainer.fit()

@@ -57,7 +57,7 @@ def run(out: Path, *, reward: dict[str, Any] = LINEAR, **sections: Any) -> Train
 def known(trainer: Trainer, beta: float | None = None) -> Tilt:
     """The posterior in closed form."""
     reward = trainer.config.reward.model_dump()["density"]
-    solved: Tilt = trainer.prior.solve(beta or trainer.config.beta, **reward)  # type: ignore[attr-defined]
+    solved: Tilt = trainer.prior.solve(beta or trainer.config.beta.value, **reward)  # type: ignore[attr-defined]
     return solved
 
 

@@ -161,7 +161,7 @@ def test_the_card_says_which_file_is_for_what(tmp_path: Path) -> None:
     overrides = [f"prior.path={tmp_path / 'prior'}", "prior.steps=4", "prior.guidance=3", "prior.device=cpu"]
     config = load_config("configs/quickstart.yaml", [*overrides, "prior.negative_prompt=a|b"])
     prior = tuned(tmp_path / "prior", ["to_q"], negative_prompt="a|b")
-    folder = export_posterior(config, prior, tmp_path, Progress(1, 1, config.beta))
+    folder = export_posterior(config, prior, tmp_path, Progress(1, 1, config.beta.value))
     card = (folder / "README.md").read_text()
     for file in folder.glob("*.safetensors"):
         assert f"`{file.name}`" in card

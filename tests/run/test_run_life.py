@@ -97,7 +97,7 @@ def test_the_config_finds_a_moved_run_by_out_and_the_file_in_it_means_its_folder
 def test_a_name_given_with_a_folder_makes_another_run(tmp_path: Path) -> None:
     assert command("train", "g.yaml", "train.iterations=1") == 0
     assert command("train", "runs/g", "name=hot", "beta=3.0") == 0
-    assert load_config("runs/hot").beta == 3.0
+    assert load_config("runs/hot").beta.value == 3.0
     assert len(rows(Path("runs/g"))) == 1
 
 
@@ -238,7 +238,7 @@ def test_damaged_small_files_are_mended_or_named(
         code = command("train", "runs/g", "train.iterations=4")
     assert code == 0
     assert rows(Path("runs/g"))[-2:] == rows(whole)[-2:]
-    assert load_config("runs/g").beta == 1.5
+    assert load_config("runs/g").beta.value == 1.5
     if name in ("metrics.jsonl", "config.yaml") or (name == "manifest.json" and how != "gone"):
         assert name in said
     assert json.loads(Path("runs/g/manifest.json").read_text())["starts"]
@@ -296,7 +296,7 @@ def test_a_kill_before_the_first_checkpoint_starts_over_without_ado() -> None:
 
 @pytest.mark.parametrize("key", ["prior", "config", "iteration", "beta", "optimizer"])
 def test_a_state_without_a_key_is_named(key: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("train", "g.yaml", "behaviour={kl_budget: {nats: 0.5}}", "train.keep_checkpoints=1") == 0
+    assert command("train", "g.yaml", "beta={value: 1.5, kl_budget: {nats: 0.5}}", "train.keep_checkpoints=1") == 0
     (checkpoint,) = Path("runs/g/checkpoints").iterdir()
     state = json.loads((checkpoint / "state.json").read_text())
     del state[key]
@@ -331,7 +331,10 @@ def card(folder: Path) -> str:
 
 
 def test_an_unfinished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("train", "g.yaml", "beta_anneal={start: 0.1, iterations: 100}", "train.iterations=3") == 0
+    assert (
+        command("train", "g.yaml", "beta={value: 1.5, anneal: {start: 0.1, iterations: 100}}", "train.iterations=3")
+        == 0
+    )
     last = rows(Path("runs/g"))[-1]["beta"]
     file = Path("runs/g/config.yaml")
     assert "iterations: 3" in file.read_text()
@@ -350,7 +353,7 @@ def test_an_unfinished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_beta_of_a_budget_is_the_one_it_found() -> None:
-    assert command("train", "g.yaml", "behaviour={kl_budget: {nats: 3.0, rate: 0.5}}") == 0
+    assert command("train", "g.yaml", "beta={value: 1.5, kl_budget: {nats: 3.0, rate: 0.5}}") == 0
     beta = open_trained_run("runs/g").progress.beta
     assert beta != 1.5
     assert f"beta = {beta:.6g} nats" in card(Path("runs/g"))

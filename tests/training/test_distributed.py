@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.processes import check_launch
 from diffusion_rtb.training.trainer import Trainer
-from tests.oracles.behaving import QUADRATIC, differing, rows, run, state
+from tests.oracles.behaving import BETA, QUADRATIC, differing, rows, run, state
 from tests.oracles.several import ended, started
 from tests.oracles.tiny import save_tiny
 from tests.training.test_trainer import run_config
@@ -70,8 +70,8 @@ def made(out: Path, **train: Any) -> Trainer:
             "prior_share": 0.25,
             "prior_buffer": 8,
             "exploration": {"scale": 0.5, "until": 3},
-            "kl_budget": {"nats": 1.0, "rate": 0.2},
         },
+        beta={"value": BETA, "kl_budget": {"nats": 1.0, "rate": 0.2}},
         prompts={"list": ["a", "b", "c"]},
         train={"iterations": 5, "prompts_per_iteration": 2, "updates_per_iteration": 2, "checkpoint_every": 1} | train,
     )

@@ -22,8 +22,8 @@ from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.training.assemble import assemble, check_components
 from diffusion_rtb.training.compatibility import (
-    check_annealing,
     check_behaviour,
+    check_beta,
     check_owner,
     check_processes,
     check_reward_memory,
@@ -70,11 +70,6 @@ def weighted() -> Objective:
         (weighted, {"replay": {"share": 0.5, "priority": "reward"}}, r"priority 'reward'.*replay\.priority: uniform"),
         (weighted, {"replay": {"share": 0.5, "priority": "importance"}}, r"priority 'importance'"),
         (weighted, {"back_and_forth": {"share": 0.5}}, r"an integral over the good samples.*back_and_forth\.share: 0"),
-        (
-            lambda: TrustPCL(length=1, value_loss="none", warm_up_updates=5),
-            {"kl_budget": {"nats": 1.0}},
-            r"learns V once, for one beta.*value_loss: consistency",
-        ),
     ],
 )
 def test_unfit_behaviours_are_refused(build: Callable[[], Objective], settings: dict[str, Any], message: str) -> None:
@@ -82,11 +77,15 @@ def test_unfit_behaviours_are_refused(build: Callable[[], Objective], settings: 
         check_behaviour(build(), behaviour(**settings))
 
 
-def test_a_value_that_stays_refuses_annealing() -> None:
-    annealed = run(beta_anneal={"start": 0.1, "iterations": 5})
-    with pytest.raises(ValueError, match=r"learns V once, for one beta, and beta_anneal moves beta"):
-        check_annealing(TrustPCL(length=1, value_loss="none", warm_up_updates=5), annealed)
-    check_annealing(TrustPCL(length=1), annealed)
+@pytest.mark.parametrize("moving", [{"anneal": {"start": 0.1, "iterations": 5}}, {"kl_budget": {"nats": 1.0}}])
+def test_a_value_that_stays_refuses_a_beta_that_moves(moving: dict[str, Any]) -> None:
+    beta = run(beta={"value": 1.0, **moving}).beta
+    with pytest.raises(
+        ValueError, match=rf"one beta, and beta\.{next(iter(moving))} moves beta.*value_loss: consistency"
+    ):
+        check_beta(TrustPCL(length=1, value_loss="none", warm_up_updates=5), beta)
+    check_beta(TrustPCL(length=1), beta)
+    check_beta(TrustPCL(length=1, value_loss="none", warm_up_updates=5), run().beta)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,6 @@ def test_a_value_that_stays_refuses_annealing() -> None:
         (weighted, {"exploration": {"scale": 0.5, "until": 9}}),
         (RTB, {"prior_share": 0.5, "exploration": {"scale": 0.5, "until": 9}}),
         (weighted, {"replay": {"share": 0.5}}),
-        (ON_POLICY, {"kl_budget": {"nats": 1.0}}),
         (
             RTB,
             {"replay": {"share": 0.25, "priority": "reward"}, "back_and_forth": {"share": 0.25}, "prior_share": 0.25},
@@ -234,11 +232,7 @@ def test_bad_arguments_are_found_before_anything_is_loaded(sections: dict[str, A
         ({"behaviour": {"replay": {"capacity": 0}}}, "greater than 0"),
         ({"behaviour": {"back_and_forth": {"depth": 0.0}}}, "greater than 0"),
         ({"behaviour": {"back_and_forth": {"depth": 1.5}}}, "less than or equal to 1"),
-        ({"behaviour": {"kl_budget": {"nats": 0.0}}}, "greater than 0"),
-        (
-            {"behaviour": {"kl_budget": {"nats": 2.0}}, "beta_anneal": {"start": 0.5, "iterations": 5}},
-            r"beta_anneal and behaviour\.kl_budget \(nats 2\) both decide beta",
-        ),
+        ({"beta": {"value": 1.0, "kl_budget": {"nats": 0.0}}}, "greater than 0"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(sections: dict[str, Any], message: str) -> None:
@@ -251,7 +245,7 @@ def test_settings_that_do_not_go_together_are_refused(sections: dict[str, Any], 
     [
         ("behaviour.replai.share=0.5", "behaviour.replay"),
         ("behaviour.back_and_fort.share=0.5", "behaviour.back_and_forth"),
-        ("behaviour.kl_buget.nats=1.0", "behaviour.kl_budget"),
+        ("beta={value: 1.0, kl_buget: {nats: 1.0}}", "beta.kl_budget"),
         ("behaviour.replay.capasity=9", "behaviour.replay.capacity"),
         ("behaviour.back_and_forth.dept=0.5", "behaviour.back_and_forth.depth"),
     ],

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from diffusion_rtb.training.trainer import Trainer
-from tests.oracles.behaving import QUADRATIC, differing, rows, run, state
+from tests.oracles.behaving import BETA, QUADRATIC, differing, rows, run, state
 
 RUNS: dict[str, dict[str, Any]] = {
     "two updates, a buffer that is refreshed, replay": {
@@ -40,7 +40,8 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "statistics that never stay, a value that learns": {
         "objective": {"component": "trust_pcl", "length": 2, "warm_up_updates": 3, "width": 4},
-        "behaviour": {"prior_buffer": 6, "kl_budget": {"nats": 1.0, "rate": 0.3}},
+        "behaviour": {"prior_buffer": 6},
+        "beta": {"value": BETA, "kl_budget": {"nats": 1.0, "rate": 0.3}},
         "standardise": None,
     },
     "statistics of the prior, a pool, a value": {

@@ -96,9 +96,9 @@ def test_a_run_that_would_be_rounding_is_refused_before_its_first_update(folder:
     ):
         made.step()
     assert all(torch.equal(parameter, before[name]) for name, parameter in made.prior.parameters().items())
-    budget = ON_POLICY | {"kl_budget": {"nats": 1e-6}}
+    budget = {"value": 1.0, "kl_budget": {"nats": 1e-6}}
     with pytest.raises(ValueError, match=r"tilt asked for .* is 1e-06 nats"):
-        trainer(folder, tmp_path / "budget", "bfloat16", behaviour=budget).step()
+        trainer(folder, tmp_path / "budget", "bfloat16", beta=budget).step()
 
 
 def test_what_is_refused_and_what_is_warned_of() -> None:
@@ -117,7 +117,7 @@ def test_the_tilt_is_beta_times_the_deviation_within_prompts(tmp_path: Path) -> 
     made = run(tmp_path, beta=1.5)
     own = of_prior_vectors(made, [1.0, 3.0, 10.0, 16.0], [0, 0, 1, 1])
     assert asked_tilt(made.config, own) == pytest.approx(1.5 * ((1.0 + 9.0) / 2) ** 0.5)
-    budgeted = run(tmp_path / "b", behaviour={"kl_budget": {"nats": 2.5}})
+    budgeted = run(tmp_path / "b", beta={"value": 1.0, "kl_budget": {"nats": 2.5}})
     assert asked_tilt(budgeted.config, own) == 2.5
 
 

@@ -76,6 +76,6 @@ def test_what_is_measured_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_budget_needs_something_to_measure(tmp_path: Path) -> None:
-    unfit = {"kl_budget": {"nats": 1.0}, "exploration": {"scale": 1.0, "until": 9, "measured": 0.0}}
-    with pytest.raises(ValidationError, match=r"exploration\.measured 0 leaves kl_budget without a KL"):
-        run(tmp_path, behaviour=unfit)
+    unfit = {"exploration": {"scale": 1.0, "until": 9, "measured": 0.0}}
+    with pytest.raises(ValidationError, match=r"exploration\.measured 0 leaves beta\.kl_budget without a KL"):
+        run(tmp_path, behaviour=unfit, beta={"value": 1.0, "kl_budget": {"nats": 1.0}})

@@ -1,0 +1,44 @@
+"""Keys that configs had once, and what to write now for exactly what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusion_rtb.config.yaml_text import write_yaml
+
+__all__ = ["MOVED"]
+
+
+def _beta_anneal(written: Any, data: Mapping[str, Any]) -> str:
+    if written is None:
+        return "take it out: a beta that is a number is constant."
+    return f"it is a part of beta now. Write `{_beta(data, anneal=written)}`."
+
+
+def _kl_budget(written: Any, data: Mapping[str, Any]) -> str:
+    if written is None:
+        return "take it out: a beta that is a number is constant."
+    return f"it is a part of beta now. Write `{_beta(data, kl_budget=written)}`."
+
+
+def _beta(data: Mapping[str, Any], **moving: Any) -> str:
+    value = data.get("beta", 1.0)
+    written = dict(value) if isinstance(value, Mapping) else {"value": value}
+    return f"beta: {in_line(written | moving)}"
+
+
+def in_line(value: Any) -> str:
+    """A value as YAML in one line: {value: 1.0, kl_budget: {nats: 3.0}}."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {in_line(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(in_line, value))}]"
+    return write_yaml(value).removesuffix("\n").removesuffix("\n...")
+
+
+MOVED: Mapping[str, Callable[[Any, Mapping[str, Any]], str]] = {
+    "beta_anneal": _beta_anneal,
+    "behaviour.kl_budget": _kl_budget,
+}
+"""Dotted key -> what to say, given what was written there and the whole config."""
