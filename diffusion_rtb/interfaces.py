@@ -23,7 +23,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Loss", "Objective", "Prior", "Reward", "Terms"]
+__all__ = ["Loss", "Objective", "Prior", "Reward", "Terms", "TwoPhase"]
+
+
+@runtime_checkable
+class TwoPhase(Protocol):
+    """A prior or a reward that is described before it is built. Inherit from it, or just have the method.
+
+    Its constructor checks its arguments, raises a ValueError for what no annotation can exclude, and keeps them: that takes no
+    time and happens for everything in a config before anything is loaded, and by `diffusion-rtb config`. What takes time waits
+    for `load_weights`. A class without that method is constructed only when it is needed.
+    """
+
+    def load_weights(self) -> None:
+        """Read files, fetch what is missing, start programs; called once. Nothing, unless it is overridden."""
 
 
 @runtime_checkable
@@ -49,7 +62,7 @@ class Prior(Protocol):
 
     Optional members; all of them are looked at before training (`run/members.py`):
 
-    * `check(**arguments)`, static: refuses constructor arguments that no annotation can exclude, before anything loads;
+    * `load_weights()`, see `TwoPhase`;
     * `entry`: how `pipe` gets to a recorded first state, "latents", "noise" or "step" (see `rollout.replay`), where that does
       not follow from its call;
     * `base_model`: by what text the model card calls the prior; default: the component's name;

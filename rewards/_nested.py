@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
@@ -32,7 +32,7 @@ def check_inner(rewards: Sequence[Mapping[str, Any]], *settings: str) -> None:
     if not rewards:
         raise ValueError("rewards is empty: name at least one, e.g. [{component: jpeg}].")
     for entry in rewards:
-        check_component(_component(entry, settings), "reward")
+        describe(_component(entry, settings), "reward")
     names = [entry_name(entry) for entry in rewards]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:

@@ -11,8 +11,8 @@ import torch
 
 from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import load_config
+from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.scoring.call import evaluate_reward
-from diffusion_rtb.training.assemble import check_components
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/prompts.md").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def test_its_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "config.yaml").write_text(block("yaml"))
     importlib.invalidate_caches()
     config = load_config(tmp_path)
-    check_components(config)
+    describe_components(config)
     images = torch.zeros(2, 3, 4, 4)
     images[0, 0] = images[1, 2] = 1
     table = config.prompts.table()
@@ -38,4 +38,4 @@ def test_its_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert evaluate_reward(reward, images, table.texts, "colour", metadata=table.metadata).tolist() == [1.0, -0.5]
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     with pytest.raises(ValueError, match="'a' has no `colour` among red, green, blue"):
-        check_components(load_config(tmp_path))
+        describe_components(load_config(tmp_path))

@@ -16,7 +16,7 @@ from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import load_config
 from diffusion_rtb.config.yaml_text import read_yaml
-from diffusion_rtb.training.assemble import check_components
+from diffusion_rtb.run.checks import describe_components
 from pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.tiny import save_tiny
 
@@ -78,7 +78,7 @@ def test_every_file_it_names_exists() -> None:
 def test_training_commands_are_valid(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     arguments = words[words.index("train.py" if "train.py" in words else "train") + 1 :]
-    check_components(load_config(arguments[0], [word for word in arguments[1:] if not word.startswith("-")]))
+    describe_components(load_config(arguments[0], [word for word in arguments[1:] if not word.startswith("-")]))
 
 
 @pytest.mark.parametrize("words", [words for words in commands() if words[0] == "diffusion-rtb"], ids=" ".join)

@@ -27,11 +27,11 @@ from diffusion_rtb.config.load import RunConfig, load_config
 from diffusion_rtb.exact import ExactTarget, exact_target
 from diffusion_rtb.files.lock import LOCK, folder_lock
 from diffusion_rtb.files.whole import clear_unfinished, write_json
-from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.interfaces import Objective, Prior
+from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.run.folder import RunFolderError, check_same, run_folder
 from diffusion_rtb.run.posterior import attach_posterior
-from diffusion_rtb.training.assemble import check_components
-from diffusion_rtb.training.compatibility import check_fitness
+from diffusion_rtb.training.compatibility import check_chain, check_settings
 
 __all__ = ["held", "plan", "run"]
 
@@ -63,8 +63,7 @@ def plan(
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("The figure needs matplotlib, which is not installed: pip install matplotlib.")
     grid = cells(config, load_variants(config, variants), objectives, behaviours, seeds, overrides)
-    for cell in grid:
-        check_components(cell.config)
+    described = {cell.pair: describe_components(cell.config) for cell in grid}
     base = load_config(config, overrides)
     prior: Prior = build(base.prior, "prior")
     attach_posterior(base, prior)
@@ -72,7 +71,7 @@ def plan(
     refused: dict[tuple[str, str], str] = {}
     for cell in {cell.pair: cell for cell in grid}.values():
         try:
-            _check_fit(cell.config, prior)
+            _check_fit(cell.config, described[cell.pair].objective.construct(), prior)
         except ValueError as error:
             refused[cell.pair] = str(error)
     fitting = [cell for cell in grid if cell.pair not in refused]
@@ -81,10 +80,11 @@ def plan(
     return Plan(base, comparison_folder(base), fitting, refused, looks, clock, prior, target)
 
 
-def _check_fit(config: RunConfig, prior: Prior) -> None:
+def _check_fit(config: RunConfig, objective: Objective, prior: Prior) -> None:
     if config.beta.kl_budget is not None:
         raise ValueError("beta.kl_budget changes beta and with it the target, which all runs of a comparison share.")
-    check_fitness(config, build(config.objective, "objective"), prior)
+    check_settings(config, objective)
+    check_chain(config, objective, prior)
 
 
 def run(work: Plan, tell: Callable[[str], None], done: Callable[[Comparison], None]) -> Comparison:

@@ -14,7 +14,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Kind", "check_origin", "check_shape"]
+__all__ = ["Kind", "check_origin", "check_shape", "loads_weights"]
 
 Kind = Literal["prior", "reward", "objective"]
 
@@ -94,6 +94,12 @@ def _check_class(what: str, kind: Kind, target: type) -> None:
             f"{what} is a class without {', '.join(missing)}: it is no {kind}. The class {kind.capitalize()} in "
             "diffusion_rtb/interfaces.py says what one has."
         )
+
+
+def loads_weights(target: Any) -> bool:
+    """Whether a class is in two phases, `interfaces.TwoPhase`: it has a `load_weights` that takes no arguments."""
+    method = inspect.getattr_static(target, "load_weights", None) if inspect.isclass(target) else None
+    return inspect.isfunction(method) and len(inspect.signature(method).parameters) == 1
 
 
 def _has(target: type, method: str) -> bool:

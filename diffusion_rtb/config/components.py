@@ -24,9 +24,19 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from diffusion_rtb.config.component_errors import naming
-from diffusion_rtb.config.component_shape import Kind, check_origin, check_shape
+from diffusion_rtb.config.component_shape import Kind, check_origin, check_shape, loads_weights
 
-__all__ = ["Kind", "build", "call_arguments", "check_component", "check_posterior", "locate", "nearest", "short_names"]
+__all__ = [
+    "Described",
+    "Kind",
+    "build",
+    "call_arguments",
+    "check_posterior",
+    "describe",
+    "locate",
+    "nearest",
+    "short_names",
+]
 
 
 @dataclass(frozen=True)
@@ -70,65 +80,73 @@ def locate(name: str, kind: Kind | None = None) -> Any:
     return _attribute(path)
 
 
-def build(component: Mapping[str, Any] | BaseModel, kind: Kind, **offered: Any) -> Any:
-    """Construct what a component config names.
+@dataclass(eq=False)
+class Described:
+    """A component whose name and arguments were checked. A class in two phases, and every objective, is constructed already."""
+
+    name: str
+    kind: Kind
+    target: Any
+    arguments: Mapping[str, Any]
+    _made: Any = None
+    _whole: bool = False
+
+    def construct(self) -> Any:
+        """The object, its weights not loaded; a reward that is a function, or made already, is itself the object.
+
+        Raises:
+            ValueError: the constructor refuses an argument.
+        """
+        if self._made is None:
+            with naming(f"{self.kind} {self.name!r}", self.target):
+                self._made = self._call()
+        return self._made
+
+    def _call(self) -> Any:
+        if inspect.isfunction(self.target):
+            return update_wrapper(partial(self.target, **self.arguments), self.target)
+        return self.target(**self.arguments) if inspect.isclass(self.target) else self.target
+
+    def build(self) -> Any:
+        """The object with its weights, the same one whenever it is asked for."""
+        made = self.construct()
+        if not self._whole and loads_weights(self.target):
+            with naming(f"{self.kind} {self.name!r}", self.target):
+                made.load_weights()
+        self._whole = True
+        return made
+
+
+def describe(component: Mapping[str, Any] | BaseModel, kind: Kind) -> Described:
+    """Check what a component config names and its arguments; no weights are loaded.
+
+    A class that has `load_weights()` only checks and keeps its arguments when it is constructed, as an objective does: that is done
+    here. Any other class may load whatever it likes in its constructor, which waits for `Described.build`.
 
     Args:
         component: `{component: NAME, argument: value, ...}`.
         kind: What it must be.
-        **offered: Arguments that the constructor gets where it has a parameter of that name and the config is silent.
-
-    Returns:
-        The object; a plain function with a reward's signature is itself the reward, with its arguments bound, and so is a reward
-        that a module made already.
 
     Raises:
-        ValueError: see `check_component`.
-    """
-    target = locate(_name(component, kind), kind)
-    arguments = check_component(component, kind, offered)
-    taken = _taken(target, arguments, offered)
-    if inspect.isfunction(target):
-        return update_wrapper(partial(target, **arguments), target)
-    if not inspect.isclass(target):
-        return target
-    with naming(f"{kind} {_name(component, kind)!r}", target):
-        return target(**taken, **arguments)
-
-
-def check_component(
-    component: Mapping[str, Any] | BaseModel, kind: Kind, offered: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Check a component config against the constructor it names, without constructing: no weights are loaded.
-
-    A class may have a static method `check(**arguments)` that raises ValueError for values no annotation can exclude.
-
-    Args:
-        component: `{component: NAME, argument: value, ...}`.
-        kind: What it must be.
-        offered: Arguments that `build` will be given besides.
-
-    Returns:
-        The config's arguments, converted to the annotated types.
-
-    Raises:
-        ValueError: no such component; an argument that is unknown, missing or of the wrong type.
+        ValueError: no such component; an argument that is unknown, missing, of the wrong type or refused by the constructor.
     """
     name = _name(component, kind)
     target = locate(name, kind)
     check_shape(name, kind, target)
     given = {key: value for key, value in _mapping(component).items() if key != "component"}
-    taken = _taken(target, given, offered or {})
-    _check_names(f"{kind} {name!r}", target, given, taken)
+    _check_names(f"{kind} {name!r}", target, given)
     hints = _hints(target)
     arguments = {
         key: _convert(f"{kind} {name!r}, argument {key!r}", value, hints.get(key, Any)) for key, value in given.items()
     }
-    own_check = getattr(target, "check", None)
-    if inspect.isclass(target) and callable(own_check):
+    found = Described(name, kind, target, arguments)
+    own_check = inspect.isclass(target) and getattr(target, "check", None)
+    if callable(own_check):
         with naming(f"{kind} {name!r}", target):
-            own_check(**taken, **arguments)
-    return arguments
+            own_check(**arguments)
+    if inspect.isclass(target) and (kind == "objective" or loads_weights(target)):
+        found.construct()
+    return found
 
 
 def check_posterior(prior: Mapping[str, Any] | BaseModel, given: Mapping[str, Any]) -> None:
@@ -179,12 +197,12 @@ def call_arguments(
     return taken
 
 
-def _taken(target: Any, given: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """What the constructor has a parameter for and the config leaves open."""
-    return {key: offered[key] for key in _parameters(target) if key in offered and key not in given}
+def build(component: Mapping[str, Any] | BaseModel, kind: Kind) -> Any:
+    """What a component config names, described and then built; see `describe`."""
+    return describe(component, kind).build()
 
 
-def _check_names(what: str, target: Any, given: Mapping[str, Any], offered: Iterable[str]) -> None:
+def _check_names(what: str, target: Any, given: Mapping[str, Any]) -> None:
     parameters = _parameters(target)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
     for key in given:
@@ -195,7 +213,7 @@ def _check_names(what: str, target: Any, given: Mapping[str, Any], offered: Iter
         if key not in parameters and not open_ended:
             known = ", ".join(parameters) or "none"
             raise ValueError(f"{what} has no argument {key!r}.{nearest(key, parameters)} It has: {known}.")
-    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in {*given, *offered}]
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
     if missing:
         raise ValueError(f"{what} needs {', '.join(map(repr, missing))}: add `{missing[0]}: ...` to it.")
 

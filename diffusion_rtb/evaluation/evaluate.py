@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.progress import Progress
 
-from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.evaluation.choice import PICTURED, evaluated_rows, spread
 from diffusion_rtb.evaluation.samples import Pictured, draw
@@ -66,8 +65,8 @@ def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
     config = run.config
     rows = _rows(config)
     prior, reward = run.prior(), run.reward()
-    embedder: Any = None if config.eval.embedder is None else build(config.eval.embedder, "reward")
-    judge: Any = embedder if config.eval.judge is None else build(config.eval.judge, "reward")
+    embedder: Any = None if run.components.embedder is None else run.components.embedder.build()
+    judge: Any = embedder if run.components.judge is None else run.components.judge.build()
     sampler = _sampler(config, rows, prior, reward)
     tools = {"embedder": embedder, "judge": judge, "numbers": rows}
     counts = (config.eval.prior_samples, config.eval.samples)

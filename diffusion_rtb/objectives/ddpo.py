@@ -16,7 +16,7 @@ Source: Black, Janner, Du, Kostrikov, Levine 2023, https://arxiv.org/abs/2305.13
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -58,11 +58,6 @@ class DDPO(nn.Module):
         self.normalise = check_choice("normalise", normalise, NORMALISE)
         self.smallest_group = 2 if normalise == "prompt" else 1
         self.advantage_clip = check_positive("advantage_clip", advantage_clip)
-
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Refuse bad arguments before anything is loaded."""
-        DDPO(**arguments)
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Owns nothing."""

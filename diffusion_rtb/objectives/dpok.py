@@ -21,7 +21,7 @@ Source: Fan, Watkins, Du et al. 2023, https://arxiv.org/abs/2305.16381.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -65,11 +65,6 @@ class DPOK(nn.Module):
             raise ValueError(f"width must be at least 1 channel, got {width}.")
         self.width = width
         self.value = None
-
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Refuse bad arguments before anything is loaded."""
-        DPOK(**arguments)
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Create the value network; before the optimizer and before a state dict is loaded.

@@ -23,7 +23,7 @@ flow models, Liu et al. 2025, https://arxiv.org/abs/2505.05470.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -72,11 +72,6 @@ class GRPO(nn.Module):
         self.kl_weight = None if kl_weight is None else check_positive("kl_weight", kl_weight)
         if kl == "none" and kl_weight is not None:
             raise ValueError(f'kl_weight={kl_weight} has no KL to weigh: kl is "none". Remove it, or choose a kl.')
-
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Refuse bad arguments before anything is loaded."""
-        GRPO(**arguments)
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Owns nothing."""

@@ -24,7 +24,7 @@ https://openreview.net/forum?id=r1lgTGL5DE.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -64,11 +64,6 @@ class ReinforceKL(nn.Module):
         self.importance: Importance = importance
         self.on_policy_only = importance == "none"
         self.importance_weighted = importance != "none"
-
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Refuse bad arguments before anything is loaded."""
-        ReinforceKL(**arguments)
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Owns nothing."""

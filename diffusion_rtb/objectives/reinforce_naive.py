@@ -19,8 +19,6 @@ https://arxiv.org/abs/2509.01632.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -49,11 +47,6 @@ class ReinforceNaive(nn.Module):
     def __init__(self, kl_weight: float = 0.5) -> None:
         super().__init__()
         self.kl_weight = check_positive("kl_weight", kl_weight)
-
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Refuse bad arguments before anything is loaded."""
-        ReinforceNaive(**arguments)
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Owns nothing."""

@@ -23,7 +23,7 @@ Source: Venkatraman, Jain, Scimeca, Kim, Sendera et al. 2024, https://arxiv.org/
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -81,11 +81,6 @@ class RTB(nn.Module):
         self.smallest_group = 2 if log_z == "vargrad" else 1
         self.penalty = Penalty(loss, huber_delta, dead_zone)
         self.scale = scale
-
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Refuse bad arguments before anything is loaded."""
-        RTB(**arguments)
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Create the log Z of `prompts` prompts; before the optimizer and before a state dict is loaded."""

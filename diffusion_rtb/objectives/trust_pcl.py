@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -193,11 +193,6 @@ class TrustPCL(nn.Module):
         if length is None:
             self.whole = RTB(log_z or "vargrad", loss, huber_delta=huber_delta, dead_zone=dead_zone, scale="reward")
         self.smallest_group = 1 if self.whole is None else self.whole.smallest_group
-
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Refuse bad arguments before anything is loaded."""
-        TrustPCL(**arguments)
 
     def check_steps(self, steps: int) -> None:
         """Refuse a `length` that does not divide the steps of the run's trajectories, before any is drawn; ValueError."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import describe
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.config.yaml_text import read_yaml
 from diffusion_rtb.remote_reward.client import check_token
@@ -106,7 +106,7 @@ def serve(component: Mapping[str, Any], address: Address, work: Work | None = No
     """Build the reward and answer requests until SIGINT or SIGTERM; requests under way are still answered.
 
     Raises:
-        ValueError: see `check_component`, `Address` and `Work`; the extra `server` is not installed.
+        ValueError: see `describe`, `Address` and `Work`; the extra `server` is not installed.
         OSError, SystemExit: the port is taken.
     """
     work = work or Work()
@@ -115,7 +115,7 @@ def serve(component: Mapping[str, Any], address: Address, work: Work | None = No
             raise ValueError(
                 f"Serving a reward needs {module}, which is not installed: pip install 'diffusion-rtb[server]'."
             )
-    check_component(component, "reward")
+    described = describe(component, "reward")
 
     import uvicorn
 
@@ -123,7 +123,7 @@ def serve(component: Mapping[str, Any], address: Address, work: Work | None = No
     from diffusion_rtb.remote_reward.connections import Patience, guarded_protocol, holders_of
 
     name = str(component["component"])
-    reward = build(component, "reward")
+    reward = described.build()
     score = _score(reward, name, work)
     metadata = takes_metadata(reward)
     served = Served(name, reward_id(component), work.limits, work.max_waiting, token=address.token, metadata=metadata)

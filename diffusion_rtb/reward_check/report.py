@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import describe
 from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.reward_check import checks
 from diffusion_rtb.reward_check import pixel_checks as pixels
@@ -150,14 +150,13 @@ def check_rewards(
     """
     if not components:
         raise ValueError("Name at least one reward to check.")
-    for component in components:
-        check_component(component, "reward")
+    checked = [describe(component, "reward") for component in components]
     names = _distinct([str(component["component"]) for component in components])
     found: list[Report] = []
-    for name, component in zip(names, components, strict=True):
+    for name, component, described in zip(names, components, checked, strict=True):
         try:
             unfit = _unfit(samples, partial(check_component_prompts, component))
-            reward = None if unfit else build(component, "reward")
+            reward = None if unfit else described.build()
             unfit = unfit or _unfit(samples, partial(check_reward_prompts, reward, name=name))
         except Exception as error:  # noqa: BLE001 — a reward that cannot be built is a finding, beside those of the others
             found.append(Report(name, [Check("build", "fail", f"raised {type(error).__name__}: {error}")], []))

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_rtb.config.components import check_component, check_posterior
+from diffusion_rtb.config.components import Described, check_posterior, describe
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.run.manifest import last_directory
 from diffusion_rtb.scoring.prompts import check_component_prompts
 
-__all__ = ["check_components", "paths_explained"]
+__all__ = ["Components", "describe_components", "paths_explained"]
 
 
-def check_components(config: RunConfig) -> None:
+@dataclass(frozen=True)
+class Components:
+    """What a config names, checked; nothing of it is loaded until it is built."""
+
+    prior: Described
+    reward: Described
+    objective: Described
+    embedder: Described | None
+    judge: Described | None
+
+
+def describe_components(config: RunConfig) -> Components:
     """Check the names and arguments of everything the config names; nothing is loaded.
 
     Raises:
         ValueError: a component does not exist, or an argument is unknown, missing, of the wrong type or out of range; or the
             reward does not take one of the prompts.
     """
-    check_component(config.prior, "prior")
+    prior, reward = describe(config.prior, "prior"), describe(config.reward, "reward")
     check_posterior(config.prior, config.posterior)
-    check_component(config.reward, "reward")
-    check_component(config.objective, "objective")
+    objective = describe(config.objective, "objective")
     table = config.prompts.table()
     check_component_prompts(config.reward, table.texts, table.metadata)
-    for judge in (config.eval.embedder, config.eval.judge):
-        if judge is not None:
-            check_component(judge, "reward")
+    tools = (config.eval.embedder, config.eval.judge)
+    embedder, judge = (None if tool is None else describe(tool, "reward") for tool in tools)
+    return Components(prior, reward, objective, embedder, judge)
 
 
 @contextmanager

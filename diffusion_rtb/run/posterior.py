@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, call_arguments, check_component
+from diffusion_rtb.config.components import build, call_arguments
 from diffusion_rtb.config.load import RunConfig, load_config
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
-from diffusion_rtb.run.checks import check_components, paths_explained
+from diffusion_rtb.run.checks import Components, describe_components, paths_explained
 from diffusion_rtb.run.folder import (
     CHECKPOINTS,
     RunFolderError,
@@ -35,7 +35,6 @@ def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
     """The config of a run, or of a config file, and its prior without any posterior."""
     config, folder = find_run(run)
     with paths_explained(folder):
-        check_component(config.prior, "prior")
         return config, build(config.prior, "prior")
 
 
@@ -46,6 +45,7 @@ class TrainedRun:
     folder: Path
     config: RunConfig
     checkpoint: Checkpoint
+    components: Components
 
     @property
     def progress(self) -> Progress:
@@ -66,7 +66,7 @@ class TrainedRun:
             CheckpointError: the posterior was trained on another prior.
         """
         with paths_explained(self.folder):
-            prior: Prior = build(self.config.prior, "prior")
+            prior: Prior = self.components.prior.build()
         attach_posterior(self.config, prior)
         check_compatible(self.checkpoint.state["prior"], prior.fingerprint())
         load_parameters(prior, self.checkpoint.tensors["posterior"])
@@ -75,7 +75,7 @@ class TrainedRun:
     def reward(self) -> Any:
         """The reward, with what it had learned (running statistics)."""
         with paths_explained(self.folder):
-            reward = build(self.config.reward, "reward")
+            reward = self.components.reward.build()
         load_reward(reward, self.checkpoint.tensors.get("reward", {}))
         return reward
 
@@ -97,7 +97,7 @@ def open_trained_run(run: Path | str, overrides: Sequence[str] = ()) -> TrainedR
         raise RunFolderError(_no_run(run))
     config, _ = find_run(run, overrides)
     with paths_explained(run):
-        check_components(config)
+        components = describe_components(config)
     found = read_latest(run / CHECKPOINTS)
     if found is None:
         raise RunFolderError(f"{run} has no complete checkpoint: train it first with `python train.py {run}`.")
@@ -107,7 +107,7 @@ def open_trained_run(run: Path | str, overrides: Sequence[str] = ()) -> TrainedR
     )
     what = f"{run / 'config.yaml'} is not what its posterior was trained with ({found.path})."
     check_trained_config(config, found.state, found.path, remedy, what=what)
-    return TrainedRun(run, config, found)
+    return TrainedRun(run, config, found, components)
 
 
 def _no_run(path: Path) -> str:

@@ -13,8 +13,8 @@ from diffusion_rtb.scoring.memory import moving_rewards
 __all__ = [
     "check_behaviour",
     "check_beta",
+    "check_chain",
     "check_configured_steps",
-    "check_fitness",
     "check_group",
     "check_owner",
     "check_processes",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def check_settings(config: RunConfig, objective: Objective) -> None:
-    """The checks here that need nothing loaded: the objective's members, behaviour, warm-up, beta and updates.
+    """The checks here that need nothing loaded: the objective's members, behaviour, warm-up, beta, updates and steps.
 
     Raises:
         ValueError: see each of them.
@@ -39,15 +39,15 @@ def check_settings(config: RunConfig, objective: Objective) -> None:
     check_beta(objective, config.beta)
     check_updates(objective, config.train.updates_per_iteration)
     check_group(objective, config.train.group)
+    check_configured_steps(config, objective)
 
 
-def check_fitness(config: RunConfig, objective: Objective, prior: Prior) -> None:
-    """All of the checks here that need no device: those of `check_settings`, and the prior's scheduler and steps.
+def check_chain(config: RunConfig, objective: Objective, prior: Prior) -> None:
+    """The checks of a loaded prior's scheduler and steps.
 
     Raises:
         ValueError: see each of them.
     """
-    check_settings(config, objective)
     check_single_step(prior.pipe.scheduler)
     arguments = prior.arguments(config.prompts.texts()[:1])
     check_steps(objective, arguments)

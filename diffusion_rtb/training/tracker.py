@@ -73,7 +73,6 @@ class Tracker(Observer):
         start: int = 0,
         main: bool = True,
     ) -> None:
-        check_trackers(names)
         self.path = folder / METRICS
         self.total = total
         self.main = main

@@ -30,7 +30,7 @@ from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import observing, reward_tensors
-from diffusion_rtb.training.compatibility import check_fitness, check_owner, check_reward_memory
+from diffusion_rtb.training.compatibility import check_owner
 from diffusion_rtb.training.gradient import average_gradients, check_trainable, clip_gradients, push_back, some_steps
 from diffusion_rtb.training.metrics import Measured, batch_metrics, check_parity, parity, posterior_metrics, realised
 from diffusion_rtb.training.observers import Checkpoints, Observer
@@ -86,8 +86,6 @@ class Trainer:
         assert isinstance(on_policy, OnPolicy)
         self.on_policy = on_policy
         self.target = make_beta(config.beta)
-        check_fitness(config, objective, prior)
-        check_reward_memory(sampler.reward, objective, config.behaviour)
         attach_posterior(config, prior)
         check_trainable(prior.parameters())
         torch.manual_seed(seed_of(config.seed, "objective"))

@@ -23,7 +23,8 @@ from diffusion_rtb.comparison.clock import read_lines
 from diffusion_rtb.comparison.variants import AS_CONFIGURED, cells, load_variants
 from diffusion_rtb.config.load import ConfigError, config_diff, load_config
 from diffusion_rtb.run import checkpoint
-from diffusion_rtb.training.assemble import assemble, check_components
+from diffusion_rtb.run.checks import describe_components
+from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.observers import Observer
 
 CONFIG = """
@@ -95,7 +96,7 @@ def test_names_of_every_kind_make_configs_that_can_be_built(project: Path) -> No
     ]
     grid = cells(config, variants, list(dict.fromkeys(objectives)), ["on_policy", "mixed", "noisy", "config"], 1)
     for cell in grid:
-        check_components(cell.config)
+        describe_components(cell.config)
     by_pair = {cell.pair: cell.config for cell in grid}
     base = load_config(config)
     assert by_pair["config", "config"].model_copy(update={"name": base.name, "out": base.out}) == base

@@ -16,7 +16,7 @@ import torch
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.cli.messages import EXTRAS
 from diffusion_rtb.config.component_shape import Kind
-from diffusion_rtb.config.components import build, check_component, short_names
+from diffusion_rtb.config.components import build, describe, short_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,7 +131,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 )
 def test_nothing_of_python_itself_is_a_component(kind: Kind, name: str, mine: str) -> None:
     sys.modules.pop("antigravity", None)
-    for function in (check_component, build):
+    for function in (describe, build):
         with pytest.raises(ValueError, match="a module of Python itself"):
             function({"component": name, "args": ["touch", "x"], "command": "touch x"}, kind)
     assert "antigravity" not in sys.modules
@@ -154,7 +154,7 @@ def test_nothing_of_python_itself_is_a_component(kind: Kind, name: str, mine: st
     ],
 )
 def test_what_has_another_shape_is_not_even_called(kind: Kind, name: str, mine: str) -> None:
-    for function in (check_component, build):
+    for function in (describe, build):
         with pytest.raises(ValueError, match=f"shapes:{name}'"):
             function({"component": f"{mine}:{name}"}, kind)
     assert importlib.import_module("shapes").called == []
@@ -176,14 +176,14 @@ def test_a_function_gets_its_arguments(mine: str) -> None:
 
 def test_a_made_reward_takes_no_arguments(mine: str) -> None:
     with pytest.raises(ValueError, match=r"shapes:instance' is made already and takes no arguments, got 'scale'"):
-        check_component({"component": f"{mine}:instance", "scale": 2}, "reward")
+        describe({"component": f"{mine}:instance", "scale": 2}, "reward")
 
 
 def test_a_factory_is_told_what_to_do(mine: str) -> None:
     with pytest.raises(
         ValueError, match=r"takes \(\), and a reward is called with \(images, prompts\).*`reward = make\(\)`"
     ):
-        check_component({"component": f"{mine}:make"}, "reward")
+        describe({"component": f"{mine}:make"}, "reward")
 
 
 def test_the_kinds_are_not_mixed_up() -> None:
@@ -193,7 +193,7 @@ def test_the_kinds_are_not_mixed_up() -> None:
                 if (kind, other) == ("reward", "objective"):
                     continue  # callable with two arguments
                 with pytest.raises(ValueError, match=f"it is no {kind}"):
-                    check_component({"component": path}, kind)
+                    describe({"component": path}, kind)
 
 
 FAULTS = {

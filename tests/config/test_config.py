@@ -99,10 +99,10 @@ def test_a_config_is_frozen(basic: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_of_the_repository_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_rtb.training.assemble import check_components
+    from diffusion_rtb.run.checks import describe_components
 
     monkeypatch.chdir(ROOT)
-    check_components(load_config(path))
+    describe_components(load_config(path))
 
 
 def test_a_saved_config_reads_back_equal(basic: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffusion_rtb.config import components as module
-from diffusion_rtb.config.components import Kind, build, check_component, locate, short_names
+from diffusion_rtb.config.components import Kind, build, describe, locate, short_names
 from diffusion_rtb.config.load import Component
 from diffusion_rtb.objectives.rtb import RTB
 
@@ -28,16 +28,24 @@ class Brightness:
 
     def __init__(self, scale: float, channels: tuple[int, ...] = (0, 1, 2), mode: Literal["mean", "max"] = "mean",
                  device: str = "cpu") -> None:
-        Brightness.loaded += 1
-        self.scale, self.channels, self.mode, self.device = scale, channels, mode, device
-
-    @staticmethod
-    def check(scale, **others):
         if scale == 0:
             raise ValueError("scale is 0: every image would have the same reward. Use a positive one.")
+        self.scale, self.channels, self.mode, self.device = scale, channels, mode, device
+
+    def load_weights(self):
+        Brightness.loaded += 1
 
     def __call__(self, images, prompts):
         return self.scale * images[:, list(self.channels)].flatten(1).mean(1)
+
+class OnePhase:
+    constructed = 0
+
+    def __init__(self, weights: str) -> None:
+        OnePhase.constructed += 1
+
+    def __call__(self, images, prompts):
+        return images.flatten(1).mean(1)
 
 NOT_CALLABLE = 3
 """
@@ -97,7 +105,7 @@ def test_a_plain_function_is_a_reward(mine: Callable[[str, str], str]) -> None:
     assert reward(torch.full((1, 3, 4, 4), 0.25), ["a"]).tolist() == [1.0]
     assert reward.__name__ == "brightness"
     with pytest.raises(ValueError, match="no argument 'images'"):
-        check_component({"component": "my_functions:brightness", "images": 1}, "reward")
+        describe({"component": "my_functions:brightness", "images": 1}, "reward")
 
 
 def test_a_config_and_a_plain_dict_build_the_same() -> None:
@@ -160,16 +168,28 @@ def test_a_missing_library_inside_a_component_is_told_as_it_is(mine: Callable[[s
         ({"scale": 0}, "scale is 0: every image would have the same reward."),
     ],
 )
-def test_arguments_are_checked_before_anything_is_constructed(
+def test_arguments_are_checked_before_anything_is_loaded(
     mine: Callable[[str, str], str], arguments: dict[str, object], expected: str
 ) -> None:
     mine("checked_rewards", BRIGHTNESS)
     component = {"component": "checked_rewards:Brightness", **arguments}
-    for attempt in (check_component, build):
+    for attempt in (describe, build):
         with pytest.raises(ValueError, match=r"scal|channels|mode") as error:
             attempt(component, "reward")
         assert expected in str(error.value)
     assert locate("checked_rewards:Brightness").loaded == 0
+
+
+def test_weights_are_loaded_once_and_last(mine: Callable[[str, str], str]) -> None:
+    mine("phases", BRIGHTNESS)
+    described = describe({"component": "phases:Brightness", "scale": 2.0}, "reward")
+    assert (described.construct().scale, locate("phases:Brightness").loaded) == (2.0, 0)
+    assert described.build() is described.build() is described.construct()
+    assert locate("phases:Brightness").loaded == 1
+    plain = describe({"component": "phases:OnePhase", "weights": "large.pt"}, "reward")
+    assert locate("phases:OnePhase").constructed == 0
+    assert type(plain.build()) is locate("phases:OnePhase")
+    assert locate("phases:OnePhase").constructed == 1
 
 
 def test_arguments_are_converted_to_their_annotation(mine: Callable[[str, str], str]) -> None:
@@ -177,14 +197,6 @@ def test_arguments_are_converted_to_their_annotation(mine: Callable[[str, str], 
     component = {"component": "typed_rewards:Brightness", "scale": 1, "channels": [0, 2]}
     reward = build(component, "reward")
     assert (reward.scale, type(reward.scale), reward.channels) == (1.0, float, (0, 2))
-
-
-def test_what_is_offered_yields_to_the_config_and_goes_only_where_it_is_wanted(mine: Callable[[str, str], str]) -> None:
-    mine("offered_rewards", BRIGHTNESS)
-    component = {"component": "offered_rewards:Brightness"}
-    reward = build(component, "reward", scale=3.0, device="meta", unknown=1)
-    assert (reward.scale, reward.device) == (3.0, "meta")
-    assert build(component | {"scale": 1.0}, "reward", scale=3.0).scale == 1.0
 
 
 @pytest.mark.parametrize("component", [{"scale": 1.0}, {"component": 3}, {}])

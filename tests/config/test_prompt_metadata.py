@@ -13,12 +13,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from diffusion_rtb.cli.main import app
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.config.load import RunConfig, load_config
 from diffusion_rtb.evaluation.evaluate import evaluate_run
+from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
 from diffusion_rtb.scoring.prompts import call_reward, check_component_prompts, check_reward_prompts, takes_metadata
-from diffusion_rtb.training.assemble import assemble, check_components
+from diffusion_rtb.training.assemble import assemble
 from tests.oracles.tiny import save_tiny
 
 Rows = Sequence[Mapping[str, Any]]
@@ -89,7 +90,7 @@ def test_a_function_of_a_config_takes_metadata_besides_its_arguments() -> None:
     reward = build(named(by_row, scale=2.0), "reward")
     assert torch.equal(call_reward(reward, IMAGES, PROMPTS, ROWS), 2 * VALUES)
     with pytest.raises(ValueError, match=r"has no argument 'metadata'.* It has: scale"):
-        check_component(named(by_row, metadata=[]), "reward")
+        describe(named(by_row, metadata=[]), "reward")
 
 
 def test_a_reward_cannot_change_what_the_next_call_is_told() -> None:
@@ -253,9 +254,9 @@ def test_unfit_prompts_are_refused_before_anything_loads(tmp_path: Path, reward:
 
 def test_a_command_refuses_them_too(prior_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quote no text"):
-        check_components(run_config(prior_folder, tmp_path, reward=OCR))
-    check_components(run_config(prior_folder, tmp_path, reward={**OCR, "text": "open"}))
-    check_components(run_config(prior_folder, tmp_path, reward=named(Picky, wanted="value")))
+        describe_components(run_config(prior_folder, tmp_path, reward=OCR))
+    describe_components(run_config(prior_folder, tmp_path, reward={**OCR, "text": "open"}))
+    describe_components(run_config(prior_folder, tmp_path, reward=named(Picky, wanted="value")))
 
 
 @pytest.mark.parametrize("reward", [named(Built), {"component": "clamp", "low": 0.0, "reward": named(Built)}])

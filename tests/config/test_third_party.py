@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from diffusion_rtb.cli.main import main
-from diffusion_rtb.config.components import build, check_component, locate, short_names
+from diffusion_rtb.config.components import build, describe, locate, short_names
 from tests.oracles.serving import ROOT
 from tests.oracles.tiny import save_tiny
 
@@ -91,7 +91,7 @@ def test_an_installed_class_and_an_installed_function_go_by_their_names() -> Non
 )
 def test_their_arguments_are_checked_like_ours(name: str, arguments: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        check_component({"component": name, **arguments}, "reward")
+        describe({"component": name, **arguments}, "reward")
 
 
 @pytest.mark.usefixtures("theirs")

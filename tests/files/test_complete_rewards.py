@@ -15,7 +15,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards.clip_score import ClipScore
 from tests.oracles.published_weights import (
     aesthetic_head,
@@ -72,8 +72,8 @@ DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
 
 
 def refused(component: dict[str, Any], message: str, early: bool = True) -> None:
-    """By `check_component` before anything loads, or else when the reward is built, which is before training."""
-    attempt = check_component if early else build
+    """By `describe` before anything loads, or else when the reward is built, which is before training."""
+    attempt = describe if early else build
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         attempt(component, "reward")
     assert "\n" not in str(caught.value)
@@ -175,7 +175,7 @@ def test_positions_are_harmless(tmp_path: Path) -> None:
     folder, component = copied("clip_score", tmp_path)
     old = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
     damage(folder / "model.safetensors", lambda state: state | old)
-    check_component(component, "reward")
+    describe(component, "reward")
 
 
 @pytest.mark.parametrize("kind", ["lost", "lora", "nan", "compiled"])

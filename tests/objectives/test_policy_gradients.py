@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_rtb.config.components import check_component
+from diffusion_rtb.config.components import describe
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Objective, Terms
 from diffusion_rtb.objectives._groups import STD_FLOOR
@@ -237,11 +237,6 @@ class Watched(DDPO):
         self.seen: list[float] = []
         self.still: list[bool] = []
 
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Whatever DDPO takes."""
-        DDPO.check(**arguments)
-
     def forward(self, terms: Terms, beta: float) -> Any:
         assert terms.log_behaviour is not None
         log_ratio = (terms.log_q - terms.log_behaviour).detach()
@@ -303,7 +298,7 @@ def test_importance_weights_refuse_selected_trajectories(tmp_path: Path) -> None
 )
 def test_bad_arguments_are_refused_before_anything_is_built(component: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_component(component, "objective")
+        describe(component, "objective")
 
 
 OBJECTIVES = [

@@ -15,7 +15,7 @@ from hypothesis import given
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from diffusion_rtb.config.components import check_component
+from diffusion_rtb.config.components import describe
 from diffusion_rtb.interfaces import Terms
 from diffusion_rtb.objectives._groups import group_baseline
 from diffusion_rtb.objectives.reinforce_kl import ReinforceKL
@@ -248,7 +248,7 @@ def test_naive_reinforce_goes_to_its_target_on_the_25_modes(kl_weight: float) ->
 )
 def test_bad_arguments_are_refused_before_anything_is_built(component: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_component(component, "objective")
+        describe(component, "objective")
 
 
 def test_what_a_batch_may_not_be() -> None:

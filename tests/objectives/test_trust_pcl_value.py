@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from diffusion_rtb.chain.forward_process import noised
-from diffusion_rtb.config.components import check_component
+from diffusion_rtb.config.components import describe
 from diffusion_rtb.interfaces import Terms
 from diffusion_rtb.objectives.trust_pcl import TrustPCL, returns_loss
 
@@ -179,13 +179,9 @@ def test_a_scheduler_without_a_forward_process_is_refused() -> None:
 def test_a_frozen_value_needs_a_warm_up() -> None:
     with pytest.raises(ValueError, match="warm_up_updates"):
         TrustPCL(length=1, value_loss="none")
-    check_component(
-        {"component": "trust_pcl", "length": 1, "warm_up_updates": 5, "warm_up_states": "noised"}, "objective"
-    )
+    describe({"component": "trust_pcl", "length": 1, "warm_up_updates": 5, "warm_up_states": "noised"}, "objective")
     with pytest.raises(ValueError, match="warm_up_states"):
-        check_component(
-            {"component": "trust_pcl", "length": 1, "warm_up_updates": 5, "warm_up_states": "x"}, "objective"
-        )
+        describe({"component": "trust_pcl", "length": 1, "warm_up_updates": 5, "warm_up_states": "x"}, "objective")
 
 
 def test_without_updates_warm_up_changes_nothing() -> None:

@@ -24,7 +24,7 @@ from torch.testing import assert_close
 
 from diffusion_rtb.chain.rollout import replay_backward, rollout, score
 from diffusion_rtb.chain.trajectory import Trajectory
-from diffusion_rtb.config.components import build, check_component, short_names
+from diffusion_rtb.config.components import build, describe, short_names
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.objectives.trust_pcl import trust_pcl_residual
@@ -495,9 +495,9 @@ def test_components_are_checked_by_their_annotations() -> None:
     made = build({"component": "gaussian", "mean": [0, 1], "covariance": [1, 2], "steps": 3}, "prior")
     assert made.dims == (2,)
     with pytest.raises(ValueError, match="covariance"):
-        check_component({"component": "gaussian", "mean": [0.0], "covariance": "wide"}, "prior")
+        describe({"component": "gaussian", "mean": [0.0], "covariance": "wide"}, "prior")
     with pytest.raises(ValueError, match="has no argument 'means'"):
-        check_component({"component": "gaussian", "means": [0.0]}, "prior")
+        describe({"component": "gaussian", "means": [0.0]}, "prior")
 
 
 @pytest.mark.parametrize(

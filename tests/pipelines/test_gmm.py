@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from diffusion_rtb.behaviours._memory import systematic_resample
 from diffusion_rtb.chain.rollout import replay_backward, rollout, score
 from diffusion_rtb.chain.trajectory import Trajectory
-from diffusion_rtb.config.components import build, check_component, short_names
+from diffusion_rtb.config.components import build, describe, short_names
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.objectives.rtb import RTB
 from pipelines._analytic.mixture import Mixture
@@ -435,7 +435,7 @@ def test_bad_settings_are_refused_with_a_remedy(settings: dict[str, Any], messag
     with pytest.raises(ValueError, match=message):
         GMM.check(**TWO | settings)
     with pytest.raises(ValueError, match=message):
-        check_component({"component": "gmm"} | TWO | settings, "prior")
+        describe({"component": "gmm"} | TWO | settings, "prior")
     with pytest.raises(ValueError, match=message):
         GMM(**TWO | settings)
 

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.config.load import RunConfig, config_text
 from diffusion_rtb.remote_reward.app import Served, create_app
 from diffusion_rtb.remote_reward.client import RemoteRewardError
@@ -462,7 +462,7 @@ def test_a_bad_token_is_not_sent_and_not_shown(token: str, monkeypatch: pytest.M
     with pytest.raises(
         ValueError, match=r"The token in DIFFUSION_RTB_TOKEN has .* at least 16, printable ASCII"
     ) as error:
-        check_component({"component": "remote", "servers": "http://127.0.0.1:1"}, "reward")
+        describe({"component": "remote", "servers": "http://127.0.0.1:1"}, "reward")
     assert not token or token not in str(error.value)
 
 
@@ -490,7 +490,7 @@ def test_a_bad_token_is_not_sent_and_not_shown(token: str, monkeypatch: pytest.M
     ids=str,
 )
 def test_bad_arguments(arguments: dict[str, Any], expected: str) -> None:
-    for attempt in (check_component, build):
+    for attempt in (describe, build):
         with pytest.raises(ValueError, match=expected):
             attempt({"component": "remote", **arguments}, "reward")
 

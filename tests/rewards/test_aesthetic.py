@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards._models.linear_head import LinearHead
 from rewards._models.open_clip import OpenClip
 from rewards.aesthetic import ARCHITECTURES, Aesthetic
@@ -149,7 +149,7 @@ def test_half_precision_is_close(dtype: Any) -> None:
 def test_bad_arguments_are_refused_before_anything_loads(change: Any, error: Any, message: str) -> None:
     component = {"component": "aesthetic", **published("aesthetic"), **change}
     with pytest.raises(error, match=message):
-        check_component(component, "reward")
+        describe(component, "reward")
     with pytest.raises(error, match=message):
         build(component, "reward")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards._models.open_clip import OpenClip
 from rewards.classifier import Classifier
 from rewards.clip_score import ClipScore
@@ -108,12 +108,12 @@ def test_of_which_library_a_model_is() -> None:
     assert isinstance(ClipScore(f"local-dir:{tiny_clip()}").clip, OpenClip)
     assert not isinstance(a_reward().clip, OpenClip)
     with pytest.raises(ValueError, match="'ViT-B/32' needs `weights`"):
-        check_component({"component": "clip_score", "model": "ViT-B/32"}, "reward")
+        describe({"component": "clip_score", "model": "ViT-B/32"}, "reward")
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"of type 'siglip', wanted is one of \('clip',\)"):
-        check_component({"component": "clip_score", "model": str(siglip("siglip"))}, "reward")
+        describe({"component": "clip_score", "model": str(siglip("siglip"))}, "reward")
     files = {file.name: file for file in siglip("siglip2").iterdir() if file.is_file()}
     hub_cache(tmp_path, "google/siglip", files, monkeypatch)
     with pytest.raises(ValueError, match=r"'google/siglip' is a model of type 'siglip', wanted is one of \('clip',\)"):
@@ -122,6 +122,6 @@ def test_another_kind_of_model_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("change, message", [({"dtype": "half"}, "half"), ({"grad": 2}, "grad")], ids=str)
 def test_bad_arguments(change: Any, message: str) -> None:
-    for attempt in (check_component, build):
+    for attempt in (describe, build):
         with pytest.raises(ValueError, match=message):
             attempt({"component": "clip_score", "model": str(tiny_clip()), **change}, "reward")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards.density import Density
 
 GRID = [[float(a), float(b)] for a in (-10, -5, 0, 5, 10) for b in (-10, -5, 0, 5, 10)]
@@ -196,7 +196,7 @@ def test_other_shapes_are_flattened() -> None:
 def test_bad_parameters(density: Any, message: str) -> None:
     for component in ({"density": density}, {"density": {"linear": [1.0]}, "minus": density}):
         with pytest.raises(ValueError, match=message):
-            check_component({"component": "density", **component}, "reward")
+            describe({"component": "density", **component}, "reward")
         with pytest.raises(ValueError, match=message):
             Density(**component)
 

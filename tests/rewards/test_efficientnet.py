@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.reward_check.measures import slope
 from diffusion_rtb.reward_check.samples import standard_samples
 from rewards._models.efficientnet import timm_names
@@ -209,7 +209,7 @@ def test_tensors_without_a_place_are_named(tmp_path: Path) -> None:
 )
 def test_files_of_packages_that_are_missing(weights: str | None, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        check_component({"component": "classifier", "target": 0, **LITE, "weights": weights}, "reward")
+        describe({"component": "classifier", "target": 0, **LITE, "weights": weights}, "reward")
 
 
 def test_imagenet_s_names_hold_for_timm() -> None:

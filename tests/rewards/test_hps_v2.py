@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards._models import two_towers as _two_towers
 from rewards._models.open_clip import _sized
 from rewards._models.preprocess import Preprocess
@@ -189,7 +189,7 @@ def test_vectors_have_unit_length_in_half_precision_too() -> None:
 def test_bad_arguments_are_refused_before_anything_loads(change: Any, error: Any, message: str) -> None:
     component = {"component": "hps_v2", **published("hps_v2"), **change}
     with pytest.raises(error, match=message):
-        check_component(component, "reward")
+        describe(component, "reward")
     with pytest.raises(error, match=message):
         build(component, "reward")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards.image_reward import MEAN, STD, ImageReward
 from tests.oracles.published_pixels import PROMPTS, check_gradient, cropped
 from tests.oracles.published_weights import (
@@ -116,7 +116,7 @@ def test_a_file_on_the_hub_is_taken_from_its_cache(tmp_path: Path, monkeypatch: 
 def test_bad_arguments_are_refused_before_anything_loads(change: Any, error: Any, message: str) -> None:
     component = {"component": "image_reward", **published("image_reward"), **change}
     with pytest.raises(error, match=message):
-        check_component(component, "reward")
+        describe(component, "reward")
     with pytest.raises(error, match=message):
         build(component, "reward")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
 from rewards.ocr import Ocr, edit_distance, plain, quoted, score
 from tests.oracles.reward_contract import keeps_contract
@@ -214,7 +214,7 @@ def test_such_a_prompt_is_refused() -> None:
     ids=str,
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    for act in (check_component, build):
+    for act in (describe, build):
         with pytest.raises(ValueError, match=message):
             act({"component": "ocr", **arguments}, "reward")
 
@@ -225,4 +225,4 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         importlib.util, "find_spec", lambda name: None if name == "rapidocr_onnxruntime" else found(name)
     )
     with pytest.raises(ValueError, match=r"needs rapidocr-onnxruntime.*pip install 'diffusion-rtb\[ocr\]'"):
-        check_component({"component": "ocr"}, "reward")
+        describe({"component": "ocr"}, "reward")

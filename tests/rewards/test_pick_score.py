@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards.pick_score import PickScore
 from tests.oracles.published_pixels import PROMPTS, check_gradient, cropped, pictures
 from tests.oracles.published_weights import hub_cache, published, siglip, transformers_clip, transformers_clip_processor
@@ -132,7 +132,7 @@ def test_half_precision_is_close(dtype: Any) -> None:
 def test_bad_arguments_are_refused_before_anything_loads(change: Any, error: Any, message: str) -> None:
     component = {"component": "pick_score", **published("pick_score"), **change}
     with pytest.raises(error, match=message):
-        check_component(component, "reward")
+        describe(component, "reward")
     with pytest.raises(error, match=message):
         build(component, "reward")
 
@@ -144,7 +144,7 @@ def refused(model: Path, error: type[Exception], message: str, processor: Path |
         "processor": str(processor or transformers_clip_processor()),
     }
     with pytest.raises(error, match=message):
-        check_component(component, "reward")
+        describe(component, "reward")
 
 
 def test_folders_that_are_not_a_model_s_are_refused(tmp_path: Path) -> None:

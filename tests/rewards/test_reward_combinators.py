@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.run.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
 from diffusion_rtb.scoring.memory import load_reward, observing, reward_tensors, stateful_rewards
@@ -438,14 +438,14 @@ def of(name: str, **arguments: Any) -> dict[str, Any]:
 )
 def test_bad_arguments(component: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_component(component, "reward")
+        describe(component, "reward")
     with pytest.raises(ValueError, match=message):
         build(component, "reward")
 
 
 def test_a_cache_in_a_folder_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere for the cache"):
-        check_component(of("cached", file=str(tmp_path / "nowhere" / "c.sqlite")), "reward")
+        describe(of("cached", file=str(tmp_path / "nowhere" / "c.sqlite")), "reward")
 
 
 @pytest.mark.parametrize("name", ["clamp", "standardise", "cached", "ensemble", "constraint"])

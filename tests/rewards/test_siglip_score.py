@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards._models.naflex import Naflex
 from rewards.siglip_score import SiglipScore
 from tests.oracles.published_pixels import PROMPTS, pictures
@@ -188,7 +188,7 @@ def test_bad_arguments_are_refused_before_anything_loads(change: Any, error: Any
         change = {"model": str(transformers_clip())}
     component = {"component": "siglip_score", **published("siglip_score"), **change}
     with pytest.raises(error, match=message):
-        check_component(component, "reward")
+        describe(component, "reward")
     with pytest.raises(error, match=message):
         build(component, "reward")
 

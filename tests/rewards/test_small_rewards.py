@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageStat
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards.brightness import Brightness
 from rewards.colour import Colour
 from tests.oracles.tiny_rewards import some_images
@@ -85,7 +85,7 @@ def test_gradients_are_the_derivatives(reward: Any) -> None:
     ids=str,
 )
 def test_bad_arguments(component: dict[str, Any], message: str) -> None:
-    for act in (check_component, build):
+    for act in (describe, build):
         with pytest.raises(ValueError, match=message):
             act(component, "reward")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards._models.torchscript import is_torchscript, read_torchscript
 from rewards._models.weights import check_weights, read_weights
 from tests.oracles.published_pixels import PROMPTS
@@ -124,7 +124,7 @@ def test_clip_score_reads_openai_s_archive(tmp_path: Path, monkeypatch: pytest.M
     model = open_clip.model.CLIP(**small).eval()
     traced(model, 224, 77).save(str(tmp_path / "ViT-B-32.pt"))
     component = {"component": "clip_score", "model": "ViT-B-32-quickgelu", "weights": str(tmp_path / "ViT-B-32.pt")}
-    check_component(component, "reward")
+    describe(component, "reward")
     images = some_images(5, 224, 224)
     with torch.no_grad():
         mean, std = (

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusion_rtb.config.components import build, check_component
+from diffusion_rtb.config.components import build, describe
 from rewards._models.weights import check_weights, load_weights
 from tests.oracles.tiny_rewards import CLASSES, MODEL, tiny_clip
 
@@ -92,7 +92,7 @@ def test_bad_arguments(component: dict[str, Any], error: type[Exception], messag
     if component.get("component") == "classifier" and "model" not in component:
         component = {**component, "model": str(tiny_clip())}
     with pytest.raises(error, match=message):
-        check_component(component, "reward")
+        describe(component, "reward")
     with pytest.raises(error, match=message):
         build(component, "reward")
 
@@ -106,10 +106,10 @@ def test_a_truncated_open_clip_folder(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_clip(), tmp_path / "model"))
     truncate(folder / "open_clip_model.safetensors")
     with pytest.raises(ValueError, match=r"open_clip_model\.safetensors is truncated.*fetch it again"):
-        check_component({"component": "clip_score", "model": str(folder)}, "reward")
+        describe({"component": "clip_score", "model": str(folder)}, "reward")
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no weights: it needs open_clip_model\.safetensors"):
-        check_component({"component": "clip_score", "model": str(folder)}, "reward")
+        describe({"component": "clip_score", "model": str(folder)}, "reward")
 
 
 def test_open_clip_weights_of_another_architecture(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_truncated_weights_file(tmp_path: Path, suffix: str) -> None:
     assert check_weights(file) == file
     truncate(file)
     with pytest.raises(ValueError, match="is truncated"):
-        check_component({**TRAINED, "weights": str(file)}, "reward")
+        describe({**TRAINED, "weights": str(file)}, "reward")
 
 
 class Harmful:

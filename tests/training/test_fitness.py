@@ -19,8 +19,9 @@ from diffusion_rtb.objectives.reinforce_kl import ReinforceKL
 from diffusion_rtb.objectives.reinforce_naive import ReinforceNaive
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
+from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.run.posterior import attach_posterior
-from diffusion_rtb.training.assemble import assemble, check_components
+from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.compatibility import (
     check_behaviour,
     check_beta,
@@ -214,7 +215,7 @@ def test_a_run_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
 )
 def test_bad_arguments_are_found_before_anything_is_loaded(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_components(run(**sections))
+        describe_components(run(**sections))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_posterior_holds_what_the_prior_s_attach_takes(
     """All that is wrong is said at once, and before a prior is loaded."""
     needed: dict[str, dict[str, Any]] = {"gaussian": {"mean": [0.0]}, "stable_diffusion": {"path": "emoji"}}
     with pytest.raises(ValueError, match="attach of prior") as refused:
-        check_components(run(prior={"component": prior, **needed.get(prior, {})}, posterior=posterior))
+        describe_components(run(prior={"component": prior, **needed.get(prior, {})}, posterior=posterior))
     assert all(message in str(refused.value) for message in messages)
 
 
