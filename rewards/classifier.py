@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.config.components import nearest
+from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.files.completeness import check_finite
 from rewards._models.image_text import check_image_text_model, image_text_model
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked

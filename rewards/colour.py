@@ -41,7 +41,7 @@ def _rgb(colour: str | list[float]) -> tuple[float, ...]:
     if isinstance(colour, str):
         from PIL import ImageColor
 
-        from diffusion_rtb.config.components import nearest
+        from diffusion_rtb.config.component_errors import nearest
 
         try:
             return tuple(level / 255 for level in ImageColor.getrgb(colour)[:3])

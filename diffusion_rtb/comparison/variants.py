@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 import yaml
 
-from diffusion_rtb.config.components import nearest, short_names
+from diffusion_rtb.config.component_errors import nearest
+from diffusion_rtb.config.components import short_names
 from diffusion_rtb.config.load import ConfigError, RunConfig, load_config
 from diffusion_rtb.config.yaml_text import read_yaml
 

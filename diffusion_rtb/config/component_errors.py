@@ -1,15 +1,16 @@
-"""Whose error is it? The component and the line, beside what an exception of somebody else's code says."""
+"""What errors about a component say besides: whose it is and from which line, and what was meant by a mistyped name."""
 
 from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ComponentError", "naming", "place"]
+__all__ = ["ComponentError", "naming", "nearest", "place"]
 
 OWN = ("diffusion_rtb", "pipelines", "rewards")
 """Packages whose errors say already what they are about."""
@@ -20,6 +21,12 @@ _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "p
 
 class ComponentError(RuntimeError):
     """What a config names did something that no component may do; the message names it."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The sentence " Did you mean ...?" naming the known name closest to `name`, or nothing."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.55)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 @contextmanager

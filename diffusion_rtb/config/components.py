@@ -12,18 +12,18 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache, partial, update_wrapper
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MethodType
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
-from diffusion_rtb.config.component_errors import naming
+from diffusion_rtb.config.arguments import call_arguments
+from diffusion_rtb.config.component_errors import naming, nearest
 from diffusion_rtb.config.component_shape import Kind, check_origin, check_shape, loads_weights
 
 __all__ = [
@@ -134,19 +134,25 @@ def describe(component: Mapping[str, Any] | BaseModel, kind: Kind) -> Described:
     target = locate(name, kind)
     check_shape(name, kind, target)
     given = {key: value for key, value in _mapping(component).items() if key != "component"}
-    _check_names(f"{kind} {name!r}", target, given)
-    hints = _hints(target)
-    arguments = {
-        key: _convert(f"{kind} {name!r}, argument {key!r}", value, hints.get(key, Any)) for key, value in given.items()
-    }
-    found = Described(name, kind, target, arguments)
+    found = Described(name, kind, target, _arguments(f"{kind} {name!r}", target, given))
     own_check = inspect.isclass(target) and getattr(target, "check", None)
     if callable(own_check):
         with naming(f"{kind} {name!r}", target):
-            own_check(**arguments)
+            own_check(**found.arguments)
     if inspect.isclass(target) and (kind == "objective" or loads_weights(target)):
         found.construct()
     return found
+
+
+def _arguments(what: str, target: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    if not inspect.isclass(target) and not inspect.isfunction(target):
+        for key in given:
+            raise ValueError(
+                f"{what} is made already and takes no arguments, got {key!r}: name its class to give some."
+            )
+        return {}
+    images_and_prompts = list(inspect.signature(target).parameters)[:2] if inspect.isfunction(target) else []
+    return call_arguments(what, target, given, but=[*images_and_prompts, "metadata"] if images_and_prompts else ())
 
 
 def check_posterior(prior: Mapping[str, Any] | BaseModel, given: Mapping[str, Any]) -> None:
@@ -160,62 +166,9 @@ def check_posterior(prior: Mapping[str, Any] | BaseModel, given: Mapping[str, An
     call_arguments(f"posterior: attach of prior {name!r}", MethodType(target.attach, target), given, {"seed": 0})
 
 
-def call_arguments(
-    what: str, function: Callable[..., Any], given: Mapping[str, Any], offered: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a function is to be called with: the config's arguments, checked against its signature and annotations.
-
-    Args:
-        what: The function, for the message.
-        function: Called with arguments by name.
-        given: By the config.
-        offered: Arguments that it gets where it has a parameter of that name and the config is silent.
-
-    Returns:
-        Both, those of the config converted to the annotated types.
-
-    Raises:
-        ValueError: with every argument that is unknown, missing or of the wrong type.
-    """
-    parameters, hints = inspect.signature(function).parameters, _hints(function)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = [key for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    takes = f"It takes: {', '.join(named) or 'none'}."
-    taken = {key: offered[key] for key in named if key in offered and key not in given}
-    missing = [key for key in named if parameters[key].default is inspect.Parameter.empty]
-    problems = [f"{what} needs {key!r}: add it." for key in missing if key not in {*given, *taken}]
-    for key, value in given.items():
-        if key not in named and not open_ended:
-            problems.append(f"{what} has no argument {key!r}.{nearest(key, named)} {takes}")
-            continue
-        try:
-            taken[key] = _convert(f"{what}, argument {key!r}", value, hints.get(key, Any))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("\n".join(problems))
-    return taken
-
-
 def build(component: Mapping[str, Any] | BaseModel, kind: Kind) -> Any:
     """What a component config names, described and then built; see `describe`."""
     return describe(component, kind).build()
-
-
-def _check_names(what: str, target: Any, given: Mapping[str, Any]) -> None:
-    parameters = _parameters(target)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
-    for key in given:
-        if not inspect.isclass(target) and not inspect.isfunction(target):
-            raise ValueError(
-                f"{what} is made already and takes no arguments, got {key!r}: name its class to give some."
-            )
-        if key not in parameters and not open_ended:
-            known = ", ".join(parameters) or "none"
-            raise ValueError(f"{what} has no argument {key!r}.{nearest(key, parameters)} It has: {known}.")
-    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
-    if missing:
-        raise ValueError(f"{what} needs {', '.join(map(repr, missing))}: add `{missing[0]}: ...` to it.")
 
 
 def _mapping(component: Mapping[str, Any] | BaseModel) -> Mapping[str, Any]:
@@ -230,50 +183,12 @@ def _name(component: Mapping[str, Any] | BaseModel, kind: Kind) -> str:
     return name
 
 
-def _parameters(target: Any) -> dict[str, inspect.Parameter]:
-    """The named arguments a config may give: a constructor's, or those of a reward function after images, prompts, metadata."""
-    if not inspect.isclass(target) and not inspect.isfunction(target):
-        return {}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = {key: p for key, p in inspect.signature(target).parameters.items() if p.kind in named}
-    if not inspect.isfunction(target):
-        return found
-    return {key: p for key, p in list(found.items())[2:] if key != "metadata"}
-
-
-def _hints(target: Any) -> dict[str, Any]:
-    try:
-        return get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
-    except (NameError, TypeError):
-        # Annotations that only a type checker can resolve: the names of the arguments are checked all the same.
-        return {}
-
-
-def _convert(what: str, value: Any, hint: Any) -> Any:
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception as error:  # noqa: BLE001 — pydantic raises many kinds for annotations that describe no data
-        del error
-        return value
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        reasons = "; ".join(dict.fromkeys(detail["msg"] for detail in error.errors()))
-        raise ValueError(f"{what}: got {value!r} ({type(value).__name__}). {reasons}.") from None
-
-
 def short_names(kind: Kind) -> dict[str, str]:
     """Short name -> `module:attribute` of every component of a kind, sorted; files are read, not imported."""
     if kind not in _SHELVES:
         raise ValueError(f"Unknown kind of component {kind!r}: use one of {', '.join(map(repr, _SHELVES))}.")
     found = {point.name: point.value for point in entry_points(group=f"diffusion_rtb.{kind}s")}
     return dict(sorted((found | _files(_SHELVES[kind])).items()))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The sentence " Did you mean ...?" naming the known name closest to `name`, or nothing."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.55)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 @lru_cache

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from diffusion_rtb.config.components import nearest
+from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.config.moved import MOVED
 from diffusion_rtb.config.prompt_files import find_file, read_prompts
 from diffusion_rtb.config.sections import Component, EvalConfig, Factor, PromptsConfig, RunConfig, Section, TrainConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusion_rtb.config.components import nearest
+from diffusion_rtb.config.component_errors import nearest
 
 __all__ = ["LISTED", "PICTURED", "evaluated_rows", "listed", "spread"]
 

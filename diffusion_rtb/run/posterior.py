@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, call_arguments
+from diffusion_rtb.config.arguments import call_arguments
+from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import RunConfig, load_config
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint import check_compatible

@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.config.components import nearest
+from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.files.completeness import check_names, looks_like, refuse_lora, tensor_shapes
 from diffusion_rtb.files.vocabulary import check_rows, check_tokenizer
 from rewards import emoji_clip

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from diffusion_rtb.config.components import nearest
+from diffusion_rtb.config.component_errors import nearest
 from rewards._models.efficientnet import is_port, timm_names
 from rewards._models.preprocess import Preprocess
 from rewards._models.weights import check_weights, fetch, fill, read_weights

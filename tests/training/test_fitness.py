@@ -257,14 +257,14 @@ def test_an_unknown_behaviour_or_setting_names_the_nearest(key: str, meant: str,
         load_config(tmp_path, [key])
 
 
-LORA = "It takes: rank, alpha, target_modules, seed"
+LORA = "It has: rank, alpha, target_modules, seed"
 
 
 @pytest.mark.parametrize(
     ("prior", "posterior", "messages"),
     [
-        ("gaussian", {"rank": 8}, ["posterior: attach of prior 'gaussian' has no argument 'rank'. It takes: none."]),
-        ("gmm", {"alpha": 8.0}, ["posterior: attach of prior 'gmm' has no argument 'alpha'. It takes: seed."]),
+        ("gaussian", {"rank": 8}, ["posterior: attach of prior 'gaussian' has no argument 'rank'. It has: none."]),
+        ("gmm", {"alpha": 8.0}, ["posterior: attach of prior 'gmm' has no argument 'alpha'. It has: seed."]),
         (
             "stable_diffusion",
             {"rnk": 8, "alpha": "high", "target_modules": [], "rank": 0},
