@@ -13,7 +13,7 @@ from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
-from diffusion_rtb.scoring.form import form_problem
+from diffusion_rtb.scoring.form import output_problem
 from diffusion_rtb.scoring.prompts import call_reward, takes_metadata
 
 __all__ = ["Nested", "build_inner", "check_inner", "entry_name", "inner_values"]
@@ -76,11 +76,9 @@ def inner_values(
     if not (torch.is_grad_enabled() and images.requires_grad):
         return evaluate_reward(reward, images, prompts, name, metadata=metadata)
     values = call_reward(reward, images, prompts, metadata)
-    problem = form_problem(values, images)
+    problem = output_problem(values, images, prompts)
     if problem:
-        raise RewardError(f"Reward {name!r} {problem}.")
-    if not values.isfinite().all():
-        raise RewardError(f"Reward {name!r} returned {values.tolist()}; every image needs a finite reward.")
+        raise RewardError(f"Reward {name!r} {problem[1]}.")
     return values
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -47,10 +47,10 @@ __all__ = ["CheckPrompts", "Score", "Served", "create_app"]
 
 LOG = logging.getLogger(__name__)
 
-Score = Callable[..., Float[np.ndarray, " batch"]]
+Score = Callable[..., Shaped[np.ndarray, "..."]]
 """Images (batch, 3, height, width) in [0, 1], prompts and, where `Served.metadata`, a mapping each in; one number per image out.
 
-It raises where there is none."""
+It raises where there is none. What it returns is checked here."""
 
 CheckPrompts = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], None]
 """Prompts and their metadata; raises a ValueError where the reward does not take them."""
@@ -203,13 +203,12 @@ class _Desk:
         """One finite number per image, or status 500 with the reason."""
         known = (batch.metadata,) if self.served.metadata else ()
         try:
-            values = np.asarray(self.score(as_float(batch.images), batch.prompts, *known), dtype=np.float64)
+            values = np.asarray(self.score(as_float(batch.images), batch.prompts, *known))
         except BaseException as error:
             raise self._raised(error) from error
-        if values.shape != (len(batch.images),):
-            raise _failed(
-                f"Reward {self.served.reward!r} returned shape {values.shape} for {len(batch.images)} images."
-            )
+        if values.shape != (len(batch.images),) or values.dtype.kind != "f":
+            shown = f"shape {values.shape} of {values.dtype}; return one float per image, shape ({len(batch.images)},)"
+            raise _failed(f"Reward {self.served.reward!r} returned {shown}.")
         try:
             return Answer(reward_id=self.served.reward_id, rewards=values.tolist())
         except ValidationError:

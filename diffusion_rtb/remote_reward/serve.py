@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Shaped
 
 from diffusion_rtb.config.components import describe
 from diffusion_rtb.config.prompts import Metadata
@@ -170,7 +170,7 @@ def torch_score(reward: Any, name: str, device: str | None = None) -> Score:
     return score
 
 
-def numpy_score(reward: Any, name: str) -> Score:
+def numpy_score(reward: Any) -> Score:
     """A reward on numpy arrays, for environments without torch or with an old one.
 
     It is called with a read-only float32 array (batch, 3, height, width) in [0, 1], a list of prompts and, if it has a parameter
@@ -181,19 +181,15 @@ def numpy_score(reward: Any, name: str) -> Score:
         images: Float32[np.ndarray, "batch 3 height width"],
         prompts: Sequence[str],
         metadata: Sequence[Metadata] | None = None,
-    ) -> Float[np.ndarray, " batch"]:
+    ) -> Shaped[np.ndarray, "..."]:
         images.flags.writeable = False
-        values = np.asarray(call_reward(reward, images, list(prompts), metadata))
-        if values.shape != (len(images),) or values.dtype.kind != "f":
-            shown = f"shape {values.shape} of {values.dtype}"
-            raise TypeError(f"reward {name!r} returned {shown}; return one float per image, shape ({len(images)},).")
-        return values
+        return np.asarray(call_reward(reward, images, list(prompts), metadata))
 
     return score
 
 
 def _score(reward: Any, name: str, work: Work) -> Score:
-    return numpy_score(reward, name) if work.arrays == "numpy" else torch_score(reward, name, work.device)
+    return numpy_score(reward) if work.arrays == "numpy" else torch_score(reward, name, work.device)
 
 
 def _loopback(host: str) -> bool:

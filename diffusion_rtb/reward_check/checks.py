@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_rtb.reward_check import measures
-from diffusion_rtb.reward_check.subject import Call, Check, Subject
+from diffusion_rtb.reward_check.subject import Broken, Check, Subject
 from diffusion_rtb.scoring.remedies import ORDER, texts_first
 
 __all__ = [
@@ -44,7 +44,7 @@ UNLIKELY = 8_128_496
 def check_calls(subject: Subject) -> list[Check]:
     """The first call: what it returns, and whether samples and torch's settings are as before."""
     if texts_first(subject.reward):
-        raise Call("call", f"its first parameter is for prompts by its name: {ORDER}")
+        raise Broken("call", f"its first parameter is for prompts by its name: {ORDER}")
     images = subject.images.clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNLIKELY)
@@ -120,7 +120,7 @@ def _wanted_levels(subject: Subject) -> str:
         return ""
     try:
         values = subject.ask(255 * subject.images, subject.prompts)
-    except Call:
+    except Broken:
         return ""
     if float(values.std(correction=0)) <= 1e-3 * float(values.abs().max()):
         return ""
@@ -155,8 +155,8 @@ def check_one_by_one(subject: Subject) -> Check:
 def _alone(subject: Subject, image: Tensor, prompt: str) -> Tensor:
     try:
         return subject.ask(image, [prompt])
-    except Call as found:
-        raise Call("one by one", f"a single sample: {found}") from found
+    except Broken as found:
+        raise Broken("one by one", f"a single sample: {found}") from found
 
 
 def check_order(subject: Subject) -> Check:
@@ -200,7 +200,7 @@ def check_broken(subject: Subject) -> Check:
     images[0] = torch.nan
     try:
         value = float(subject.ask(images, subject.prompts)[0])
-    except Call:
+    except Broken:
         return Check("broken", "pass", "a sample of NaN gets no value")
     message = f"a sample of NaN gets {value:.4g}: let the NaN through, or raise, so that training stops"
     return Check("broken", "warn", message, value)
@@ -214,7 +214,7 @@ def check_precision(subject: Subject) -> Check:
         try:
             apart = subject.apart(subject.ask(subject.images.to(dtype), subject.prompts), subject.values)
             found.append(f"{name} {apart:.1g}")
-        except Call:
+        except Broken:
             found.append(f"{name} refused")
     return Check(
         "precision", "info", f"samples in float32; in others values move by (standard deviations): {', '.join(found)}"

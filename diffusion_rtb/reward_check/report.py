@@ -21,7 +21,7 @@ from diffusion_rtb.reward_check import checks
 from diffusion_rtb.reward_check import pixel_checks as pixels
 from diffusion_rtb.reward_check.measures import peak_memory
 from diffusion_rtb.reward_check.samples import Samples
-from diffusion_rtb.reward_check.subject import Call, Check, Limits, Subject
+from diffusion_rtb.reward_check.subject import Broken, Check, Limits, Subject
 from diffusion_rtb.scoring.memory import observing, stateful_rewards
 from diffusion_rtb.scoring.prompts import check_component_prompts, check_reward_prompts
 from diffusion_rtb.scoring.remedies import other_form, remedy
@@ -210,7 +210,7 @@ def _findings(subject: Subject) -> list[Check]:
                 subject.ask(subject.images, subject.prompts)
         with peak_memory(here) as memory:
             found = checks.check_calls(subject)
-    except Call as problem:
+    except Broken as problem:
         names = ["output", "finite", "input", "settings", *AFTER_CALL, "memory"]
         rest = [Check(other, "skip", NOT_REACHED) for other in names if other != problem.name]
         said, cause = str(problem), problem.__cause__
@@ -245,7 +245,7 @@ def _guarded(name: str, check: Callable[[], Check | list[Check]]) -> list[Check]
     """A check's findings; a call that goes wrong in it is one of this check."""
     try:
         found = check()
-    except Call as problem:
+    except Broken as problem:
         return [Check(name, "fail", str(problem))]
     return found if isinstance(found, list) else [found]
 

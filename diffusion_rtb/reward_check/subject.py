@@ -12,11 +12,11 @@ from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.reward_check.measures import seconds
-from diffusion_rtb.scoring.form import form_problem
+from diffusion_rtb.scoring.form import output_problem
 from diffusion_rtb.scoring.prompts import call_reward
 from diffusion_rtb.scoring.remedies import remedy
 
-__all__ = ["Call", "Check", "Limits", "Status", "Subject"]
+__all__ = ["Broken", "Check", "Limits", "Status", "Subject"]
 
 Status = Literal["pass", "warn", "fail", "info", "skip"]
 
@@ -49,7 +49,7 @@ class Limits:
     """At most; None: no limit."""
 
 
-class Call(Exception):  # noqa: N818 — what went wrong in a call, as a finding, not an error of this program
+class Broken(Exception):  # noqa: N818 — what went wrong in a call, as a finding, not an error of this program
     """A call of the reward that broke the contract."""
 
     def __init__(self, name: str, message: str) -> None:
@@ -85,15 +85,17 @@ class Subject:
         """Call the reward, on a copy of the samples unless it may change them; values in float64 on the CPU.
 
         Raises:
-            Call: it raised, or did not return one finite float per sample on the samples' device.
+            Broken: it raised, or did not return one finite float per sample on the samples' device.
         """
         with torch.no_grad():
             try:
                 values = self.call(images.clone() if copy else images, prompts)
             except (Exception, SystemExit) as error:
                 told = remedy(error, self.reward, [self.metadata.get(prompt, {}) for prompt in prompts])
-                raise Call("call", f"raised {type(error).__name__}: {error}{told}") from error
-        _check_output(values, images)
+                raise Broken("call", f"raised {type(error).__name__}: {error}{told}") from error
+        problem = output_problem(values, images, prompts)
+        if problem:
+            raise Broken(problem[0], f"{problem[1]}.")
         return values.detach().double().cpu()
 
     def ask_all(self) -> Float[Tensor, " batch"]:
@@ -104,16 +106,3 @@ class Subject:
     def apart(self, one: Tensor, other: Tensor) -> float:
         """The largest difference, in standard deviations of the reward."""
         return float((one - other).abs().max()) / self.unit
-
-
-def _check_output(values: Any, images: Tensor) -> None:
-    problem = form_problem(values, images)
-    if problem:
-        raise Call("output", f"{problem}.")
-    count = len(images)
-    bad = (~values.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        shown = ", ".join(f"{values[i].item()} for sample {i}" for i in bad[:3])
-        raise Call(
-            "finite", f"{len(bad)} of {count} values are not finite ({shown}): look at them, or bound the reward."
-        )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Reward
-from diffusion_rtb.scoring.form import form_problem
+from diffusion_rtb.scoring.form import output_problem
 from diffusion_rtb.scoring.prompts import call_reward, takes_metadata
 from diffusion_rtb.scoring.remedies import remedy
 
@@ -78,18 +78,10 @@ def _evaluate(
         ) from error
     if _version(images) != before:
         raise RewardError(f"{where} changed its input in place; let it work on a copy (images.clone()).")
-    problem = form_problem(values, images, kind)
+    problem = output_problem(values, images, prompts, kind, first)
     if problem:
-        raise RewardError(f"{where} {problem}.")
-    values = values.detach().to(torch.float32)
-    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
-    if bad:
-        i = bad[0]
-        raise RewardError(
-            f"{where} is {values[i].item()} for {kind} {first + i}, prompt {prompts[i]!r} ({len(bad)} of {len(images)} are not "
-            f"finite). Every {kind} needs a finite reward: look at that {kind}, or bound the reward inside its class."
-        )
-    return values
+        raise RewardError(f"{where} {problem[1]}.")
+    return values.detach().to(torch.float32)
 
 
 def _version(images: Tensor) -> int | None:

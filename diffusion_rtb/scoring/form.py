@@ -1,23 +1,46 @@
-"""The form of what a reward returns: one number per sample in a dense float tensor on the samples' device."""
+"""What a reward has to return: one finite number per sample in a dense float tensor on the samples' device."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["form_problem"]
+__all__ = ["output_problem"]
 
 PEERS = "the (scores, info) of ddpo-pytorch, flow_grpo and DiffusionNFT is not taken: return the scores alone, as"
 
 
-def form_problem(values: object, samples: Tensor, kind: str = "sample") -> str | None:
-    """What is wrong with the form of `values`, with the remedy; None if nothing is.
+def output_problem(
+    values: object, samples: Tensor, prompts: Sequence[str], kind: str = "sample", first: int = 0
+) -> tuple[Literal["output", "finite"], str] | None:
+    """Whether the form or the numbers of `values` are wrong, and how, with the remedy; None if nothing is.
 
     Args:
         values: What a reward returned.
         samples: What it was asked about, (batch, ...).
+        prompts: One per sample.
         kind: What a sample is called, e.g. "image".
+        first: The number of the first sample.
     """
+    wrong = _form_problem(values, samples, kind)
+    if wrong:
+        return "output", wrong
+    assert isinstance(values, Tensor)
+    numbers = values.detach().to(torch.float32)  # as training takes them
+    bad = (~torch.isfinite(numbers)).nonzero().flatten().tolist()
+    if not bad:
+        return None
+    i = bad[0]
+    return "finite", (
+        f"is {numbers[i].item()} for {kind} {first + i}, prompt {prompts[i]!r} ({len(bad)} of {len(samples)} are not finite). "
+        f"Every {kind} needs a finite reward: look at that {kind}, or bound the reward inside its class"
+    )
+
+
+def _form_problem(values: object, samples: Tensor, kind: str) -> str | None:
     count = len(samples)
     if not isinstance(values, Tensor):
         return _not_a_tensor(values, count)

@@ -60,7 +60,7 @@ def test_a_numpy_reward_gets_them_too() -> None:
     def values(images: Any, prompts: Sequence[str], metadata: Rows) -> Any:
         return np.array([row["value"] for row in metadata], np.float32)
 
-    served = create_app(numpy_score(values, "mine"), Served("mine", "mine-0", metadata=True))
+    served = create_app(numpy_score(values), Served("mine", "mine-0", metadata=True))
     with in_thread(served) as url:
         assert torch.equal(evaluate_reward(Remote(url), IMAGES, PROMPTS, "remote", metadata=ROWS), VALUES)
 
