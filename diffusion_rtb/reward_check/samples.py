@@ -115,19 +115,13 @@ def _taken(rewards: Sequence[Mapping[str, Any]], samples: Samples) -> bool:
 
 
 def standard_samples(count: int = 32, side: int = 256) -> Samples:
-    """Square pictures in turn of eight kinds, each with a fitting prompt; the same at every call.
-
-    Crops of a portrait photo (Grace Hopper, of matplotlib's sample data; left out where that is not installed), shapes, words,
-    soft and fine noise, gradients, stripes and plain colours, all with 8-bit levels.
+    """Square pictures in turn of shapes, words and noise, each with a fitting prompt, 8-bit; the same at every call.
 
     Raises:
         ValueError: fewer than 2 pictures, or `side` below 16 pixels.
     """
     _check_sizes(count, side)
-    photo = _photo()
-    what = "photo crops, " if photo is not None else ""
-    source = f"{count} pictures of {side} pixels: {what}shapes, words, noise, gradients, stripes, plain colours"
-    return _of_pictures(standard_pictures(count, side, photo), source)
+    return _of_pictures(standard_pictures(count, side), f"{count} pictures of {side} pixels: shapes, words, noise")
 
 
 def word_samples(count: int = 32, side: int = 256) -> Samples:
@@ -148,13 +142,6 @@ def _check_sizes(count: int, side: int) -> None:
 
 def _of_pictures(pairs: Sequence[tuple[Image.Image, str]], source: str) -> Samples:
     return Samples(torch.stack([_tensor(picture) for picture, _ in pairs]), [text for _, text in pairs], source)
-
-
-def _photo() -> Image.Image | None:
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
-    return _opened(path) if path.is_file() else None
 
 
 def folder_samples(folder: Path | str, side: int | None = None, limit: int | None = None) -> Samples:

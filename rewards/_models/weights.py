@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffusion_rtb.files.completeness import check_finite, looks_like, refuse_lora
 from rewards._models.torchscript import is_torchscript, read_torchscript
 
-__all__ = ["HUB", "check_weights", "fetch", "fill", "load_weights", "read_weights"]
+__all__ = ["HUB", "check_weights", "fetch", "fill", "read_weights"]
 
 HUB = "hf-hub:"
 """`hf-hub:OWNER/NAME/FILE` is a file of a hub repository."""
@@ -84,15 +84,6 @@ def _hub_file(source: str) -> tuple[str, str]:
     if found is None:
         raise ValueError(f"{source!r} names no file on the hub: write {HUB}OWNER/NAME/FILE.")
     return found[1], found[2]
-
-
-def load_weights(module: nn.Module, path: Path | str, what: str) -> None:
-    """Fill `module`, which errors call `what`, with a state dict: a safetensors file, or one that torch saved.
-
-    Raises:
-        FileNotFoundError, ValueError: see `check_weights`; or the weights belong to another architecture.
-    """
-    fill(module, read_weights(path), path, what)
 
 
 def fill(

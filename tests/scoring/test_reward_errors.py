@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusion_rtb.config.components import build, describe
-from rewards._models.weights import check_weights, load_weights
+from rewards._models.weights import check_weights, fill, read_weights
 from tests.oracles.tiny_rewards import CLASSES, MODEL, tiny_clip
 
 ZERO_SHOT: dict[str, Any] = {"component": "classifier", "classes": CLASSES, "target": 0}
@@ -150,7 +150,7 @@ def test_only_state_dicts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         ValueError, match=r"weights\.pth (is damaged, or holds more than tensors|holds a .* not a state dict)"
     ):
-        load_weights(torch.nn.Linear(2, 2), "weights.pth", "a layer")
+        read_weights("weights.pth")
     assert not Path("executed").exists()
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_is_no_weights(tmp_path: Path) -> None:
         check_weights(tmp_path / "weights.onnx")
     (tmp_path / "weights.pth").write_text("not torch")
     with pytest.raises(ValueError, match="is damaged"):
-        load_weights(torch.nn.Linear(2, 2), tmp_path / "weights.pth", "a layer")
+        read_weights(tmp_path / "weights.pth")
 
 
 def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
@@ -170,12 +170,10 @@ def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
         r"1 missing \(first: bias\); 1 unknown \(first: other\)"
     )
     with pytest.raises(ValueError, match=message):
-        load_weights(torch.nn.Linear(2, 2), tmp_path / "w.safetensors", "a layer")
+        fill(torch.nn.Linear(2, 2), read_weights(tmp_path / "w.safetensors"), "w.safetensors", "a layer")
 
 
 def test_data_parallel_names_are_understood(tmp_path: Path) -> None:
     layer = torch.nn.Linear(2, 2)
     torch.save({"state_dict": {f"module.{k}": v for k, v in layer.state_dict().items()}}, tmp_path / "w.pth")
-    other = torch.nn.Linear(2, 2)
-    load_weights(other, tmp_path / "w.pth", "a layer")
-    assert torch.equal(other.weight, layer.weight)
+    assert torch.equal(read_weights(tmp_path / "w.pth")["weight"], layer.weight)
