@@ -13,12 +13,13 @@ INSTALLED := $(VENV)/.installed
 CONFIG := configs/quickstart.yaml
 RUN := runs/quickstart
 
-.PHONY: help quickstart test lint types pytest install clean
+.PHONY: help quickstart test lint types pytest docs install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   fine-tune the bundled emoji prior, sample, evaluate; seven to ten minutes on two cores"
 	@echo "make test         lint, types and tests"
+	@echo "make docs         the documentation as a site, in site/"
 	@echo "make install      only make $(VENV) and install into it"
 	@echo "make clean        delete $(RUN) and the caches; $(VENV) stays"
 
@@ -45,6 +46,11 @@ pytest: $(INSTALLED)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 		$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
+docs: $(INSTALLED)
+	$(BIN)/python -c "import mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "The first page: site/index.html"
+
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
@@ -65,4 +71,4 @@ $(INSTALLED): pyproject.toml
 	@touch "$@"
 
 clean:
-	rm -rf $(RUN) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(RUN) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,167 @@
+"""The documents are true: links lead somewhere, configs load, commands exist, code runs, and every page is in the site."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from diffusion_rtb.cli.main import main
+from diffusion_rtb.config.components import build
+from diffusion_rtb.config.load import load_config
+from diffusion_rtb.config.yaml_text import read_yaml
+from diffusion_rtb.objectives.rtb import RTB
+from diffusion_rtb.run.checks import describe_components
+from tests.oracles.documents import DOCUMENTS, ROOT, anchors, blocks, commands, links
+from tests.oracles.terms import close, cotangent, random_terms
+from tests.oracles.tiny import save_tiny
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+SNIPPETS = [
+    (path.name, block) for path in PAGES if path.name != "prompts.md" for block in blocks(path.read_text(), "yaml")
+]
+"""Parts of configs; docs/prompts.md has a test of its own."""
+
+BASE = """
+name: documented
+prior: {component: stable_diffusion, path: emoji, steps: 10}
+reward: {component: jpeg}
+beta: 1.0
+prompts: {list: [a cat emoji]}
+train: {prompts_per_iteration: 1, micro_batch: 8}
+"""
+
+SMALL = """
+prior: {component: stable_diffusion, path: tiny, steps: 2, dtype: float16}
+reward: {component: jpeg}
+beta: {value: 1.0, kl_budget: {nats: 1.0}}
+posterior: {rank: 1, alpha: 1.0}
+prompts: {list: [a cat]}
+behaviour:
+  {prior_share: 0.25, prior_buffer: 2, replay: {share: 0.25}, back_and_forth: {share: 0.25}}
+train: {iterations: 1, prompts_per_iteration: 1, group: 4, micro_batch: 4, grid_every: 0}
+"""
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_anchors_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for link in links(text):
+        if "://" in link:
+            continue
+        target, _, anchor = link.partition("#")
+        path = (document.parent / target).resolve() if target else document
+        assert path.exists(), link
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), link
+
+
+def test_a_broken_anchor_would_be_found() -> None:
+    assert anchors("# From the prior's spread\n\n## ELBO, KL, log Z\n") == {"from-the-priors-spread", "elbo-kl-log-z"}
+    assert links("[a](b.md#c) `[x](y)`\n```\n[d](e.md)\n```\n") == ["b.md#c"]
+
+
+def test_every_page_is_in_the_site() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = [name for entry in nav for name in ([entry] if isinstance(entry, str) else next(iter(entry.values())))]
+    assert len(listed) == len(set(listed))
+    assert {path.name for path in PAGES} <= set(listed)
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_every_file_it_names_exists(document: Path) -> None:
+    for name in re.findall(
+        r"`((?:configs|diffusion_rtb|docs|examples|pipelines|rewards|tests)/[\w./-]*\w)`", document.read_text()
+    ):
+        assert (ROOT / name).exists() or "NAME" in name, name
+
+
+@pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
+def test_the_parts_of_configs_load(name: str, snippet: str, project: Path) -> None:
+    config = read_yaml(BASE) | read_yaml(snippet)
+    (project / "config.yaml").write_text(json.dumps(config))
+    loaded = load_config(project)
+    describe_components(loaded)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the modules that the documents write."""
+    (block,) = [block for block in blocks(page("rewards.md"), "python") if "class Redness" in block]
+    (tmp_path / "my_reward.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    return tmp_path
+
+
+TRAINING = [
+    (path.name, words)
+    for path in [ROOT / "README.md", *PAGES]
+    for words in commands(path.read_text())
+    if words[:2] == ["python", "train.py"] and (ROOT / words[2]).is_file()
+]
+
+
+@pytest.mark.parametrize(("name", "words"), TRAINING, ids=[" ".join(words) for _, words in TRAINING])
+def test_training_commands_are_valid(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    describe_components(load_config(words[2], [word for word in words[3:] if not word.startswith("-")]))
+
+
+OURS = [
+    words
+    for path in [ROOT / "README.md", *PAGES]
+    for words in commands(path.read_text())
+    if words[0] == "diffusion-rtb"
+]
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_options_of_commands_exist(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([words[1], "--help"])
+    told = capsys.readouterr().out
+    for option in words[2:]:
+        if option.startswith("-"):
+            assert re.search(rf"(?<!\S){re.escape(option)}\b", told), option
+
+
+def test_the_reward_is_a_reward(project: Path) -> None:
+    written = re.search(r"`reward: (\{component: \"?my_reward:.*?\})`", page("rewards.md"))
+    assert written is not None
+    reward = build(read_yaml(written.group(1)), "reward")
+    images = torch.zeros(2, 3, 4, 4)
+    images[0, 0] = 1
+    assert reward(images, ["a", "b"]).tolist() == [2.0, 0.0]
+
+
+def test_the_objective_is_vargrad_in_reward_units() -> None:
+    (block,) = [block for block in blocks(page("extending.md"), "python") if "class KlReinforce" in block]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    terms = replace(random_terms(0), prompt=torch.zeros_like(random_terms(0).prompt))
+    close(cotangent(RTB(), terms, 3.0), 3.0 * cotangent(names["KlReinforce"](), terms, 3.0))
+
+
+def test_every_logged_metric_is_explained_and_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path / "tiny")
+    (tmp_path / "small.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["train", "small.yaml"])
+    (line,) = (tmp_path / "runs" / "small" / "metrics.jsonl").read_text().splitlines()
+    logged = {re.sub(r"/.*", "/…", name) for name in json.loads(line)} - {"iteration"}
+    rows = [row.split("|")[1] for row in page("metrics.md").splitlines() if row.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(.+?)`", row)} == logged
