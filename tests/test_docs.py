@@ -32,10 +32,10 @@ SNIPPETS = [
 
 BASE = """
 name: documented
-prior: {component: stable_diffusion, path: emoji, steps: 10}
+prior: {component: gaussian, mean: [0.0]}
 reward: {component: jpeg}
 beta: 1.0
-prompts: {list: [a cat emoji]}
+prompts: {list: [a cat]}
 train: {prompts_per_iteration: 1, micro_batch: 8}
 """
 
