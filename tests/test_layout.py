@@ -106,7 +106,13 @@ LAYERS = (
 )
 """Rooms of `diffusion_rtb/`, folders and files on the ground, floor by floor: a room imports only from floors below its own."""
 
-SHELVES = {"pipelines", "rewards", "diffusion_rtb/objectives", "diffusion_rtb/behaviours"}
+SHELVES = {
+    "pipelines",
+    "rewards",
+    "diffusion_rtb/objectives",
+    "diffusion_rtb/behaviours",
+    "diffusion_rtb/evaluation/metrics",
+}
 LARGEST_FOLDER = 14
 LONGEST_CHAIN, LONGEST_CHAIN_WITH_LAZY = 14, 17
 
@@ -194,7 +200,13 @@ def test_the_way_along_imports_is_short(lazy: bool, most: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "shelf"), [("prior", "pipelines"), ("reward", "rewards"), ("objective", "diffusion_rtb/objectives")]
+    ("kind", "shelf"),
+    [
+        ("prior", "pipelines"),
+        ("reward", "rewards"),
+        ("objective", "diffusion_rtb/objectives"),
+        ("metric", "diffusion_rtb/evaluation/metrics"),
+    ],
 )
 def test_shelves_hold_only_what_a_config_can_name(kind: Kind, shelf: str) -> None:
     on_shelf = {path.stem for path in (ROOT / shelf).glob("*.py") if not path.name.startswith("_")}

@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 __all__ = ["Kind", "check_origin", "check_shape", "loads_weights"]
 
-Kind = Literal["prior", "reward", "objective"]
+Kind = Literal["prior", "reward", "objective", "metric"]
 
 _METHODS: Mapping[Kind, tuple[str, ...]] = {
     "prior": ("arguments", "features", "decode", "attach", "parameters", "as_prior", "fingerprint", "export"),
     "objective": ("prepare", "__call__", "state_dict"),
+    "metric": ("of", "row", "card"),
 }
 """What a class of the kind must have; see `interfaces.py`. Rewards are asked for one of several below."""
 
@@ -92,7 +93,7 @@ def _check_class(what: str, kind: Kind, target: type) -> None:
     if missing:
         raise ValueError(
             f"{what} is a class without {', '.join(missing)}: it is no {kind}. The class {kind.capitalize()} in "
-            "diffusion_rtb/interfaces.py says what one has."
+            f"diffusion_rtb/{'evaluation/metric' if kind == 'metric' else 'interfaces'}.py says what one has."
         )
 
 

@@ -53,6 +53,7 @@ _SHELVES: Mapping[str, _Shelf] = {
     "prior": _Shelf("pipelines", frozenset({"as_prior"})),
     "reward": _Shelf("rewards", frozenset({"__call__", "forward"})),
     "objective": _Shelf("diffusion_rtb.objectives", frozenset({"prepare"}), "dims"),
+    "metric": _Shelf("diffusion_rtb.evaluation.metrics", frozenset({"of"})),
 }
 
 
@@ -61,7 +62,7 @@ def locate(name: str, kind: Kind | None = None) -> Any:
 
     Args:
         name: `module:attribute`, or with a `kind` also a short name.
-        kind: What is wanted: "prior", "reward" or "objective".
+        kind: What is wanted: "prior", "reward", "objective" or "metric".
 
     Raises:
         ValueError: nothing has that name; the message lists what exists and the nearest of it.
@@ -82,7 +83,7 @@ def locate(name: str, kind: Kind | None = None) -> Any:
 
 @dataclass(eq=False)
 class Described:
-    """A component whose name and arguments were checked. A class in two phases, and every objective, is constructed already."""
+    """A component whose name and arguments were checked. Objectives, metrics and classes in two phases are constructed already."""
 
     name: str
     kind: Kind
@@ -120,8 +121,8 @@ class Described:
 def describe(component: Mapping[str, Any] | BaseModel, kind: Kind) -> Described:
     """Check what a component config names and its arguments; no weights are loaded.
 
-    A class that has `load_weights()` only checks and keeps its arguments when it is constructed, as an objective does: that is done
-    here. Any other class may load whatever it likes in its constructor, which waits for `Described.build`.
+    A class that has `load_weights()` only checks and keeps its arguments when it is constructed, as objectives and metrics do:
+    that is done here. Any other class may load whatever it likes in its constructor, which waits for `Described.build`.
 
     Args:
         component: `{component: NAME, argument: value, ...}`.
@@ -139,7 +140,7 @@ def describe(component: Mapping[str, Any] | BaseModel, kind: Kind) -> Described:
     if callable(own_check):
         with naming(f"{kind} {name!r}", target):
             own_check(**found.arguments)
-    if inspect.isclass(target) and (kind == "objective" or loads_weights(target)):
+    if inspect.isclass(target) and (kind in ("objective", "metric") or loads_weights(target)):
         found.construct()
     return found
 

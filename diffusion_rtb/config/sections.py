@@ -43,7 +43,7 @@ Natural = Annotated[int, Field(ge=0)]
 
 
 class Component(BaseModel):
-    """A prior, reward or objective by name, with the arguments of its constructor beside the name."""
+    """A prior, reward, objective or metric by name, with the arguments of its constructor beside the name."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
 
@@ -54,6 +54,19 @@ class Component(BaseModel):
     @classmethod
     def _homes(cls, data: Any) -> Any:
         return at_home(data)
+
+
+def _by_name(value: Any) -> Any:
+    return {"component": value} if isinstance(value, str) else value
+
+
+Named = Annotated[Component, BeforeValidator(_by_name, json_schema_input_type=str | Component)]
+"""A component, or the name of one without arguments."""
+
+METRICS = tuple(
+    Component(component=name)
+    for name in ("reward", "kl", "kl_profile", "elbo", "log_z", "ess", "diversity", "posterior_check")
+)
 
 
 class PromptsConfig(Section):
@@ -220,6 +233,8 @@ class EvalConfig(Section):
     """Level of the bootstrap intervals."""
     bootstrap: PositiveInt = 1000
     """Bootstrap resamples."""
+    metrics: Annotated[tuple[Named, ...], Field(strict=False)] = METRICS
+    """What is measured, in the order of the tables: files of `diffusion_rtb/evaluation/metrics/` by name, or components."""
 
     @model_validator(mode="after")
     def _judged(self) -> EvalConfig:

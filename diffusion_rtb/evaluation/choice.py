@@ -42,7 +42,7 @@ def spread(total: int, count: int) -> list[int]:
 
 def listed(per_prompt: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """What the terminal shows of the numbers of many prompts: those whose reward rose most, then those where it rose least."""
-    if len(per_prompt) <= LISTED:
+    if len(per_prompt) <= LISTED or "reward" not in per_prompt[0]:
         return list(per_prompt)
     ranked = sorted(per_prompt, key=_rise, reverse=True)
     return ranked[: LISTED // 2] + ranked[-LISTED // 2 :]

@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.evaluation.choice import PICTURED, evaluated_rows, spread
+from diffusion_rtb.evaluation.metric import Metric, metrics_of
 from diffusion_rtb.evaluation.samples import Pictured, draw
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.evaluation.terminal import show
@@ -63,7 +64,7 @@ def _check_room(run: TrainedRun) -> None:
 
 def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
     config = run.config
-    rows = _rows(config)
+    rows, metrics = _rows(config), metrics_of(run.components.metrics)
     prior, reward = run.prior(), run.reward()
     embedder: Any = None if run.components.embedder is None else run.components.embedder.build()
     judge: Any = embedder if run.components.judge is None else run.components.judge.build()
@@ -73,15 +74,15 @@ def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
     with _progress(sampler.prompts, *counts) as advances:
         before, left = draw(sampler, config.eval, counts[0], config.seed, posterior=False, advance=advances[0], **tools)
         after, right = draw(sampler, config.eval, counts[1], config.seed, posterior=True, advance=advances[1], **tools)
-    numbers = summarise(before, after, sampler.prompts, run.progress.beta, config.eval)
+    numbers = summarise(before, after, sampler.prompts, run.progress.beta, config.eval, metrics)
     numbers |= {"run": run.progress.as_json()}
     folder = run.folder / "eval"
     folder.mkdir(exist_ok=True)
     write_json(folder / "metrics.json", numbers)
     save_png(_picture(left, right, sampler.prompts), folder / "side_by_side.png")
-    export_posterior(config, prior, run.folder, run.progress, evaluation=_card_table(numbers["overall"]))
+    export_posterior(config, prior, run.folder, run.progress, evaluation=_card(numbers, metrics))
     write_json(folder / "timing.json", {"seconds": perf_counter() - start} | sampler.stopwatch.read())
-    show(numbers, console())
+    show(numbers, metrics, console())
     say(f"Pictures: {folder / 'side_by_side.png'}   numbers: {folder / 'metrics.json'}")
     return numbers
 
@@ -128,15 +129,8 @@ def _picture(prior: Pictured, posterior: Pictured, evaluated: Sequence[str]) -> 
     return side_by_side(images[0], images[1], prompts, captions=(captions[0], captions[1]))
 
 
-def _card_table(overall: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _card(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, dict[str, Any]]:
     """What the model card shows, metric -> prior and posterior."""
-    table: dict[str, dict[str, Any]] = {
-        "reward": {"prior": overall["reward"]["prior"], "posterior": overall["reward"]["posterior"]},
-        "KL to the prior (nats)": {"prior": 0.0, "posterior": overall["kl"]["mean"]},
-        "ELBO (nats)": {"prior": None, "posterior": overall["elbo"]},
-        "effective sample size": {"prior": overall["ess"]["prior"], "posterior": overall["ess"]["posterior"]},
-    }
-    if overall["diversity"] is not None:
-        for key, label in (("pairwise_cosine_distance", "pairwise cosine distance"), ("vendi", "Vendi score")):
-            table[label] = {side: overall["diversity"][side][key] for side in ("prior", "posterior")}
-    return table
+    found = numbers | numbers["overall"]
+    rows = [metric.card(found[metric.name]) for metric in metrics if found[metric.name] is not None]
+    return {label: row for table in rows for label, row in table.items()}

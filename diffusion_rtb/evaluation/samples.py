@@ -34,6 +34,13 @@ class Drawn(Rows):
     labels: Int[Tensor, "batch factors"] | None = None
     """The judge's class of each image, by factor."""
 
+    @property
+    def densities(self) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
+        """log_q and log_p of the posterior's trajectories."""
+        assert self.log_q is not None
+        assert self.log_p is not None
+        return self.log_q, self.log_p
+
     def of(self, row: int) -> Drawn:
         """The samples of one prompt row."""
         return self[(self.prompt == row).nonzero().flatten()]

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_rtb.evaluation.choice import LISTED, listed
-from diffusion_rtb.evaluation.jackknife import FEW
+from diffusion_rtb.evaluation.metric import Metric
+from diffusion_rtb.evaluation.metrics.log_z import FEW
 from diffusion_rtb.files.plain_text import plain
 from diffusion_rtb.files.terminal import shown
 
@@ -19,16 +20,21 @@ LONGEST = 200
 """Characters of a prompt or a label that are shown; metrics.json has all of them."""
 
 
-def show(numbers: Mapping[str, Any], console: Console) -> None:
+def show(numbers: Mapping[str, Any], metrics: Sequence[Metric], console: Console) -> None:
     """Print the evaluation: one line per prompt, of many for some, and overall, then one table per checked factor."""
-    console.print(_reward_table(numbers))
-    console.print(_cost_table(numbers))
+    overall = numbers["overall"]
+    if "reward" in overall:
+        console.print(_reward_table(numbers))
+    console.print(_table_of(numbers, metrics))
     if len(numbers["per_prompt"]) > LISTED:
         console.print(shown(_left_out(numbers)), soft_wrap=True)
-    console.print(shown(_log_z(numbers["overall"]["log_z"])), soft_wrap=True)
-    console.print(shown(_exact(numbers["overall"])), soft_wrap=True)
-    console.print(shown(_rise(numbers["overall"], numbers["samples"]["prior"])), "", soft_wrap=True, sep="\n")
-    for check in numbers["posterior_check"]:
+    if "log_z" in overall:
+        console.print(shown(_log_z(overall["log_z"])), soft_wrap=True)
+    if "kl" in overall:
+        console.print(shown(_exact(overall)), soft_wrap=True)
+    if {"reward", "ess"} <= overall.keys():
+        console.print(shown(_rise(overall, numbers["samples"]["prior"])), "", soft_wrap=True, sep="\n")
+    for check in numbers.get("posterior_check", []):
         console.print(_check_table(check))
         console.print(shown(_verdict(check)), "", soft_wrap=True, sep="\n")
 
@@ -53,7 +59,7 @@ def _log_z(log_z: Mapping[str, Any]) -> str:
 def _exact(overall: Mapping[str, Any]) -> str:
     """What the exact posterior would cost and leave."""
     text = f"The exact posterior, from prior samples re-weighted by exp(beta·r): KL {overall['kl']['reweighted_prior']:.2f}"
-    if overall["diversity"] is None:
+    if overall.get("diversity") is None:
         return f"{text}."
     exact = overall["diversity"]["reweighted_prior"]
     return f"{text}, distance {exact['pairwise_cosine_distance']:.2f}, Vendi {exact['vendi']:.1f} (at least)."
@@ -108,21 +114,16 @@ def _reward_table(numbers: Mapping[str, Any]) -> Table:
     return _table("Mean reward and its interval", columns, rows)
 
 
-def _cost_table(numbers: Mapping[str, Any]) -> Table:
-    rows = []
-    for name, row in _named_rows(numbers):
-        log_z, diversity = row["log_z"]["from_prior"], row["diversity"]
-        bounds = (f"{row['elbo']:.2f}", f"{log_z:.2f}", f"{row['ess']['posterior']:.2f}")
-        error = row["kl"]["standard_error"]
-        spread = [
-            "-"
-            if diversity is None
-            else f"{diversity['prior'][key]:.{digits}f} → {diversity['posterior'][key]:.{digits}f}"
-            for key, digits in (("pairwise_cosine_distance", 2), ("vendi", 1))
-        ]
-        rows.append((name, f"{row['kl']['mean']:.2f} ± {'?' if error is None else f'{error:.2f}'}", *bounds, *spread))
+def _table_of(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> Table:
+    """The columns of all metrics that have some."""
+    rows = [(name, *(text for m in metrics for text in _texts(m, row))) for name, row in _named_rows(numbers)]
     title = f"What it cost, in nats, and the diversity that is left (beta {numbers['beta']:g})"
-    return _table(title, ("prompt", "KL", "ELBO", "log Z", "ESS", "distance", "Vendi"), rows)
+    return _table(title, ("prompt", *(column for m in metrics for column in m.columns)), rows)
+
+
+def _texts(metric: Metric, row: Mapping[str, Any]) -> tuple[str, ...]:
+    value = row.get(metric.name)
+    return ("-",) * len(metric.columns) if value is None else metric.row(value)
 
 
 def _with_interval(value: Mapping[str, float]) -> str:

@@ -24,6 +24,7 @@ class Components:
     objective: Described
     embedder: Described | None
     judge: Described | None
+    metrics: tuple[Described, ...]
 
 
 def describe_components(config: RunConfig) -> Components:
@@ -40,7 +41,8 @@ def describe_components(config: RunConfig) -> Components:
     check_component_prompts(config.reward, table.texts, table.metadata)
     tools = (config.eval.embedder, config.eval.judge)
     embedder, judge = (None if tool is None else describe(tool, "reward") for tool in tools)
-    return Components(prior, reward, objective, embedder, judge)
+    metrics = tuple(describe(metric, "metric") for metric in config.eval.metrics)
+    return Components(prior, reward, objective, embedder, judge, metrics)
 
 
 @contextmanager

@@ -11,8 +11,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from diffusion_rtb.config.components import describe
 from diffusion_rtb.config.load import EvalConfig, RunConfig
 from diffusion_rtb.evaluation.evaluate import evaluate_run, show
+from diffusion_rtb.evaluation.metric import metrics_of
 from diffusion_rtb.evaluation.samples import draw
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.sampling.sampler import Sampler
@@ -25,6 +27,7 @@ FACTORS = {"name": "sign", "classes": ["negative", "positive"]}
 CONFIG = EvalConfig.model_validate(
     {"judge": {"component": "tests.oracles.pixel:Signs"}, "factors": [FACTORS], "bootstrap": 300, "batch": 100}
 )
+METRICS = metrics_of([describe(metric, "metric") for metric in EvalConfig().metrics])
 V = end_variance(PixelPrior())
 
 
@@ -37,7 +40,7 @@ def numbers(*, known: bool) -> dict[str, Any]:
     tools: dict[str, Any] = {"embedder": Signs(), "judge": Signs()}
     before, _ = draw(sampler, CONFIG, 400, 0, posterior=False, **tools)
     after, _ = draw(sampler, CONFIG, 300, 0, posterior=True, **tools)
-    return summarise(before, after, PROMPTS, BETA, CONFIG)
+    return summarise(before, after, PROMPTS, BETA, CONFIG, METRICS)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +89,8 @@ def test_an_untrained_posterior_equals_the_prior_sample_by_sample(untrained: dic
 def test_the_terminal_shows_every_prompt_and_the_verdict(exact: dict[str, Any], untrained: dict[str, Any]) -> None:
     console = Console(width=80, record=True, quiet=False, file=None)
     with console.capture() as captured:
-        show(exact, console)
-        show(untrained, console)
+        show(exact, METRICS, console)
+        show(untrained, METRICS, console)
     text = captured.get()
     assert "one" in text
     assert "two" in text

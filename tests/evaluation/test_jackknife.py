@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_rtb.evaluation.jackknife import FEW, LogZ, log_z_with_error
+from diffusion_rtb.evaluation.metrics.log_z import FEW, LogZ, log_z_with_error
 
 BETA = 2.0
 

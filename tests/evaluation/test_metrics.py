@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from diffusion_rtb import estimates as metrics
 from diffusion_rtb.evaluation.bootstrap import bootstrap_interval, resampled_counts
-from diffusion_rtb.evaluation.diversity import mean_pairwise_cosine_distance, vendi_score
+from diffusion_rtb.evaluation.metrics.diversity import mean_pairwise_cosine_distance, vendi_score
 
 numbers = st.floats(-50, 50, allow_nan=False, width=32)
 vectors = st.lists(numbers, min_size=1, max_size=12)

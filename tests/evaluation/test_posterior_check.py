@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_rtb.evaluation.posterior_check import PosteriorCheck, check_posterior
+from diffusion_rtb.evaluation.metrics.posterior_check import PosteriorCheck, check_posterior
 
 STYLES = ("3d", "flat", "photo", "sketch")
 P = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from diffusion_rtb.config.components import describe
 from diffusion_rtb.config.load import EvalConfig, RunConfig
 from diffusion_rtb.evaluation.evaluate import evaluate_run
+from diffusion_rtb.evaluation.metric import metrics_of
 from diffusion_rtb.evaluation.samples import Drawn, draw
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.evaluation.terminal import show
@@ -20,6 +22,7 @@ from diffusion_rtb.training.assemble import assemble
 from tests.oracles.pixel import PixelPrior, Signs, green
 
 FACTOR = {"name": "sign", "classes": ["negative", "positive"]}
+METRICS = metrics_of([describe(metric, "metric") for metric in EvalConfig().metrics])
 EMBEDDED = EvalConfig.model_validate({"embedder": {"component": "tests.oracles.pixel:Signs"}, "bootstrap": 20})
 
 
@@ -32,7 +35,7 @@ def drawn(rewards: list[float], embedding: torch.Tensor | None = None) -> Drawn:
 
 def test_one_sample_has_no_spread_and_no_diversity() -> None:
     one = drawn([0.5], torch.ones(1, 3))
-    numbers = summarise(one, one, ["a cat"], 2.0, EMBEDDED)
+    numbers = summarise(one, one, ["a cat"], 2.0, EMBEDDED, METRICS)
     overall = numbers["overall"]
     assert overall["kl"] == {"mean": 0.0, "standard_error": None, "reweighted_prior": 0.0}
     assert overall["reward"]["rise_in_prior_std"] is None
@@ -40,13 +43,15 @@ def test_one_sample_has_no_spread_and_no_diversity() -> None:
     assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
     console = Console(width=100)
     with console.capture() as captured:
-        show(numbers, console)
+        show(numbers, METRICS, console)
     assert "0.00 ± ?" in captured.get()
 
 
 def test_diversity_compares_equal_numbers_of_samples() -> None:
     # Six different prior pictures and two different posterior ones: over the first two of each both score 2.
-    numbers = summarise(drawn([0.0] * 6, torch.eye(6)), drawn([0.0] * 2, torch.eye(6)[:2]), ["a cat"], 1.0, EMBEDDED)
+    numbers = summarise(
+        drawn([0.0] * 6, torch.eye(6)), drawn([0.0] * 2, torch.eye(6)[:2]), ["a cat"], 1.0, EMBEDDED, METRICS
+    )
     found = numbers["overall"]["diversity"]
     assert found["prior"] == found["posterior"] == found["reweighted_prior"]
     assert found["prior"]["vendi"] == pytest.approx(2.0)

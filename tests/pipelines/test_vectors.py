@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.evaluation.evaluate import _picture
+from diffusion_rtb.evaluation.metric import metrics_of
 from diffusion_rtb.evaluation.samples import DOTS, draw
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.files.pictures import DOT, PANEL, grid, panels, side_by_side, to_pil
@@ -128,7 +129,8 @@ def test_a_run_on_vectors_is_trained_and_evaluated(tmp_path: Path) -> None:
     before, left = draw(sampler, config.eval, 1500, 0, posterior=False)
     after, right = draw(sampler, config.eval, 1500, 0, posterior=True)
     assert left.image.shape == (min(1500, DOTS), 2)
-    numbers = json.loads(json.dumps(summarise(before, after, [""], 1.0, config.eval), allow_nan=False))["overall"]
+    found = summarise(before, after, [""], 1.0, config.eval, metrics_of(trained.components.metrics))
+    numbers = json.loads(json.dumps(found, allow_nan=False))["overall"]
     assert isinstance(prior, Gaussian)
     exact = prior.solve(1.0, **QUADRATIC)
     # 1,500 samples: standard errors of about 0.03 for KL and ELBO; log Z from the prior has an ESS of 0.4.

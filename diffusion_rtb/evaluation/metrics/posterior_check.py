@@ -8,16 +8,46 @@ class of each picture; the posterior is right when its class shares equal those 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusion_rtb.config.sections import EvalConfig
 from diffusion_rtb.estimates import reweighted_shares, total_variation
 from diffusion_rtb.evaluation.bootstrap import Interval, check_bootstrap, resampled_counts
+from diffusion_rtb.evaluation.metric import Metric
+from diffusion_rtb.evaluation.samples import Drawn
 
-__all__ = ["PosteriorCheck", "check_posterior"]
+__all__ = ["PosteriorCheck", "PosteriorCheckMetric", "check_posterior"]
+
+
+class PosteriorCheckMetric(Metric):
+    """One `PosteriorCheck` for each factor that the judge tells apart."""
+
+    name, per_prompt = "posterior_check", False
+
+    def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> list[dict[str, Any]]:
+        """A check per factor; none without factors."""
+        return [_check(prior, posterior, beta, config, index) for index in range(len(config.factors))]
+
+
+def _check(prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig, index: int) -> dict[str, Any]:
+    factor = config.factors[index]
+    assert prior.labels is not None
+    assert posterior.labels is not None
+    found = check_posterior(
+        factor.name,
+        factor.labels or factor.classes,
+        prior=(prior.labels[:, index], prior.prompt),
+        log_w=beta * prior.reward.double(),
+        posterior=(posterior.labels[:, index], posterior.prompt),
+        confidence=config.confidence,
+        bootstrap=config.bootstrap,
+    )
+    return asdict(found) | {"passed": found.passed}
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,44 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion_rtb.estimates import log_z_from_prior
+from diffusion_rtb.config.sections import EvalConfig
+from diffusion_rtb.estimates import log_weights, log_z_from_prior, log_z_importance
+from diffusion_rtb.evaluation.metric import Metric
+from diffusion_rtb.evaluation.samples import Drawn
 
-__all__ = ["FEW", "LogZ", "log_z_with_error"]
+__all__ = ["FEW", "LogZ", "LogZMetric", "log_z_with_error"]
 
 FEW = 30
 """Effective samples per prompt below which an interval holds log Z clearly less often than it says."""
+
+
+class LogZMetric(Metric):
+    """log Z from posterior trajectories, and from prior samples with its jackknife bias and interval."""
+
+    name, unit, columns = "log_z", "nats", ("log Z",)
+
+    def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
+        """Both estimates; NaN where one sample per prompt says nothing of the spread."""
+        log_w = log_weights(posterior.reward, *posterior.densities, beta)
+        found = log_z_with_error(prior.reward, beta, prior.prompt, config.confidence)
+        return {
+            "from_posterior": log_z_importance(log_w, posterior.prompt),
+            "from_prior": found.estimate,
+            "from_prior_low": found.low,
+            "from_prior_high": found.high,
+            "from_prior_bias": found.bias,
+            "effective_prior_samples": found.effective,
+        }
+
+    def row(self, value: Any) -> tuple[str, ...]:
+        """That from prior samples, which sees modes that the posterior misses."""
+        return (f"{value['from_prior']:.2f}",)
 
 
 @dataclass(frozen=True)

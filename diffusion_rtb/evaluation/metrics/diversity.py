@@ -1,12 +1,65 @@
-r"""How different the pictures of one prompt are, in an embedding space (CLIP): pure functions of embeddings."""
+r"""How different the pictures of one prompt are, in an embedding space (CLIP)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["mean_pairwise_cosine_distance", "vendi_score"]
+from diffusion_rtb.config.sections import EvalConfig
+from diffusion_rtb.evaluation.metric import Metric
+from diffusion_rtb.evaluation.samples import Drawn
+
+__all__ = ["Diversity", "mean_pairwise_cosine_distance", "vendi_score"]
+
+
+class Diversity(Metric):
+    """Pairwise cosine distance and Vendi score within a prompt, mean over prompts.
+
+    All use equally many samples, because Vendi scores grow with their number. The weights of the re-weighted prior are uneven, so
+    its Vendi score errs low: by how much, its ESS says.
+    """
+
+    name, needs, columns = "diversity", "embedding", ("distance", "Vendi")
+
+    def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any] | None:
+        """Of prior, posterior and re-weighted prior; None with single samples."""
+        prompts = posterior.prompt.unique().tolist()
+        count = min(int((d.prompt == row).sum()) for d in (prior, posterior) for row in prompts)
+        if count < 2:
+            return None
+        before, after = prior.first(count), posterior.first(count)
+        rows: dict[str, list[tuple[float, float]]] = {"prior": [], "posterior": [], "reweighted_prior": []}
+        for row in prompts:
+            one, other = before.of(row), after.of(row)
+            weights = torch.softmax(beta * one.reward.double(), 0)
+            for name, drawn, w in (
+                ("prior", one, None),
+                ("posterior", other, None),
+                ("reweighted_prior", one, weights),
+            ):
+                assert drawn.embedding is not None
+                e = drawn.embedding
+                rows[name].append((mean_pairwise_cosine_distance(e, w), vendi_score(e, w)))
+        return {
+            name: {
+                "pairwise_cosine_distance": sum(d for d, _ in found) / len(found),
+                "vendi": sum(v for _, v in found) / len(found),
+            }
+            for name, found in rows.items()
+        }
+
+    def row(self, value: Any) -> tuple[str, ...]:
+        """The prior's and what is left of it."""
+        shown = (("pairwise_cosine_distance", 2), ("vendi", 1))
+        return tuple(f"{value['prior'][key]:.{n}f} → {value['posterior'][key]:.{n}f}" for key, n in shown)
+
+    def card(self, value: Any) -> dict[str, dict[str, Any]]:
+        """Both, of both sides."""
+        labels = (("pairwise_cosine_distance", "pairwise cosine distance"), ("vendi", "Vendi score"))
+        return {label: {side: value[side][key] for side in ("prior", "posterior")} for key, label in labels}
 
 
 def mean_pairwise_cosine_distance(

@@ -1,0 +1,79 @@
+"""What a metric is: a value of prior and posterior samples for metrics.json, and how tables and the model card show it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from diffusion_rtb.config.components import Described
+from diffusion_rtb.config.load import EvalConfig
+from diffusion_rtb.evaluation.samples import Drawn
+
+__all__ = ["Metric", "metrics_of"]
+
+
+RESERVED = ("beta", "overall", "per_prompt", "prompt", "run", "samples")
+"""Other keys of metrics.json."""
+
+
+class Metric(ABC):
+    """Base of the classes in `evaluation/metrics/`, and of your own.
+
+    Its constructor's arguments are the settings that a config can give it.
+    """
+
+    name: ClassVar[str]
+    """Its key in metrics.json, in `overall` and for each prompt."""
+    unit: ClassVar[str] = ""
+    needs: ClassVar[Literal["embedding", "labels"] | None] = None
+    """What the samples must have besides rewards and log-densities; the value is None where they have not."""
+    per_prompt: ClassVar[bool] = True
+    """Also of each prompt alone; otherwise of all together, beside `overall`."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Titles of its columns on the terminal."""
+
+    @abstractmethod
+    def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> Any:
+        """Its value in plain JSON types; NaN where it cannot be estimated.
+
+        Args:
+            prior: Samples of the prior.
+            posterior: Samples of the posterior, with log_q and log_p.
+            beta: nats per unit of reward.
+            config: The section `eval:`, with the confidence of intervals.
+        """
+
+    def row(self, value: Any) -> tuple[str, ...]:
+        """A value as the terminal shows it, one text for each column."""
+        return tuple(f"{value:.2f}" for _ in self.columns)
+
+    def card(self, value: Any) -> dict[str, dict[str, Any]]:
+        """A value as rows of the model card: label -> a number of `prior` and of `posterior`, or None."""
+        if not isinstance(value, float) or not self.columns:
+            return {}
+        label = self.columns[0]
+        return {f"{label} ({self.unit})" if self.unit else label: {"prior": None, "posterior": value}}
+
+
+def metrics_of(described: Sequence[Described]) -> list[Metric]:
+    """The metrics that a config names, in its order.
+
+    Raises:
+        ValueError: one is no `Metric`, or two have the same name, or one that metrics.json uses already.
+    """
+    found: list[Metric] = []
+    for component in described:
+        metric = component.construct()
+        if not isinstance(metric, Metric):
+            raise ValueError(
+                f"eval.metrics: {component.name!r} is a {type(metric).__name__}: derive it from "
+                "diffusion_rtb.evaluation.metric.Metric."
+            )
+        if metric.name in {*RESERVED, *(other.name for other in found)}:
+            raise ValueError(
+                f"eval.metrics: {component.name!r} is called {metric.name!r}, which metrics.json has already: give its class "
+                "another `name`, or name it once."
+            )
+        found.append(metric)
+    return found

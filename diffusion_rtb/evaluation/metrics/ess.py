@@ -1,0 +1,34 @@
+"""How even the importance weights are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusion_rtb.config.sections import EvalConfig
+from diffusion_rtb.estimates import ess, log_weights
+from diffusion_rtb.evaluation.metric import Metric
+from diffusion_rtb.evaluation.samples import Drawn
+
+__all__ = ["ESS"]
+
+
+class ESS(Metric):
+    """Effective sample size as a share: of posterior trajectories (1: exact), and of prior samples weighted by exp(beta·r)."""
+
+    name, columns = "ess", ("ESS",)
+
+    def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
+        """Both shares, in (0, 1]."""
+        log_w = log_weights(posterior.reward, *posterior.densities, beta)
+        return {
+            "posterior": ess(log_w, posterior.prompt),
+            "prior": ess(beta * prior.reward.double(), prior.prompt),
+        }
+
+    def row(self, value: Any) -> tuple[str, ...]:
+        """The posterior's."""
+        return (f"{value['posterior']:.2f}",)
+
+    def card(self, value: Any) -> dict[str, dict[str, Any]]:
+        """Both."""
+        return {"effective sample size": {"prior": value["prior"], "posterior": value["posterior"]}}
