@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _Shelf:
-    """Where components of one kind live, and the method by which a class is known to be one."""
+    """Where components of one kind live, and the methods, one of which a class must define itself to be known as one."""
 
     package: str
     methods: frozenset[str]
@@ -50,7 +50,7 @@ class _Shelf:
 
 
 _SHELVES: Mapping[str, _Shelf] = {
-    "prior": _Shelf("pipelines", frozenset({"as_prior"})),
+    "prior": _Shelf("pipelines", frozenset({"arguments", "attach", "as_prior"})),
     "reward": _Shelf("rewards", frozenset({"__call__", "forward"})),
     "objective": _Shelf("diffusion_rtb.objectives", frozenset({"prepare"}), "dims"),
     "metric": _Shelf("diffusion_rtb.evaluation.metrics", frozenset({"of"})),

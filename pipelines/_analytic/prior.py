@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipelines._analytic.schedule import Schedule, StepCoefficients, build_vector_scheduler, step_coefficients
 from pipelines._diffusers.scheduler import check_eta, check_sampler, takes_eta
-from pipelines._diffusers.settings import check_device
+from pipelines._diffusers.settings import check_device, check_dtype
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -250,6 +250,5 @@ def check_vector_settings(
     check_eta(eta)
     sampler = build_vector_scheduler(scheduler, Schedule.of(schedule, default), steps)
     check_sampler(sampler, steps, eta)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+    check_dtype(dtype, DTYPES)
     check_device(device)

@@ -1,4 +1,4 @@
-"""What leaves the package: LoRA weights for diffusers and for the programs that read kohya's names, and how to sample them."""
+"""What leaves the package for plain diffusers: the adapters as a LoRA file, and how to sample them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from diffusion_rtb.files.plain_text import markdown_code
-
-__all__ = ["KOHYA", "elsewhere", "kohya_lora", "plain_lora", "snippet", "write_lora"]
-
-KOHYA = "kohya_lora.safetensors"
-"""File for ComfyUI and the WebUIs; no name that `load_lora_weights` would take for its own."""
-
-SAMPLERS = {
-    "DDIMScheduler": (
-        "`euler_ancestral` or `ddpm`, scheduler `ddim_uniform` (its `ddim` draws no noise)",
-        "DDIM, with *Eta for DDIM* at {eta} in the settings (by default it is 0, which draws no noise)",
-    ),
-    "DDPMScheduler": (
-        "`ddpm`, scheduler `ddim_uniform`",
-        "DDIM, with *Eta for DDIM* at 1 in the settings (by default it is 0, which draws no noise)",
-    ),
-    "EulerAncestralDiscreteScheduler": ("`euler_ancestral`, scheduler `normal`", "Euler a"),
-}
-"""diffusers' scheduler -> the nearest sampler of ComfyUI and of the WebUIs. With eta 1 DDIM, DDPM and ancestral Euler are one
-transition, up to the scale of x; the programs differ in the noise levels that they visit and in the last step."""
+__all__ = ["plain_lora", "snippet", "write_lora"]
 
 
 def plain_lora(network: nn.Module, scale: float) -> dict[str, Tensor]:
@@ -38,7 +18,7 @@ def plain_lora(network: nn.Module, scale: float) -> dict[str, Tensor]:
     instead of into metadata that older readers ignore. The names stay peft's (lora_A, lora_B):
     `convert_state_dict_to_diffusers` renames attention projections only, and a file of mixed names loses those layers
     without an error when it is loaded. Other programs look attention layers up under other names and would draw the prior
-    without a word: theirs is `kohya_lora`.
+    without a word: theirs is `kohya.kohya_lora`.
     """
     from peft import get_peft_model_state_dict
 
@@ -48,92 +28,40 @@ def plain_lora(network: nn.Module, scale: float) -> dict[str, Tensor]:
     }
 
 
-def kohya_lora(network: nn.Module, alpha: float) -> dict[str, Tensor]:
-    """The adapters of a UNet under kohya's names, as they were trained, float32 on the CPU.
-
-        W x + (alpha / rank) · up(down(x))      lora_unet_MODULE.lora_down.weight, .lora_up.weight and .alpha, dots in MODULE as _
-
-    ComfyUI, AUTOMATIC1111's WebUI, Forge and diffusers itself read them; alpha is in the file.
-    """
-    from diffusers.utils import convert_state_dict_to_kohya
-    from peft import get_peft_model_state_dict
-
-    named = {f"unet.{name}": value for name, value in get_peft_model_state_dict(network).items()}
-    return {
-        name: torch.tensor(float(alpha)) if name.endswith(".alpha") else value.detach().float().cpu().contiguous()
-        for name, value in convert_state_dict_to_kohya(named).items()  # its alpha is the rank
-    }
-
-
-def write_lora(pipe: Any, folder: Path, rank: int, alpha: float) -> None:
-    """Write the adapters of a pipeline's UNet as `pytorch_lora_weights.safetensors` for diffusers and as `KOHYA` for others."""
-    from safetensors.torch import save_file
-
-    layers = plain_lora(pipe.unet, alpha / rank)
-    type(pipe).save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
-    save_file(kohya_lora(pipe.unet, alpha), folder / KOHYA, metadata={"format": "pt"})
-
-
-def elsewhere(base_model: str, scheduler: str, settings: Mapping[str, Any]) -> str:
-    """Markdown: which exported file is for which program, and the settings that come nearest to the posterior there.
+def write_lora(pipe: Any, denoiser: str, folder: Path, scale: float) -> None:
+    """Write the adapters as `pytorch_lora_weights.safetensors`.
 
     Args:
-        base_model: Hub id or folder of the prior.
-        scheduler: Its class in diffusers.
-        settings: Further arguments of the pipeline's call.
+        pipe: A pipeline whose class can save LoRA weights.
+        denoiser: Its part that carries them.
+        folder: Where to.
+        scale: alpha / rank.
     """
-    unknown = (f"the stochastic sampler nearest to {scheduler}",) * 2
-    comfy, webui = (text.format(eta=f"{settings.get('eta', 1):g}") for text in SAMPLERS.get(scheduler, unknown))
-    own, negative = settings.get("timesteps"), settings.get("negative_prompt")
-    avoided = markdown_code(negative).replace("|", "\\|") if negative else "none"
-    steps = (
-        settings.get("num_inference_steps") if own is None else f"{len(own)}; the timesteps themselves cannot be set"
-    )
-    return f"""## Which file is for what
-
-| program | file | where to put it |
-|---|---|---|
-| diffusers | `pytorch_lora_weights.safetensors` | anywhere, see above |
-| ComfyUI | `{KOHYA}` | `models/loras`, node *Load LoRA*, strength 1 |
-| AUTOMATIC1111's WebUI, Forge | `{KOHYA}` | `models/Lora`, `<lora:NAME:1>` in the prompt |
-| other programs that read kohya's names | `{KOHYA}` | not looked into: they may leave out layers that are no attention |
-
-Both files hold the same adapters; rename the second as you like. Load it on {markdown_code(base_model)} itself, with
-these settings:
-
-| setting | ComfyUI | AUTOMATIC1111's WebUI, Forge |
-|---|---|---|
-| sampler | {comfy} | {webui} |
-| steps | {steps} | {steps} |
-| CFG scale | {settings["guidance_scale"]:g} | {settings["guidance_scale"]:g} |
-| negative prompt | {avoided} | {avoided} |
-| size | {settings["width"]} x {settings["height"]} | {settings["width"]} x {settings["height"]} |
-
-These programs have samplers of their own, which visit other noise levels, draw other noise and read prompts in their own way: they
-approximate the posterior, and a seed does not give the image that diffusers gives. The names were checked against what the
-programs look up; the file was not tried inside of them. They run Stable Diffusion 1.x and 2.x in the published sizes: a
-base model of other sizes runs in diffusers alone."""
+    layers = {f"{denoiser}_lora_layers": plain_lora(getattr(pipe, denoiser), scale)}
+    type(pipe).save_lora_weights(folder, **layers, safe_serialization=True)
 
 
-def snippet(base_model: str, scheduler: Any, dtype: str, folder: str, prompt: str, settings: Mapping[str, Any]) -> str:
+def snippet(
+    pipeline: str, base_model: str, scheduler: str, dtype: str, folder: str, prompt: str, settings: Mapping[str, Any]
+) -> str:
     """Python that samples an exported posterior with plain diffusers.
 
     Args:
+        pipeline: Class in diffusers.
         base_model: Hub id or folder of the prior.
-        scheduler: Its config lies in the exported folder.
+        scheduler: Class in diffusers; its config lies in the exported folder.
         dtype: Of the networks, such as "float32".
         folder: Where the export lies.
         prompt: An example.
         settings: Further arguments of the pipeline's call.
     """
-    sampler = type(scheduler).__name__
     options = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     return f"""import torch
-from diffusers import {", ".join(sorted([sampler, "StableDiffusionPipeline"]))}
+from diffusers import {", ".join(sorted([scheduler, pipeline]))}
 
 folder = {folder!r}
-pipe = StableDiffusionPipeline.from_pretrained({base_model!r}, dtype=torch.{dtype})
-pipe.scheduler = {sampler}.from_pretrained(folder, subfolder="scheduler")
+pipe = {pipeline}.from_pretrained({base_model!r}, dtype=torch.{dtype})
+pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
 pipe.load_lora_weights(folder)
 settings = dict({options})
 image = pipe({prompt!r}, generator=torch.Generator().manual_seed(0), **settings).images[0]"""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffusion_rtb.files.completeness import check_finite, read_json
-from pipelines._diffusers.proof import check_folder, quiet
-from pipelines._diffusers.scheduler import build_scheduler, check_sampler
+from diffusion_rtb.files.completeness import check_finite
+from pipelines._diffusers.proof import quiet
 
-__all__ = ["BUNDLED", "is_hub_id", "load_pipeline", "local_folder", "prepare"]
+__all__ = ["BUNDLED", "is_hub_id", "load_pipeline", "local_folder"]
 
 BUNDLED = {"emoji": "pipelines/emoji/weights"}
 """Priors that come with this package: short name -> folder in the repository."""
@@ -27,12 +26,15 @@ def is_hub_id(path: str) -> bool:
     return not Path(path).exists() and _HUB_ID.fullmatch(path) is not None
 
 
-def local_folder(path: str, pipeline: type, variant: str | None = None, revision: str | None = None) -> Path:
+def local_folder(
+    path: str, pipeline: type, without: Sequence[str] = (), variant: str | None = None, revision: str | None = None
+) -> Path:
     """The folder behind a bundled name, a path or a hub id; a hub id is downloaded first.
 
     Args:
         path: "emoji", a folder, or "organisation/name" on the model hub.
         pipeline: diffusers class that knows which files of a hub repository it needs.
+        without: Parts of it that are not wanted.
         variant: Of the weight files of a hub repository; None takes the plain ones, or else "fp16".
         revision: Branch, tag or commit of a hub repository.
 
@@ -49,11 +51,11 @@ def local_folder(path: str, pipeline: type, variant: str | None = None, revision
             f"No model at path={path!r}: it is not a folder, not a bundled prior ({', '.join(BUNDLED)}) and not a hub id such as "
             "'stable-diffusion-v1-5/stable-diffusion-v1-5'. Give the folder that holds model_index.json."
         )
-    return _download(path, pipeline, variant, revision)
+    return _download(path, pipeline, without, variant, revision)
 
 
-def _download(path: str, pipeline: Any, variant: str | None, revision: str | None) -> Path:
-    options = {"safety_checker": None, "feature_extractor": None, "use_safetensors": True, "revision": revision}
+def _download(path: str, pipeline: Any, without: Sequence[str], variant: str | None, revision: str | None) -> Path:
+    options = dict.fromkeys(without) | {"use_safetensors": True, "revision": revision}
     for candidate in dict.fromkeys((variant, variant or "fp16")):
         try:
             return Path(pipeline.download(path, variant=candidate, **options))
@@ -71,28 +73,6 @@ def _download(path: str, pipeline: Any, variant: str | None, revision: str | Non
         f"path={path!r} on the model hub has {asked} in safetensors (*.bin files are pickles and never read). Load it where you "
         "trust it, pipe.save_pretrained(FOLDER) writes safetensors, and give that folder."
     )
-
-
-def prepare(
-    pipeline: Any,
-    path: str,
-    components: Sequence[str],
-    *,
-    steps: int,
-    timesteps: Sequence[int] | None,
-    eta: float,
-    scheduler: str | None,
-    scheduler_arguments: Mapping[str, Any] | None,
-    variant: str | None,
-    revision: str | None,
-) -> tuple[Path, str | None, Any]:
-    """The model's folder, the variant of its weights and the sampler, all of them checked; no weights are loaded."""
-    folder = local_folder(path, pipeline, variant, revision)
-    variant = check_folder(folder, pipeline.__name__, components, variant)
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    sampler = build_scheduler(config, scheduler, scheduler_arguments or {})
-    check_sampler(sampler, steps, eta, timesteps)
-    return folder, variant, sampler
 
 
 def load_pipeline(

@@ -9,18 +9,18 @@ LoRA: Hu et al., 2021, https://arxiv.org/abs/2106.09685
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["adapters_off", "add_lora", "load_lora", "lora_parameters"]
+__all__ = ["ATTENTION", "adapters_off", "add_lora", "lora_parameters"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"""The projections of every attention block of a UNet2DConditionModel."""
+"""The projections of every attention block of diffusers."""
 
 
 def add_lora(network: Any, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> None:
@@ -99,27 +99,3 @@ def adapters_off(network: Any) -> Iterator[None]:
         yield
     finally:
         network.enable_adapters()
-
-
-@torch.no_grad()
-def load_lora(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy adapter weights by name.
-
-    Raises:
-        ValueError: names or shapes differ from the attached adapters; nothing has been changed then.
-    """
-    own = lora_parameters(network)
-    if own.keys() != state.keys():
-        lacking, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        raise ValueError(
-            f"These adapter weights are for another network or other target_modules: {len(lacking)} missing {lacking[:2]}, "
-            f"{len(extra)} unknown {extra[:2]}. Attach with the settings they were trained with."
-        )
-    for name, parameter in own.items():
-        if parameter.shape != state[name].shape:
-            raise ValueError(
-                f"Adapter weight {name} has shape {tuple(state[name].shape)}, the network's has {tuple(parameter.shape)}: "
-                "attach with the rank it was trained with, to the same architecture."
-            )
-    for name, parameter in own.items():
-        parameter.copy_(state[name])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,37 @@ from diffusion_rtb.files.completeness import (
     weight_files,
 )
 from diffusion_rtb.files.vocabulary import check_rows, load_tokenizer
-from pipelines._diffusers.shapes import check_shapes
 
-__all__ = ["check_folder", "quiet"]
+__all__ = ["Parts", "check_folder", "quiet", "read_scheduler_config"]
+
+SCHEDULER = Path("scheduler", "scheduler_config.json")
 
 
-def check_folder(folder: Path, pipeline: str, components: Sequence[str], variant: str | None = None) -> str | None:
+@dataclass(frozen=True)
+class Parts:
+    """What a kind of pipeline is made of, by the names of the sub-folders."""
+
+    networks: Sequence[str]
+    """Those whose weights must be complete."""
+    vocabularies: Mapping[str, str] = field(default_factory=dict)
+    """Tokenizer -> the network whose embeddings must have a row for each of its tokens."""
+
+
+def check_folder(
+    folder: Path,
+    pipeline: str,
+    parts: Parts,
+    variant: str | None = None,
+    check_files: Callable[[Path], None] = lambda folder: None,
+) -> str | None:
     """Prove that a diffusers folder holds this kind of pipeline, whole: every tensor of every network, and the vocabulary.
 
     Args:
         folder: Holds model_index.json and one sub-folder per component.
         pipeline: Class name that model_index.json must name.
-        components: Networks that must be complete.
+        parts: What must be complete.
         variant: Of the weight files, such as "fp16"; None takes the plain ones, or else "fp16".
+        check_files: Asked, once all files are found, whether the parts fit each other.
 
     Returns:
         The variant to ask diffusers for.
@@ -48,16 +67,21 @@ def check_folder(folder: Path, pipeline: str, components: Sequence[str], variant
             f"{folder} holds a {index.get('_class_name')}; this prior needs a {pipeline}. Choose another `component` for it, or "
             "another `path`."
         )
-    if not (folder / "scheduler" / "scheduler_config.json").is_file():
-        raise ValueError(f"{folder} holds no scheduler/scheduler_config.json, which has the model's noise schedule.")
-    classes = {name: _class(folder, index, name) for name in (*components, "tokenizer")}
-    found = {name: _weights(folder / name, classes[name], variant) for name in components}
-    if {"unet", "vae", "text_encoder"} <= set(components):
-        check_shapes(folder)
+    if not (folder / SCHEDULER).is_file():
+        raise ValueError(f"{folder} holds no {SCHEDULER}, which has the model's noise schedule.")
+    classes = {name: _class(folder, index, name) for name in (*parts.networks, *parts.vocabularies)}
+    found = {name: _weights(folder / name, classes[name], variant) for name in parts.networks}
+    check_files(folder)
     for name, (files, own) in found.items():
         _prove(classes[name], folder / name, files, own)
-    _check_tokenizer(classes["tokenizer"], folder)
+    for tokenizer, encoder in parts.vocabularies.items():
+        _check_vocabulary(classes[tokenizer], folder, tokenizer, encoder)
     return next((own for _, own in found.values() if own), None)
+
+
+def read_scheduler_config(folder: Path) -> dict[str, Any]:
+    """The scheduler of a pipeline's folder: betas, prediction type, spacing, offset."""
+    return read_json(folder / SCHEDULER)
 
 
 def _class(folder: Path, index: Mapping[str, Any], component: str) -> Any:
@@ -105,11 +129,11 @@ def _prove(network: Any, folder: Path, files: list[Path], variant: str | None) -
     check_names(found, wanted, where, what)
 
 
-def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
+def _check_vocabulary(cls: Any, folder: Path, tokenizer: str, encoder: str) -> None:
     """The vocabulary is there, and all of it has a row in the text encoder."""
-    config, place = read_json(folder / "text_encoder" / "config.json"), folder / "tokenizer"
+    config, place = read_json(folder / encoder / "config.json"), folder / tokenizer
     rows, positions = config.get("vocab_size"), config.get("max_position_embeddings")
-    check_rows(load_tokenizer(tokenizer, place), place, rows, positions, "text_encoder")
+    check_rows(load_tokenizer(cls, place), place, rows, positions, encoder)
 
 
 @contextmanager

@@ -41,28 +41,30 @@ def scheduler_class(name: str) -> type:
     return found
 
 
-def build_scheduler(config: Mapping[str, Any], name: str | None, arguments: Mapping[str, Any]) -> Any:
+def build_scheduler(
+    config: Mapping[str, Any], name: str, arguments: Mapping[str, Any], always: Mapping[str, Any] | None = None
+) -> Any:
     """The scheduler `name` with the pipeline's own noise schedule, except for `arguments`.
 
     Args:
         config: The pipeline's scheduler config: betas, prediction type, spacing, offset.
-        name: Class name in diffusers; None is DDIM.
+        name: Class name in diffusers.
         arguments: Constructor arguments that differ from `config`.
+        always: Others that hold whatever `config` says, where the scheduler has them.
 
     Raises:
         ValueError: no such scheduler, it has no such argument, it samples flows and the pipeline's network predicts something
             else, or it needs a package that is not installed.
     """
-    cls: Any = scheduler_class(name or "DDIMScheduler")
+    cls: Any = scheduler_class(name)
     known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
     for key in arguments:
         if key not in known:
             near = get_close_matches(key, known, n=1) or known
             raise ValueError(f"{cls.__name__} has no argument {key!r}; did you mean {' or '.join(near)}?")
-    # What stock Stable Diffusion pipelines insist on; older configs lack both, and clipping latents ruins them.
-    latent = {key: value for key, value in {"clip_sample": False, "steps_offset": 1}.items() if key in known}
+    fixed = {key: value for key, value in (always or {}).items() if key in known}
     try:
-        built = cls.from_config(dict(config), **(latent | dict(arguments)))
+        built = cls.from_config(dict(config), **(fixed | dict(arguments)))
     except ImportError as error:
         raise ValueError(
             f"{cls.__name__} needs a package that is not installed ({_sentence(error)}). Install it, or: {REMEDY}"

@@ -1,4 +1,4 @@
-"""Do the parts of a Stable Diffusion folder fit each other? Asked of their config files, before any weights are loaded."""
+"""Does a UNet fit the autoencoder and the text encoder beside it? Asked of their config files, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def check_shapes(folder: Path) -> None:
     ):
         if unet.get(key) is not None:
             raise ValueError(
-                f"{where}: {key} is {unet[key]!r}, so this UNet wants {wants}, which a Stable Diffusion pipeline does not give it. "
-                "Use a text-to-image model of Stable Diffusion 1.x or 2.x."
+                f"{where}: {key} is {unet[key]!r}, so this UNet wants {wants}, which this pipeline does not give it. "
+                "Use a text-to-image model that is called with a prompt alone, or the prior of its own family."
             )
 
 

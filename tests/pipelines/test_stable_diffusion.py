@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,11 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from diffusion_rtb.chain.rollout import replay_backward, rollout, score
+from diffusion_rtb.config.components import check_component
 from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.run.checkpoint import check_compatible
+from diffusion_rtb.run.checkpoint_reading import CheckpointError
+from diffusion_rtb.run.posterior import load_parameters
 from pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.tiny import save_tiny, tiny_ddpm, tiny_stable_diffusion
 
@@ -225,7 +231,7 @@ def test_attach_depends_on_its_seed_alone(folder: str) -> None:
         prior, rng = load(folder), torch.get_rng_state()
         prior.attach(**LORA | {"seed": seed})
         assert torch.equal(torch.get_rng_state(), rng)
-        states.append(torch.cat([value.flatten() for value in prior.adapter_state().values()]))
+        states.append(torch.cat([value.detach().flatten() for value in prior.parameters().values()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
 
@@ -236,36 +242,41 @@ def test_lora_is_a_low_rank_change_of_the_weights(folder: str) -> None:
     perturb(prior)
     merged = tiny_stable_diffusion()
     weights = dict(merged.unet.named_parameters())
-    state = prior.adapter_state()
+    state = prior.parameters()
     for name in [name for name in state if ".lora_A." in name]:
         A, B = state[name], state[name.replace("lora_A", "lora_B")]
-        weights[name.replace(".lora_A.default", "")].data += LORA["alpha"] / LORA["rank"] * B @ A
+        weights[name.replace(".lora_A.default", "")].data += LORA["alpha"] / LORA["rank"] * (B @ A).detach()
     expected = merged(
         PROMPTS, guidance_scale=1.0, num_inference_steps=4, eta=1.0, generator=generators(), output_type="pt"
     ).images
     torch.testing.assert_close(sample(prior), expected, atol=1e-5, rtol=0)
 
 
-def test_adapter_state_round_trip(folder: str) -> None:
+def test_parameters_round_trip(folder: str) -> None:
     first, second = load(folder), load(folder)
     first.attach(**LORA)
     perturb(first)
     second.attach(**LORA | {"seed": 9})
-    second.load_adapter(first.adapter_state())
+    load_parameters(second, first.parameters())
     assert torch.equal(sample(first), sample(second))
 
 
 def test_foreign_adapters_are_refused_and_change_nothing(folder: str) -> None:
     prior = load(folder)
     prior.attach(**LORA)
-    before = prior.adapter_state()
+    before = {name: parameter.detach().clone() for name, parameter in prior.parameters().items()}
     wider = load(folder)
     wider.attach(**LORA | {"rank": 5})
     fewer = dict(list(before.items())[:-1])
-    for state, message in [(wider.adapter_state(), "rank"), (fewer, "1 missing"), ({}, "missing")]:
+    foreign: list[tuple[Mapping[str, Tensor], str]] = [
+        (wider.parameters(), f"{len(before)} parameters differ"),
+        (fewer, "1 parameters differ"),
+        ({}, f"{len(before)} parameters differ"),
+    ]
+    for state, message in foreign:
         with pytest.raises(ValueError, match=message):
-            prior.load_adapter(state)
-    assert all(torch.equal(value, before[name]) for name, value in prior.adapter_state().items())
+            load_parameters(prior, state)
+    assert all(torch.equal(value, before[name]) for name, value in prior.parameters().items())
 
 
 @pytest.mark.parametrize(
@@ -295,26 +306,25 @@ def test_fingerprint_survives_json_and_names_what_differs(folder: str, tmp_path:
         found: dict[str, Any] = json.loads(json.dumps(prior.fingerprint()))
         return found
 
-    prior = load(folder, guidance=2.0)
-    prior.attach(**LORA)
-    moved = shutil.copytree(folder, tmp_path / "moved")
-    prior.verify(fingerprint(str(moved), guidance=2.0))  # the same model, elsewhere
-    prior.verify(fingerprint(guidance=2.0, dtype="bfloat16"))
+    own = fingerprint(guidance=2.0)
+    check_compatible(own, fingerprint(str(shutil.copytree(folder, tmp_path / "moved")), guidance=2.0))
     beta = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     other = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-    assert prior.fingerprint()["sampler"]["settings"] == beta | other
-    with pytest.raises(ValueError, match=r"unguided prior \(guidance 1\).* guided prior \(guidance 2\)"):
-        prior.verify(fingerprint())
-    with pytest.raises(ValueError, match="negative prompt 'blurry'"):
-        prior.verify(fingerprint(guidance=2.0, negative_prompt="blurry"))
-    with pytest.raises(ValueError, match=r"another prior.*'weights'"):
-        prior.verify(fingerprint(str(save_tiny(tmp_path / "other", seed=1)), guidance=2.0))
-    with pytest.raises(ValueError, match=r"another prior.*'rank': 5"):
-        prior.verify(fingerprint(lora=LORA | {"rank": 5}, guidance=2.0))
-    with pytest.raises(ValueError, match=r"another prior.*'dims'"):
-        prior.verify(fingerprint(guidance=2.0, height=32, width=32))
-    with pytest.warns(UserWarning, match="sampler"):
-        prior.verify(fingerprint(guidance=2.0, steps=5))
+    assert own["sampler"]["settings"] == beta | other
+    reweighted = str(save_tiny(tmp_path / "other", seed=1))
+    for now, named in [
+        (fingerprint(), 'guidance.tilted_prior: "guided" in the checkpoint, "unguided" now'),
+        (
+            fingerprint(guidance=2.0, negative_prompt="blurry"),
+            'guidance.negative_prompt: "" in the checkpoint, "blurry"',
+        ),
+        (fingerprint(reweighted, guidance=2.0), "weights: "),
+        (fingerprint(lora=LORA | {"rank": 5}, guidance=2.0), "adapter.rank: 4 in the checkpoint, 5 now"),
+        (fingerprint(guidance=2.0, height=32, width=32), "dims"),
+        (fingerprint(guidance=2.0, steps=5), "sampler.steps: 4 in the checkpoint, 5 now"),
+    ]:
+        with pytest.raises(CheckpointError, match=re.escape(named)):
+            check_compatible(own, now)
 
 
 @pytest.mark.parametrize(
@@ -328,10 +338,10 @@ def test_fingerprint_survives_json_and_names_what_differs(folder: str, tmp_path:
         ({"guidance": 0.5}, r"guidance=0\.5"),
         ({"guidance": 5.0, "tilted_prior": "unguided"}, r"set guidance=1\.0"),
         ({"guidance": 1.0, "tilted_prior": "guided"}, "set guidance above 1"),
-        ({"tilted_prior": "both"}, "'both' is unknown"),
+        ({"tilted_prior": "both"}, "'tilted_prior': got 'both'"),
         ({"negative_prompt": "blurry"}, "no effect at guidance=1"),
         ({"scheduler": "DDIMSheduler"}, "did you mean DDIMScheduler"),
-        ({"dtype": "float64"}, "float32, float16, bfloat16"),
+        ({"dtype": "float64"}, "'float32', 'float16' or 'bfloat16'"),
         ({"height": 64}, "give both"),
         ({"height": 60, "width": 64}, "multiples of 8"),
         ({"device": "gpu"}, "not a torch device"),
@@ -341,7 +351,7 @@ def test_fingerprint_survives_json_and_names_what_differs(folder: str, tmp_path:
 def test_bad_settings_are_refused_before_any_file_is_read(settings: dict[str, Any], message: str) -> None:
     # The path does not exist, and only the last case may complain about that.
     with pytest.raises(ValueError, match=message):
-        StableDiffusion.check(path="no-such-folder", **settings)
+        check_component({"component": "stable_diffusion", "path": "no-such-folder", **settings}, "prior")
 
 
 def test_the_constructor_checks_too() -> None:
@@ -424,4 +434,4 @@ def test_hub_ids_come_from_the_cache_when_offline(tmp_path: Path, monkeypatch: p
     assert prior.dims == (4, 8, 8)
     StableDiffusion.check(path="someone/else")  # a hub id is not looked up before the run starts
     with pytest.raises(OSError, match=r"someone/else.*local folder"):
-        load("someone/else")
+        load("someone/else").load_weights()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffusion_rtb.config.load import load_config
 from diffusion_rtb.run.export import export_posterior
 from diffusion_rtb.run.progress import Progress
-from pipelines._diffusers.export import KOHYA
+from pipelines._diffusers.kohya import KOHYA
 from pipelines.gaussian import Gaussian
 from pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.ldm_unet import by_arithmetic, ldm_unet

@@ -1,0 +1,253 @@
+"""All of a diffusers pipeline as a `Prior` that is not of one family: found, proved whole, made stochastic, with a LoRA.
+
+A family is a subclass in a file of its own. It says which pipeline of diffusers it is and what the pipeline is made of (the class
+attributes below), and how it is called: `dims`, `settings`, `arguments`, `features` and `decode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import nn
+
+from pipelines._diffusers.export import snippet, write_lora
+from pipelines._diffusers.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
+from pipelines._diffusers.lora import adapters_off, add_lora, lora_parameters
+from pipelines._diffusers.proof import Parts, check_folder, read_scheduler_config
+from pipelines._diffusers.scheduler import (
+    build_scheduler,
+    check_eta,
+    check_sampler,
+    own_settings,
+    scheduler_class,
+    takes_eta,
+)
+from pipelines._diffusers.settings import DTYPES, check_device, check_dtype, default_device, number_of_steps
+
+__all__ = ["DiffusersPrior"]
+
+
+class DiffusersPrior:
+    """A folder of diffusers as prior and posterior; the constructor checks all it can, and the weights load at first use.
+
+    Args:
+        path: A diffusers folder, a hub id, or the name of a bundled prior.
+        steps: Denoising steps T; 50 by default.
+        timesteps: Instead of `steps` the timesteps themselves, falling.
+        eta: Noise level in (0, 1] of schedulers that have one.
+        scheduler: Class name in diffusers; the family's `sampler` by default. It keeps the pipeline's own noise schedule.
+        scheduler_arguments: Constructor arguments of the scheduler that differ from the pipeline's.
+        dtype: Of the frozen networks, a name of `DTYPES`. Adapters are always float32.
+        device: Where to run; accelerate's choice by default.
+        variant: Of the weight files; by default the plain ones or, where there are none, "fp16".
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        ValueError: a setting is out of range, the sampler is deterministic, or the folder is incomplete, damaged or of
+            another kind.
+    """
+
+    family: ClassVar[str]
+    """Name for the fingerprint."""
+    pipeline: ClassVar[str]
+    """Class in diffusers; model_index.json must name it."""
+    parts: ClassVar[Parts]
+    """Networks and vocabularies that must be whole."""
+    denoiser: ClassVar[str]
+    """The network that carries the LoRA: one of the parts."""
+    targets: ClassVar[Sequence[str]]
+    """Ends of the names of its modules that the LoRA adapts unless told otherwise."""
+    sampler: ClassVar[str] = "DDIMScheduler"
+    """The scheduler unless told otherwise."""
+    sampler_settings: ClassVar[Mapping[str, Any]] = {}
+    """Constructor arguments of any scheduler that has them, whatever the folder says."""
+    without: ClassVar[Sequence[str]] = ()
+    """Parts of the pipeline that are not loaded."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments of `from_pretrained`."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        eta: float = 1.0,
+        scheduler: str | None = None,
+        scheduler_arguments: Mapping[str, Any] | None = None,
+        dtype: str = "float32",
+        device: str | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.path, self.eta, self.dtype = path, eta, dtype
+        self.timesteps = None if timesteps is None else [int(t) for t in timesteps]
+        self.steps = number_of_steps(steps, timesteps)
+        check_dtype(dtype)
+        check_device(device)
+        check_eta(eta)
+        scheduler_class(scheduler or self.sampler)
+        self._scheduler = scheduler or self.sampler, dict(scheduler_arguments or {})
+        self._device, self._variant, self._revision = device, variant, revision
+        self._pipe: Any = None
+        self._digest = ""
+        self._adapter: dict[str, Any] | None = None
+        # A hub id is not fetched before the run starts.
+        self._found = None if is_hub_id(path) else self._prepare()
+
+    @classmethod
+    def check(cls, **arguments: Any) -> None:
+        """Check constructor arguments, and the files where they are here already, without loading weights.
+
+        Raises:
+            ValueError: see the class.
+        """
+        cls(**arguments)
+
+    def check_files(self, folder: Path) -> None:
+        """Refuse a folder whose parts do not fit each other, by their config files; the parts are there.
+
+        Raises:
+            ValueError: they do not.
+        """
+
+    def _prepare(self) -> tuple[Path, str | None, Any]:
+        """The model's folder, the variant of its weights and the sampler, all of them checked; no weights are loaded."""
+        import diffusers
+
+        cls = getattr(diffusers, self.pipeline)
+        folder = local_folder(self.path, cls, self.without, self._variant, self._revision)
+        variant = check_folder(folder, self.pipeline, self.parts, self._variant, self.check_files)
+        name, arguments = self._scheduler
+        sampler = build_scheduler(read_scheduler_config(folder), name, arguments, self.sampler_settings)
+        check_sampler(sampler, self.steps, self.eta, self.timesteps)
+        return folder, variant, sampler
+
+    def load_weights(self) -> None:
+        """Load the pipeline; a hub id is fetched first. Once.
+
+        Raises:
+            ValueError: see the class, for a hub id.
+            OSError: a hub id cannot be fetched.
+        """
+        if self._pipe is not None:
+            return
+        import diffusers
+
+        folder, variant, sampler = self._found or self._prepare()
+        self._pipe, self._digest = load_pipeline(
+            getattr(diffusers, self.pipeline),
+            folder,
+            self.parts.networks,
+            dtype=DTYPES[self.dtype],
+            device=torch.device(self._device or default_device()),
+            scheduler=sampler,
+            variant=variant,
+            **dict.fromkeys(self.without),
+            **self.options,
+        )
+
+    @property
+    def pipe(self) -> Any:
+        """The stock pipeline."""
+        self.load_weights()
+        return self._pipe
+
+    @property
+    def network(self) -> Any:
+        """The pipeline's denoiser, which is both prior and posterior."""
+        return getattr(self.pipe, self.denoiser)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Shape of one state; the family's to say."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the pipeline's call that do not depend on the prompt, as `snippet` and the card show them."""
+        call: dict[str, Any] = (
+            {"num_inference_steps": self.steps} if self.timesteps is None else {"timesteps": self.timesteps}
+        )
+        return call | ({"eta": self.eta} if takes_eta(self.pipe.scheduler) else {})
+
+    def attach(
+        self,
+        *,
+        rank: PositiveInt = 8,
+        alpha: PositiveFloat = 8.0,
+        target_modules: Annotated[Sequence[str], Field(min_length=1)] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Add the posterior's LoRA to the denoiser; at the start posterior = prior.
+
+        Args:
+            rank: Rank of every LoRA matrix pair.
+            alpha: The update is scaled by alpha / rank.
+            target_modules: Ends of module names; the family's `targets` by default.
+            seed: Of the initial A matrices; the global random generators are left as they were.
+
+        Raises:
+            ValueError: see `pipelines._diffusers.lora.add_lora`.
+        """
+        targets = self.targets if target_modules is None else target_modules
+        add_lora(self.network, rank=rank, alpha=alpha, target_modules=targets, seed=seed)
+        self._adapter = {"rank": rank, "alpha": float(alpha), "target_modules": sorted(targets)}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The LoRA parameters by name; empty before `attach`."""
+        return lora_parameters(self.network)
+
+    def as_prior(self) -> AbstractContextManager[None]:
+        """Inside the block the network is the prior (adapters off)."""
+        return adapters_off(self.network)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint must agree with, as plain JSON values; a family adds what else decides about its samples."""
+        sampler = self.pipe.scheduler
+        return {
+            "family": self.family,
+            "weights": self._digest,
+            "dims": list(self.dims),
+            "dtype": self.dtype,
+            "sampler": {
+                "scheduler": type(sampler).__name__,
+                "steps": self.steps,
+                "timesteps": self.timesteps,
+                "eta": float(self.eta) if takes_eta(sampler) else None,
+                "settings": own_settings(sampler),
+            },
+            "adapter": self._adapter,
+        }
+
+    def export(self, folder: Path, card: str) -> None:
+        """Write the adapters for diffusers, the scheduler's config, and `card` as README.md.
+
+        Raises:
+            ValueError: there is no posterior yet.
+        """
+        if self._adapter is None:
+            raise ValueError("There is no posterior to export: call attach(...) and load or train its adapters first.")
+        folder = Path(folder)
+        write_lora(self.pipe, self.denoiser, folder, self._adapter["alpha"] / self._adapter["rank"])
+        self.pipe.scheduler.save_pretrained(folder / "scheduler")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    @property
+    def base_model(self) -> str:
+        """What to give to the pipeline's `from_pretrained`: a hub id or a folder."""
+        return BUNDLED.get(self.path, self.path)
+
+    def snippet(self, folder: str = "path/to/this/folder", prompt: str = "a cat") -> str:
+        """Python that samples an exported posterior with plain diffusers, the way this prior samples it."""
+        sampler = type(self.pipe.scheduler).__name__
+        return snippet(self.pipeline, self.base_model, sampler, self.dtype, folder, prompt, self.settings())
