@@ -14,9 +14,8 @@ It is the first example, the oracle of the objectives' tests, and, in many dimen
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from diffusion_rtb.exact import ExactTarget
 from pipelines._analytic.linear_gaussian import AffineChain, Quadratic, Tilt
-from pipelines._analytic.prior import VectorPrior, check_vector_settings
+from pipelines._analytic.prior import VectorPrior
 from pipelines._analytic.schedule import Schedule
 
 __all__ = ["Gaussian"]
@@ -66,14 +65,20 @@ class Gaussian(VectorPrior):
         dtype: Literal["float32", "float64"] = "float32",
         device: str | None = None,
     ) -> None:
-        self.check(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
-        from pipelines._analytic.gaussian_denoiser import GaussianDenoiser
+        m, C = vector("mean", mean).tolist(), matrix("covariance", covariance, len(mean))
+        smallest = float(torch.linalg.eigvalsh(C)[0])
+        if smallest <= 1e-12 * float(C.abs().max()):
+            raise ValueError(f"covariance has the eigenvalue {smallest:.4g}: it must be positive definite.")
 
-        m, C = vector("mean", mean).tolist(), matrix("covariance", covariance, len(mean)).tolist()
+        def make() -> Any:
+            from pipelines._analytic.gaussian_denoiser import GaussianDenoiser
+
+            return GaussianDenoiser(m, C.tolist(), steps)
+
         super().__init__(
             "gaussian",
-            {"mean": m, "covariance": C},
-            partial(GaussianDenoiser, m, C, steps),
+            {"mean": m, "covariance": C.tolist()},
+            make,
             schedule=Schedule.of(schedule, SCHEDULE),
             steps=steps,
             eta=eta,
@@ -82,22 +87,6 @@ class Gaussian(VectorPrior):
             device=device,
         )
 
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Check constructor arguments.
-
-        Raises:
-            ValueError: see the class.
-        """
-        call = inspect.signature(Gaussian).bind(**arguments)
-        call.apply_defaults()
-        given = call.arguments
-        C = matrix("covariance", given.pop("covariance"), len(vector("mean", given.pop("mean"))))
-        smallest = float(torch.linalg.eigvalsh(C)[0])
-        if smallest <= 1e-12 * float(C.abs().max()):
-            raise ValueError(f"covariance has the eigenvalue {smallest:.4g}: it must be positive definite.")
-        check_vector_settings(default=SCHEDULE, **given)
-
     def attach(self) -> None:
         """Add the posterior's correction, affine in x_t with its own numbers at each step; at the start posterior = prior.
 
@@ -105,10 +94,6 @@ class Gaussian(VectorPrior):
             ValueError: there is a posterior already.
         """
         self._attached(0, {"kind": "affine", "steps": self.steps})
-
-    def as_prior(self) -> AbstractContextManager[None]:
-        """Inside the block the network is the prior (correction off)."""
-        return self._correction_off()
 
     @torch.no_grad()
     def chain(self) -> AffineChain:
@@ -211,12 +196,14 @@ class Gaussian(VectorPrior):
     @contextmanager
     def _as_chain(self, q: AffineChain) -> Iterator[None]:
         """Inside the block the posterior is this chain; see `set_posterior`."""
-        held = self.adapter_state()
+        held = {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
         self.set_posterior(q)
         try:
             yield
         finally:
-            self.load_adapter(held)
+            with torch.no_grad():
+                for name, parameter in self.parameters().items():
+                    parameter.copy_(held[name])
 
     def in_data_units(
         self, mean: Float[Tensor, " dim"], cov: Float[Tensor, "dim dim"]

@@ -13,16 +13,14 @@ its code, 0.3.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from diffusion_rtb.exact import ExactTarget
 from pipelines._analytic.exact import known_posterior, target_of
 from pipelines._analytic.mixture import Mixture
-from pipelines._analytic.prior import VectorPrior, check_vector_settings
+from pipelines._analytic.prior import VectorPrior
 from pipelines._analytic.schedule import Schedule
 
 __all__ = ["GMM"]
@@ -88,9 +86,9 @@ class GMM(VectorPrior):
         dtype: Literal["float32", "float64"] = "float32",
         device: str | None = None,
     ) -> None:
-        self.check(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
-        from pipelines._analytic.mixture_denoiser import MixtureDenoiser
-
+        for name, value in (("width", width), ("layers", layers), ("frequencies", frequencies)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: the posterior's network needs at least 1.")
         self.mixture = Mixture.of(MEANS if means is None else means, weights, variance)
         density = {
             "means": self.mixture.means.tolist(),
@@ -98,10 +96,16 @@ class GMM(VectorPrior):
             "variance": float(variance),
         }
         self._network = {"width": width, "layers": layers, "frequencies": frequencies}
+
+        def make() -> Any:
+            from pipelines._analytic.mixture_denoiser import MixtureDenoiser
+
+            return MixtureDenoiser(**density, steps=steps, **self._network)
+
         super().__init__(
             "gmm",
             density,
-            partial(MixtureDenoiser, **density, steps=steps, **self._network),
+            make,
             schedule=Schedule.of(schedule, SCHEDULE),
             steps=steps,
             eta=eta,
@@ -109,24 +113,6 @@ class GMM(VectorPrior):
             dtype=dtype,
             device=device,
         )
-
-    @staticmethod
-    def check(**arguments: Any) -> None:
-        """Check constructor arguments.
-
-        Raises:
-            ValueError: see the class.
-        """
-        call = inspect.signature(GMM).bind(**arguments)
-        call.apply_defaults()
-        given = call.arguments
-        means, weights, variance = (given.pop(name) for name in ("means", "weights", "variance"))
-        Mixture.of(MEANS if means is None else means, weights, variance)
-        for name in ("width", "layers", "frequencies"):
-            value = given.pop(name)
-            if value < 1:
-                raise ValueError(f"{name}={value}: the posterior's network needs at least 1.")
-        check_vector_settings(default=SCHEDULE, **given)
 
     def attach(self, *, seed: int = 0) -> None:
         """Add the posterior's network, of the sizes given to the constructor; at the start posterior = prior.
@@ -138,10 +124,6 @@ class GMM(VectorPrior):
             ValueError: there is a posterior already.
         """
         self._attached(seed, {"kind": "network", **self._network})
-
-    def as_prior(self) -> AbstractContextManager[None]:
-        """Inside the block the network is the prior (correction off)."""
-        return self._correction_off()
 
     def posterior(
         self, modes: Sequence[Sequence[float]] | None = None, weights: Sequence[float] | None = None

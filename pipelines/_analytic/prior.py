@@ -6,7 +6,6 @@ the place of images, and prompts change nothing. Nothing is downloaded, and all 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.interfaces import TwoPhase
 from pipelines._analytic.schedule import Schedule, StepCoefficients, build_vector_scheduler, step_coefficients
 from pipelines._diffusers.scheduler import check_eta, check_sampler, takes_eta
 from pipelines._diffusers.settings import check_device, check_dtype
@@ -24,7 +24,7 @@ from pipelines._diffusers.settings import check_device, check_dtype
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-class VectorPrior:
+class VectorPrior(TwoPhase):
     """A denoiser in closed form, a stock scheduler and a trainable correction, which is what "adapters" are here.
 
     Args:
@@ -37,6 +37,9 @@ class VectorPrior:
         scheduler: Class name in diffusers.
         dtype: Of everything.
         device: Where to run; None is the CPU, which is the fastest for networks this small.
+
+    Raises:
+        ValueError: a setting is unknown, out of range, or makes the chain deterministic.
     """
 
     def __init__(
@@ -52,44 +55,56 @@ class VectorPrior:
         dtype: str,
         device: str | None,
     ) -> None:
+        check_eta(eta)
+        self._sampler = build_vector_scheduler(scheduler, schedule, steps)
+        check_sampler(self._sampler, steps, eta)
+        check_dtype(dtype, DTYPES)
+        check_device(device)
+        self.family, self.density, self.schedule = family, dict(density), schedule
+        self.steps, self.eta, self.dtype = steps, eta, dtype
+        self.coefficients: StepCoefficients = step_coefficients(self._sampler, steps, eta)
+        self._make, self._device = make, torch.device(device or "cpu")
+        self._pipe: Any = None
+        self._adapter: dict[str, Any] | None = None
+
+    def load_weights(self) -> None:
+        """Make the pipeline, once."""
+        if self._pipe is not None:
+            return
         from pipelines._analytic.pipeline import VectorPipeline
 
         with default_dtype(torch.float64):
-            denoiser = make()
-        sampler = build_vector_scheduler(scheduler, schedule, steps)
-        self.family, self.density, self.schedule = family, dict(density), schedule
-        self.steps, self.eta, self.dtype = steps, eta, dtype
-        self.coefficients: StepCoefficients = step_coefficients(sampler, steps, eta)
-        gain = torch.zeros(steps + 1, dtype=torch.float64)
+            denoiser = self._make()
+        gain = torch.zeros(self.steps + 1, dtype=torch.float64)
         gain[self.coefficients.timesteps] = self.coefficients.std / self.coefficients.by_noise
-        denoiser.follow(sampler.alphas_cumprod, gain)
+        denoiser.follow(self._sampler.alphas_cumprod, gain)
         # diffusers' own `to` warns of casts, even where every number is meant to be cast.
-        torch.nn.Module.to(denoiser, torch.device(device or "cpu"), DTYPES[dtype]).requires_grad_(False).eval()
-        self._pipe = VectorPipeline(denoiser, sampler)
+        torch.nn.Module.to(denoiser, self._device, DTYPES[self.dtype]).requires_grad_(False).eval()
+        self._pipe = VectorPipeline(denoiser, self._sampler)
         self._pipe.set_progress_bar_config(disable=True)
-        self._adapter: dict[str, Any] | None = None
 
     @property
     def pipe(self) -> Any:
         """The `VectorPipeline`."""
+        self.load_weights()
         return self._pipe
 
     @property
     def device(self) -> torch.device:
         """Where the denoiser is."""
-        return torch.device(self._pipe.denoiser.device)
+        return torch.device(self.pipe.denoiser.device)
 
     @property
     def dims(self) -> tuple[int, ...]:
         """(dim,)."""
-        return (self._pipe.denoiser.dim,)
+        return (self.pipe.denoiser.dim,)
 
     def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Keyword arguments of `pipe.__call__`: as many vectors as there are prompts, steps, eta."""
         return {"batch_size": len(prompts)} | self._sampling()
 
     def _sampling(self) -> dict[str, Any]:
-        return {"num_inference_steps": self.steps} | ({"eta": self.eta} if takes_eta(self._pipe.scheduler) else {})
+        return {"num_inference_steps": self.steps} | ({"eta": self.eta} if takes_eta(self.pipe.scheduler) else {})
 
     def features(self, prompts: Sequence[str]) -> Float[Tensor, "batch features"]:
         """Nothing: the prior is the same for every prompt."""
@@ -98,41 +113,27 @@ class VectorPrior:
     @torch.no_grad()
     def decode(self, x_0: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Vectors in data units, in the dtype of the chain."""
-        answer: Tensor = self._pipe.denoiser.data_units(x_0.detach())
+        answer: Tensor = self.pipe.denoiser.data_units(x_0.detach())
         return answer
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The correction's parameters by name; empty before `attach`."""
-        correction = self._pipe.denoiser.correction
+        correction = self.pipe.denoiser.correction
         return {} if correction is None else dict(correction.named_parameters())
 
-    def adapter_state(self) -> dict[str, Tensor]:
-        """A copy of the correction's parameters by name."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
-
-    @torch.no_grad()
-    def load_adapter(self, state: Mapping[str, Tensor]) -> None:
-        """Set the correction's parameters; refuses other names or shapes and then changes nothing.
-
-        Raises:
-            ValueError: names or shapes differ.
-        """
-        own = self.parameters()
-        shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
-        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if shapes != given:
-            differing = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
-            first = differing[0]
-            raise ValueError(
-                f"These parameters belong to another correction: {len(differing)} differ, first {first!r} (here "
-                f"{shapes.get(first)}, given {given.get(first)}). Attach with the sizes and steps they were trained with."
-            )
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
+    @contextmanager
+    def as_prior(self) -> Iterator[None]:
+        """Inside the block the network is the prior (correction off). Nests."""
+        denoiser = self.pipe.denoiser
+        before, denoiser.posterior_on = denoiser.posterior_on, False
+        try:
+            yield
+        finally:
+            denoiser.posterior_on = before
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with, as plain JSON values."""
-        sampler = self._pipe.scheduler
+        sampler = self.pipe.scheduler
         return {
             "family": self.family,
             "density": self.density,
@@ -147,29 +148,6 @@ class VectorPrior:
             "adapter": self._adapter,
         }
 
-    def verify(self, trained: Mapping[str, Any]) -> None:
-        """Refuse to run a posterior on another prior than it was trained on; warn about another sampler.
-
-        Args:
-            trained: The `fingerprint` stored with the posterior.
-
-        Raises:
-            ValueError: the density or the correction's shape differ.
-        """
-        own = self.fingerprint()
-        different = [key for key in ("family", "density", "dims", "adapter") if trained.get(key) != own[key]]
-        if different:
-            before, after = ({key: side.get(key) for key in different} for side in (trained, own))
-            raise ValueError(
-                f"This posterior belongs to another prior: trained with {before}, now {after}. Use the prior it was trained on."
-            )
-        if trained["sampler"] != own["sampler"]:
-            warnings.warn(
-                f"The posterior was trained with the sampler {trained['sampler']} and now runs with {own['sampler']}; it is "
-                "exact only for the chain it was trained on.",
-                stacklevel=2,
-            )
-
     def export(self, folder: Path, card: str) -> None:
         """Write the whole posterior as a pipeline's folder (a few kB), and `card` as README.md.
 
@@ -178,7 +156,7 @@ class VectorPrior:
         """
         if self._adapter is None:
             raise ValueError("There is no posterior to export: call attach(...) and load or train it first.")
-        self._pipe.save_pretrained(folder)
+        self.pipe.save_pretrained(folder)
         (Path(folder) / "README.md").write_text(card, encoding="utf-8")
 
     @property
@@ -189,7 +167,7 @@ class VectorPrior:
     def snippet(self, folder: str = "path/to/this/folder", prompt: str = "") -> str:
         """Python that samples an exported posterior the way this prior samples it; prompts change nothing."""
         options = ", ".join(f"{name}={value!r}" for name, value in self._sampling().items())
-        network, sampler = type(self._pipe.denoiser), type(self._pipe.scheduler).__name__
+        network, sampler = type(self.pipe.denoiser), type(self.pipe.scheduler).__name__
         return f"""import torch
 from diffusers import {sampler}
 from {network.__module__} import {network.__name__}
@@ -204,22 +182,12 @@ x = pipe(batch_size=1000, generator=torch.Generator().manual_seed(0), {options})
         """Add the correction, drawn from `seed`; the global generators are left as they were."""
         if self._adapter is not None:
             raise ValueError("The posterior is attached already; attach it once, to a newly made prior.")
-        denoiser = self._pipe.denoiser
+        denoiser = self.pipe.denoiser
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             denoiser.add_correction()
         denoiser.correction.to(self.device, DTYPES[self.dtype]).requires_grad_(True)
         self._adapter = dict(description)
-
-    @contextmanager
-    def _correction_off(self) -> Iterator[None]:
-        """Inside the block the network is the prior. Nests."""
-        denoiser = self._pipe.denoiser
-        before, denoiser.posterior_on = denoiser.posterior_on, False
-        try:
-            yield
-        finally:
-            denoiser.posterior_on = before
 
 
 @contextmanager
@@ -231,24 +199,3 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def check_vector_settings(
-    schedule: Mapping[str, float] | None,
-    default: Schedule,
-    steps: int,
-    eta: float,
-    scheduler: str,
-    dtype: str,
-    device: str | None,
-) -> None:
-    """Check what all vector priors take.
-
-    Raises:
-        ValueError: a setting is unknown, out of range, or makes the chain deterministic.
-    """
-    check_eta(eta)
-    sampler = build_vector_scheduler(scheduler, Schedule.of(schedule, default), steps)
-    check_sampler(sampler, steps, eta)
-    check_dtype(dtype, DTYPES)
-    check_device(device)

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
+from diffusion_rtb.interfaces import TwoPhase
 from pipelines._diffusers.export import snippet, write_lora
 from pipelines._diffusers.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
 from pipelines._diffusers.lora import adapters_off, add_lora, lora_parameters
@@ -32,7 +33,7 @@ from pipelines._diffusers.settings import DTYPES, check_device, check_dtype, def
 __all__ = ["DiffusersPrior"]
 
 
-class DiffusersPrior:
+class DiffusersPrior(TwoPhase):
     """A folder of diffusers as prior and posterior; the constructor checks all it can, and the weights load at first use.
 
     Args:
@@ -99,15 +100,6 @@ class DiffusersPrior:
         self._adapter: dict[str, Any] | None = None
         # A hub id is not fetched before the run starts.
         self._found = None if is_hub_id(path) else self._prepare()
-
-    @classmethod
-    def check(cls, **arguments: Any) -> None:
-        """Check constructor arguments, and the files where they are here already, without loading weights.
-
-        Raises:
-            ValueError: see the class.
-        """
-        cls(**arguments)
 
     def check_files(self, folder: Path) -> None:
         """Refuse a folder whose parts do not fit each other, by their config files; the parts are there.

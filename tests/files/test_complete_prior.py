@@ -50,9 +50,9 @@ def copy(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(folder: Path, *said: str) -> None:
-    """By `check`, which is what a config is shown to before anything loads."""
+    """When it is described, before anything loads."""
     with pytest.raises(ValueError, match=re.escape(said[0])) as caught:
-        StableDiffusion.check(path=str(folder), steps=4, device="cpu")
+        StableDiffusion(path=str(folder), steps=4, device="cpu")
     message = str(caught.value)
     assert all(part in message for part in said), message
     assert "\n" not in message
@@ -124,7 +124,7 @@ def test_a_fused_and_unloaded_lora_is_an_ordinary_model(tmp_path: Path) -> None:
     pipe.fuse_lora()
     pipe.unload_lora_weights()
     pipe.save_pretrained(tmp_path)
-    StableDiffusion.check(path=str(tmp_path), steps=4)
+    StableDiffusion(path=str(tmp_path), steps=4)
 
 
 @pytest.mark.parametrize("component", WEIGHTS)
@@ -161,7 +161,7 @@ def test_a_lost_shard(whole: Path, copy: Path, component: str) -> None:
     index = {"metadata": {}, "weight_map": {name: shards[i] for i, part in enumerate(parts) for name in part}}
     file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
     file.unlink()
-    StableDiffusion.check(path=str(copy), steps=4)
+    StableDiffusion(path=str(copy), steps=4)
     file.with_name(shards[1]).unlink()
     refused(copy, "index.json", shards[1], AGAIN)
     file.with_name(f"{file.name}.index.json").unlink()
@@ -207,7 +207,7 @@ def test_no_vocabulary(copy: Path) -> None:
 
 def test_parts_of_the_published_vocabulary(copy: Path) -> None:
     place = with_published_tokenizer(copy)
-    StableDiffusion.check(path=str(copy), steps=4)
+    StableDiffusion(path=str(copy), steps=4)
     for file in (place / "vocab.json", place / "merges.txt"):
         kept = file.read_text()
         file.unlink()
@@ -296,14 +296,14 @@ def test_the_layout_of_stable_diffusion_2_loads(tmp_path: Path) -> None:
     pipe = tiny_stable_diffusion("v_prediction")
     pipe.register_modules(unet=published_shape(linear=True))
     pipe.save_pretrained(tmp_path)
-    StableDiffusion.check(path=str(tmp_path), steps=4)
+    StableDiffusion(path=str(tmp_path), steps=4)
 
 
 def test_surplus_tensors_are_told(copy: Path) -> None:
     file = copy / "unet" / WEIGHTS["unet"]
     save_file(load_file(file) | {"extra.weight": torch.zeros(1)}, file, metadata={"format": "pt"})
     with pytest.warns(UserWarning, match=r"extra\.weight.*not used"):
-        StableDiffusion.check(path=str(copy), steps=4)
+        StableDiffusion(path=str(copy), steps=4)
 
 
 @pytest.mark.parametrize("component", WEIGHTS)

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from diffusion_rtb.chain.rollout import replay_backward, rollout, score
-from diffusion_rtb.config.components import check_component
+from diffusion_rtb.config.components import describe
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import CheckpointError
@@ -351,7 +351,7 @@ def test_fingerprint_survives_json_and_names_what_differs(folder: str, tmp_path:
 def test_bad_settings_are_refused_before_any_file_is_read(settings: dict[str, Any], message: str) -> None:
     # The path does not exist, and only the last case may complain about that.
     with pytest.raises(ValueError, match=message):
-        check_component({"component": "stable_diffusion", "path": "no-such-folder", **settings}, "prior")
+        describe({"component": "stable_diffusion", "path": "no-such-folder", **settings}, "prior")
 
 
 def test_the_constructor_checks_too() -> None:
@@ -432,6 +432,6 @@ def test_hub_ids_come_from_the_cache_when_offline(tmp_path: Path, monkeypatch: p
     prior = load("someone/tiny")
     assert prior.base_model == "someone/tiny"
     assert prior.dims == (4, 8, 8)
-    StableDiffusion.check(path="someone/else")  # a hub id is not looked up before the run starts
+    StableDiffusion(path="someone/else")  # a hub id is not looked up before the run starts
     with pytest.raises(OSError, match=r"someone/else.*local folder"):
         load("someone/else").load_weights()
