@@ -14,7 +14,7 @@ from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
 from diffusion_rtb.scoring.form import output_problem
-from diffusion_rtb.scoring.prompts import call_reward, takes_metadata
+from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
 
 __all__ = ["Nested", "build_inner", "check_inner", "entry_name", "inner_values"]
 

@@ -114,7 +114,7 @@ SHELVES = {
     "diffusion_rtb/evaluation/metrics",
 }
 LARGEST_FOLDER = 14
-LONGEST_CHAIN, LONGEST_CHAIN_WITH_LAZY = 14, 17
+LONGEST_CHAIN, LONGEST_CHAIN_WITH_LAZY = 10, 13
 
 
 def _module(path: Path) -> str:

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from diffusion_rtb.config.load import RunConfig
-from diffusion_rtb.files.disk import size_text
+from diffusion_rtb.files.whole import size_text
 from diffusion_rtb.interfaces import Objective, Prior
 
 __all__ = ["Store", "check_room", "stores"]

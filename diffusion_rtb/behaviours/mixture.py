@@ -13,10 +13,38 @@ from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 
-__all__ = ["Mixture", "draw", "settle", "sources"]
+__all__ = ["Mixture", "sources"]
 
-Mixture = dict[str, tuple[Source, int]]
-"""The behaviours of a run by name, each with its trajectories per prompt; the posterior's own come first."""
+
+class Mixture(dict[str, tuple[Source, int]]):
+    """The behaviours of a run by name, each with its trajectories per prompt; the posterior's own come first."""
+
+    @property
+    def on_policy(self) -> OnPolicy:
+        """The posterior's own."""
+        source, _ = self["posterior"]
+        assert isinstance(source, OnPolicy)
+        return source
+
+    @property
+    def prior(self) -> tuple[PriorBuffer, int]:
+        """The prior's, with a count of 0 where none are drawn."""
+        source, count = self["prior"]
+        assert isinstance(source, PriorBuffer)
+        return source, count
+
+    def draw(self, sampler: Sampler, rows: Sequence[int], iteration: int, beta: float) -> dict[str, Batch]:
+        """One batch from each behaviour that has a share."""
+        parts = {}
+        for name, (source, count) in self.items():
+            if count > 0:
+                parts[name] = source.draw(sampler, rows, count, iteration, beta)
+        return parts
+
+    def settle(self, parts: Mapping[str, Batch]) -> None:
+        """Tell every behaviour what the iteration's trajectories were."""
+        for source, _ in self.values():
+            source.settle(parts)
 
 
 def sources(config: RunConfig) -> Mixture:
@@ -29,10 +57,7 @@ def sources(config: RunConfig) -> Mixture:
         seed, scale=exploration.scale, until=exploration.until, kind=exploration.kind, measured=measured
     )
     buffer = PriorBuffer(seed, size=behaviour.prior_buffer, resample=behaviour.resample, refresh=behaviour.refresh)
-    found: Mixture = {
-        "posterior": (on_policy, group - sum(counts.values())),
-        "prior": (buffer, counts["prior_share"]),
-    }
+    found = Mixture(posterior=(on_policy, group - sum(counts.values())), prior=(buffer, counts["prior_share"]))
     if counts["replay.share"]:
         found["replay"] = Replay(seed, capacity=replay.capacity, priority=replay.priority), counts["replay.share"]
     if counts["back_and_forth.share"]:
@@ -41,18 +66,3 @@ def sources(config: RunConfig) -> Mixture:
             counts["back_and_forth.share"],
         )
     return found
-
-
-def draw(mixture: Mixture, sampler: Sampler, rows: Sequence[int], iteration: int, beta: float) -> dict[str, Batch]:
-    """One batch from each behaviour that has a share."""
-    return {
-        name: source.draw(sampler, rows, count, iteration, beta)
-        for name, (source, count) in mixture.items()
-        if count > 0
-    }
-
-
-def settle(mixture: Mixture, parts: Mapping[str, Batch]) -> None:
-    """Tell every behaviour what the iteration's trajectories were."""
-    for source, _ in mixture.values():
-        source.settle(parts)

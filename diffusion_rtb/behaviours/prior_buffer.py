@@ -80,6 +80,11 @@ class PriorBuffer:
         self.memory, self.drawn = self._extended(sampler, missing)
         return [self.memory[row] for row in sorted(self.memory)]
 
+    def passing(self, sampler: Sampler, between: Callable[[], object]) -> Iterator[Batch]:
+        """What empty buffers would be filled with, of all prompts, micro-batch by micro-batch; nothing is stored."""
+        numbered = [(row, k) for row in range(len(sampler.prompts)) for k in range(self.size)]
+        return prior_trajectories(sampler, self.seed, numbered, between)
+
     def _extended(self, sampler: Sampler, rows: Sequence[int]) -> tuple[Memory, dict[int, int]]:
         """Memory and counts with the buffers of new rows filled and those of old ones refreshed."""
         memory, drawn = dict(self.memory), dict(self.drawn)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from diffusion_rtb.chain.scheduler import ROLES
-
 __all__ = [
+    "ROLES",
     "STOCHASTIC",
     "DeterministicStepError",
     "check_recordable",
@@ -15,6 +14,8 @@ __all__ = [
     "refuse_deterministic",
     "solver_order",
 ]
+
+ROLES = ("model_output", "timestep", "sample")
 
 STOCHASTIC = (
     "DDIMScheduler with eta=1.0, DDPMScheduler, EulerAncestralDiscreteScheduler, or DPMSolverMultistepScheduler with "

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from diffusion_rtb.chain.noise import ProbeNoise, signs
 from diffusion_rtb.chain.normal import precise
+from diffusion_rtb.chain.recordable import ROLES
 
 __all__ = [
-    "ROLES",
     "StepCall",
     "in_place_of",
     "kept_state",
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 PROBE = 2.0**20
-ROLES = ("model_output", "timestep", "sample")
 NO_NOISE = 1e-5  # no schedule steps this finely; noise from elsewhere than randn leaves about 1/PROBE here
 
 

@@ -70,7 +70,22 @@ def train(
         if print_config:
             typer.echo(config_text(load_config(config, overrides or ())), nl=False)
             return
-        _train(config, overrides or ())
+        from diffusion_rtb.run.export import export_posterior
+        from diffusion_rtb.run.folder import find_run
+        from diffusion_rtb.training.assemble import training
+
+        run, folder = find_run(config, overrides or ())
+        _say_merged(run)
+        with training(run, folder) as trainer:
+            trainer.fit()
+            if trainer.interrupted:
+                done = f"{trainer.iteration} of {run.train.iterations} iterations"
+                say(f"Stopped after {done}; the same command goes on from there.")
+                raise typer.Exit(INTERRUPTED)
+            if trainer.processes.main:
+                lora = export_posterior(run, trainer.prior, folder, trainer.progress)
+                pictures = f", pictures in {folder / 'samples'}" if (folder / "samples").is_dir() else ""
+                say(f"The posterior is in {lora}{pictures}. Next: python eval.py {folder}")
 
 
 def evaluate(
@@ -184,17 +199,20 @@ app.command("serve-reward")(serve_reward)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script `diffusion-rtb`."""
-    _run(app, "diffusion-rtb", argv)
+    _settle()
+    app(args=argv, prog_name="diffusion-rtb")
 
 
 def train_main(argv: Sequence[str] | None = None) -> None:
     """`python train.py CONFIG [KEY=VALUE]...`: the command `train` alone."""
-    _run(_alone(train), "python train.py", argv)
+    _settle()
+    _alone(train)(args=argv, prog_name="python train.py")
 
 
 def eval_main(argv: Sequence[str] | None = None) -> None:
     """`python eval.py RUN [KEY=VALUE]...`: the command `eval` alone."""
-    _run(_alone(evaluate), "python eval.py", argv)
+    _settle()
+    _alone(evaluate)(args=argv, prog_name="python eval.py")
 
 
 def _alone(command: Callable[..., Any]) -> typer.Typer:
@@ -203,14 +221,13 @@ def _alone(command: Callable[..., Any]) -> typer.Typer:
     return single
 
 
-def _run(commands: typer.Typer, name: str, argv: Sequence[str] | None) -> None:
+def _settle() -> None:
     # Modules of the user's own, named in a config, are looked for where the command was given, after everything else.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding gets escapes instead of an error
         sys.stdout.reconfigure(errors="backslashreplace")
-    commands(args=None if argv is None else list(argv), prog_name=name)
 
 
 def _say_merged(run: RunConfig) -> None:
@@ -221,32 +238,11 @@ def _say_merged(run: RunConfig) -> None:
         )
 
 
-def _train(source: Path, overrides: Sequence[str]) -> None:
-    from diffusion_rtb.run.export import export_posterior
-    from diffusion_rtb.run.folder import find_run
-    from diffusion_rtb.training.assemble import training
-    from diffusion_rtb.training.state import progress
-
-    run, folder = find_run(source, overrides)
-    _say_merged(run)
-    with training(run, folder) as trainer:
-        trainer.fit()
-        if trainer.interrupted:
-            say(
-                f"Stopped after {trainer.iteration} of {run.train.iterations} iterations; the same command goes on from there."
-            )
-            raise typer.Exit(INTERRUPTED)
-        if trainer.processes.main:
-            lora = export_posterior(run, trainer.prior, folder, progress(trainer))
-            pictures = f", pictures in {folder / 'samples'}" if (folder / "samples").is_dir() else ""
-            say(f"The posterior is in {lora}{pictures}. Next: python eval.py {folder}")
-
-
 def _sample(
     run: Path, prompts: Sequence[str] | None, count: int, seed: int, prior: bool, out: Path, overwrite: bool
 ) -> None:
-    from diffusion_rtb.files.disk import check_writable
     from diffusion_rtb.files.pictures import write_images
+    from diffusion_rtb.files.whole import check_writable
     from diffusion_rtb.run.folder import find_run
     from diffusion_rtb.run.posterior import load_prior, open_trained_run
     from diffusion_rtb.sampling.images import draw_batches, image_paths

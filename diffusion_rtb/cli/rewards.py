@@ -60,7 +60,7 @@ def check_reward(
         diffusion-rtb check-reward configs/quickstart.yaml --prior configs/quickstart.yaml --json report.json
     """
     with errors_explained(traceback):
-        from diffusion_rtb.files.disk import check_writable
+        from diffusion_rtb.files.whole import check_writable
         from diffusion_rtb.reward_check.report import check_rewards, reward_component, write_reports
         from diffusion_rtb.reward_check.samples import choose_samples
         from diffusion_rtb.reward_check.terminal import show_reports

@@ -16,11 +16,10 @@ from diffusion_rtb.evaluation.metric import Metric, metrics_of
 from diffusion_rtb.evaluation.samples import Pictured, draw
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.evaluation.terminal import show
-from diffusion_rtb.files.disk import check_writable
 from diffusion_rtb.files.lock import folder_lock
 from diffusion_rtb.files.pictures import save_png, side_by_side
 from diffusion_rtb.files.terminal import console, say
-from diffusion_rtb.files.whole import clear_unfinished, write_json
+from diffusion_rtb.files.whole import check_writable, clear_unfinished, write_json
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.run.export import export_posterior
 from diffusion_rtb.run.posterior import TrainedRun, open_trained_run

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from diffusion_rtb.files.disk import explained
+from diffusion_rtb.files.whole import explained
 
 __all__ = ["LOCK", "FolderInUseError", "folder_lock"]
 

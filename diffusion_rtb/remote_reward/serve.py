@@ -23,7 +23,8 @@ from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.config.yaml_text import read_yaml
 from diffusion_rtb.remote_reward.client import check_token
 from diffusion_rtb.remote_reward.messages import Limits
-from diffusion_rtb.scoring.prompts import call_reward, check_component_prompts, check_reward_prompts, takes_metadata
+from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
+from diffusion_rtb.scoring.prompts import check_component_prompts, check_reward_prompts
 
 __all__ = ["Address", "Arrays", "Work", "component_of", "numpy_score", "reward_id", "serve", "torch_score"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_rtb.reward_check import measures
 from diffusion_rtb.reward_check.subject import Check, Subject
-from diffusion_rtb.scoring.prompts import call_reward
+from diffusion_rtb.scoring.metadata import call_reward
 
 __all__ = ["check_along", "check_gradient", "check_hacks", "check_levels"]
 

@@ -23,8 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from diffusion_rtb.files.disk import reason_and_remedy
-from diffusion_rtb.files.whole import flush
+from diffusion_rtb.files.whole import flush, reason_and_remedy
 from diffusion_rtb.run.checkpoint_reading import (
     FORMAT,
     REPLACED,
@@ -36,7 +35,6 @@ from diffusion_rtb.run.checkpoint_reading import (
     load_checkpoint,
     sha256,
 )
-from diffusion_rtb.run.process_state import pack_optimizer, rng_state, set_rng_state, unpack_optimizer
 
 __all__ = [
     "CheckpointError",
@@ -44,11 +42,7 @@ __all__ = [
     "clear_leftovers",
     "latest_checkpoint",
     "load_checkpoint",
-    "pack_optimizer",
-    "rng_state",
     "save_checkpoint",
-    "set_rng_state",
-    "unpack_optimizer",
 ]
 
 try:

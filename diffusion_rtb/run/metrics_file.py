@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_rtb.files.disk import explained
-from diffusion_rtb.files.whole import write_text
+from diffusion_rtb.files.whole import explained, write_text
 
 __all__ = ["METRICS", "append_row", "cut_rows", "read_rows"]
 

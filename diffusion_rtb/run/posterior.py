@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from diffusion_rtb.config.arguments import call_arguments
 from diffusion_rtb.config.components import build
@@ -26,10 +23,11 @@ from diffusion_rtb.run.folder import (
     run_folder,
 )
 from diffusion_rtb.run.members import check_attached, check_prior_members
+from diffusion_rtb.run.process_state import load_parameters
 from diffusion_rtb.run.progress import Progress, trained_beta
 from diffusion_rtb.scoring.memory import load_reward
 
-__all__ = ["TrainedRun", "attach_posterior", "load_parameters", "load_prior", "open_trained_run"]
+__all__ = ["TrainedRun", "attach_posterior", "load_prior", "open_trained_run"]
 
 
 def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
@@ -137,23 +135,3 @@ def attach_posterior(config: RunConfig, prior: Prior) -> None:
     what = f"posterior: attach of prior {config.prior.component!r}"
     prior.attach(**call_arguments(what, prior.attach, config.posterior, {"seed": config.seed}))
     check_attached(prior, config.prompts.texts()[0])
-
-
-def load_parameters(prior: Prior, tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved posterior parameters into the network.
-
-    Raises:
-        ValueError: names or shapes differ: the checkpoint is of another adapter.
-    """
-    parameters = prior.parameters()
-    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    saved = {name: tuple(t.shape) for name, t in tensors.items()}
-    if shapes != saved:
-        differing = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
-        raise ValueError(
-            f"The checkpoint's adapter does not fit this network: {len(differing)} parameters differ, first {differing[0]!r} "
-            f"(here {shapes.get(differing[0])}, saved {saved.get(differing[0])}). Use the configuration of the run it belongs to."
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])

@@ -1,4 +1,4 @@
-"""Optimizer states and random generators as named tensors and JSON, exactly and without pickle.
+"""Parameters, optimizer states and random generators as named tensors and JSON, exactly and without pickle.
 
 A nested state becomes a JSON tree in which a tensor is replaced by `{"@tensor": name}`, a tuple by `{"@tuple": [...]}` and
 a mapping whose keys JSON would change (an optimizer counts its parameters with integers) by `{"@items": [[key, value], ...]}`.
@@ -15,9 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["pack_optimizer", "rng_state", "set_rng_state", "unpack_optimizer"]
+from diffusion_rtb.interfaces import Prior
+
+__all__ = ["load_parameters", "pack_optimizer", "rng_state", "set_rng_state", "unpack_optimizer"]
 
 log = logging.getLogger(__name__)
+
+
+def load_parameters(prior: Prior, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved posterior parameters into the network.
+
+    Raises:
+        ValueError: names or shapes differ: the checkpoint is of another adapter.
+    """
+    parameters = prior.parameters()
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    saved = {name: tuple(t.shape) for name, t in tensors.items()}
+    if shapes != saved:
+        differing = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+        raise ValueError(
+            f"The checkpoint's adapter does not fit this network: {len(differing)} parameters differ, first {differing[0]!r} "
+            f"(here {shapes.get(differing[0])}, saved {saved.get(differing[0])}). Use the configuration of the run it belongs to."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
 
 
 def pack_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.scoring.form import output_problem
-from diffusion_rtb.scoring.prompts import call_reward, takes_metadata
+from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
 from diffusion_rtb.scoring.remedies import remedy
 
 __all__ = ["RewardError", "evaluate_reward"]

@@ -1,7 +1,6 @@
-"""What a reward is told of the prompts: the metadata of each, and all of them before training. Torch is not needed.
+"""What a reward is told of the prompts before training: all of them, with their metadata. Torch is not needed.
 
-A reward takes metadata when its call has a parameter `metadata`; a reward made of others says by an attribute `takes_metadata`
-whether one of them does. A reward that cannot judge every prompt has a method `check_prompts`:
+A reward that cannot judge every prompt has a method `check_prompts`:
 
     @staticmethod
     def check_prompts(prompts, metadata, text=None)    # with the constructor's arguments that it names: before anything loads
@@ -22,26 +21,7 @@ from pydantic import BaseModel
 from diffusion_rtb.config.components import locate
 from diffusion_rtb.config.prompts import Metadata
 
-__all__ = ["call_reward", "check_component_prompts", "check_reward_prompts", "takes_metadata"]
-
-NAME = "metadata"
-
-
-def takes_metadata(reward: Any) -> bool:
-    """Whether a reward, or one inside it, is to be given the metadata of the prompts."""
-    own = getattr(reward, "takes_metadata", None)
-    return own if isinstance(own, bool) else _parameter(reward) is not None
-
-
-def call_reward(reward: Any, images: Any, prompts: Sequence[str], metadata: Sequence[Metadata] | None = None) -> Any:
-    """What a reward returns; one that takes metadata gets a copy of what is known of each prompt, empty where nothing is."""
-    if not takes_metadata(reward):
-        return reward(images, prompts)
-    rows = [dict(deepcopy(row)) for row in metadata] if metadata is not None else [{} for _ in prompts]
-    parameter = _parameter(reward)
-    if parameter is not None and parameter.kind is parameter.POSITIONAL_ONLY:
-        return reward(images, prompts, rows)
-    return reward(images, prompts, metadata=rows)
+__all__ = ["check_component_prompts", "check_reward_prompts"]
 
 
 def check_component_prompts(
@@ -103,15 +83,3 @@ def _components(value: Any) -> Iterator[Mapping[str, Any]]:
             yield item
         else:
             yield from _components(item)
-
-
-def _parameter(reward: Any) -> inspect.Parameter | None:
-    """The parameter of its call; a torch module's is that of `forward`."""
-    for call in (reward, getattr(reward, "forward", None)):
-        try:
-            parameters = inspect.signature(call).parameters if callable(call) else {}
-        except (TypeError, ValueError):  # a callable of another language
-            continue
-        if NAME in parameters:
-            return parameters[NAME]
-    return None

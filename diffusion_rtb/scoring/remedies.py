@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_rtb.scoring.prompts import takes_metadata
+from diffusion_rtb.scoring.metadata import takes_metadata
 
 __all__ = ["ORDER", "other_form", "remedy", "texts_first"]
 

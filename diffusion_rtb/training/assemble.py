@@ -10,20 +10,28 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffusion_rtb.behaviours._stored_size import check_room
+from diffusion_rtb.behaviours.mixture import sources
+from diffusion_rtb.beta import make_beta
+from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint_reading import read_latest
 from diffusion_rtb.run.checks import Components, describe_components, paths_explained
 from diffusion_rtb.run.folder import CHECKPOINTS, hold_run, name_free_again, open_run, run_folder
+from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.prompts import check_reward_prompts
 from diffusion_rtb.training.compatibility import (
     check_chain,
+    check_owner,
     check_processes,
     check_reward_memory,
     check_settings,
 )
+from diffusion_rtb.training.gradient import check_trainable, own_parameters
 from diffusion_rtb.training.observers import Sheets
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.tracker import Tracker, check_trackers
@@ -106,8 +114,11 @@ def _built(config: RunConfig, folder: Path, components: Components, processes: P
         )
         objective: Any = components.objective.build()
         sampler = _sampler(config, folder, components, objective)
+        _prepare(config, sampler, objective, processes)
     observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
-    return Trainer(config, folder, sampler, objective, processes, observers, begun)
+    return Trainer(
+        config, folder, sampler, objective, sources(config), make_beta(config.beta), processes, observers, begun
+    )
 
 
 def _sampler(config: RunConfig, folder: Path, components: Components, objective: Any) -> Sampler:
@@ -121,6 +132,18 @@ def _sampler(config: RunConfig, folder: Path, components: Components, objective:
     check_chain(config, objective, prior)
     check_room(config, prior, objective, folder)
     return Sampler(prior, reward, table.texts, config.train.micro_batch, table.metadata)
+
+
+def _prepare(config: RunConfig, sampler: Sampler, objective: Any, processes: Processes) -> None:
+    """Attach the posterior to the prior, and let the objective make its scalars and networks."""
+    prior, prompts = sampler.prior, sampler.prompts
+    attach_posterior(config, prior)
+    check_trainable(prior.parameters())
+    torch.manual_seed(seed_of(config.seed, "objective"))
+    objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
+    if isinstance(objective, torch.nn.Module):
+        objective.to(prior.device)
+    check_owner(objective, bool(own_parameters(objective)), processes.count)
 
 
 def _sheets(config: RunConfig, folder: Path, sampler: Sampler, tracker: Tracker) -> Sheets:

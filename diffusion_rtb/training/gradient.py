@@ -1,6 +1,11 @@
-"""Gradients: pushed from the objective's cotangents through the network, averaged over processes, clipped, or refused.
+"""The engine: from a batch to an update of the posterior, as functions of (sampler, batch, cotangent).
 
-cotangent dL/dlog_q -> replay_backward, micro-batch by micro-batch -> .grad of the posterior -> mean over processes -> clip
+    batch -> Terms -> objective -> cotangent dL/dlog_q                                        `loss_of`
+          -> replay_backward, micro-batch by micro-batch -> .grad of the posterior            `push_back`
+          -> mean over processes -> clip, or refuse -> AdamW                                  `descend`
+
+The objective sees only small tensors. Its gradient with respect to log_q (batch, steps) is pushed through the network one step
+at a time, so the exact full-trajectory gradient needs the activation memory of one network call.
 """
 
 from __future__ import annotations
@@ -13,23 +18,70 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.chain.rollout import entry_of, replay_backward
+from diffusion_rtb.config.sections import TrainConfig
+from diffusion_rtb.interfaces import Loss, Objective, Terms
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.processes import Processes
+from diffusion_rtb.training.schedules import learning_rate_factor
 
 __all__ = [
-    "average_gradients",
+    "adam",
     "check_trainable",
     "clip_gradients",
+    "descend",
+    "loss_of",
+    "own_parameters",
     "power_of_two",
     "push_back",
     "some_steps",
     "step_weights",
+    "terms_of",
 ]
 
 HEADROOM = (1.0, 2.0**10, 2.0**20)
 """How much smaller than 1 the largest cotangent is made. float16 holds 2^-24 to 2^16; in the networks that were tried gradients are
 right for a largest cotangent of 2^-12 to 2^8."""
+
+
+ADAM_EPS = 1e-15
+"""Next to nothing: a gradient of 1e-9 is as good as one of 1, and an objective may come in any unit."""
+
+
+def loss_of(sampler: Sampler, objective: Objective, parts: Sequence[Batch], beta: float) -> tuple[Terms, Loss]:
+    """What an objective says of a batch: with dL/dlog_q in `terms.log_q.grad`, and the gradients of what it owns in theirs.
+
+    Args:
+        sampler: Whose trajectories they are.
+        objective: Asked.
+        parts: The batch, with both log-densities.
+        beta: nats per unit of reward.
+    """
+    terms = terms_of(sampler, Batch.cat(parts))
+    for parameter in own_parameters(objective):
+        parameter.grad = None
+    with sampler.stopwatch("objective"):
+        loss = objective(terms, beta)
+        (loss.loss * loss.to_nats).backward()
+    return terms, loss
+
+
+def terms_of(sampler: Sampler, batch: Batch) -> Terms:
+    """What an objective sees of a batch with both log-densities."""
+    assert batch.log_q is not None
+    assert batch.log_p is not None
+    trajectory = batch.trajectory
+    return Terms(
+        log_q=batch.log_q.detach().clone().requires_grad_(),
+        log_p=batch.log_p.detach(),
+        reward=batch.reward.to(batch.log_q),
+        prompt=batch.prompt,
+        x=trajectory.x,
+        timesteps=trajectory.timesteps,
+        features=sampler.prior.features(sampler.texts(batch.prompt)),
+        log_behaviour=trajectory.drawn_with,
+        kl=None if batch.kl is None else batch.kl.detach().clone().requires_grad_(),
+    )
 
 
 def push_back(
@@ -67,15 +119,16 @@ def push_back(
     given = [each * scale for each in given]
     unit = power_of_two(max(float(each.abs().max()) for each in given))
     parameters = list(sampler.prior.parameters().values())
-    for room in HEADROOM:
-        for parameter in parameters:
-            parameter.grad = None
-        replayed = _push_parts(sampler, parts, [each / unit / room for each in given], steps)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if _finite(gradients) or not _finite([*given, *replayed]):
-            break
-    for gradient in gradients:
-        gradient.mul_(unit * room)
+    with sampler.stopwatch("backward"):
+        for room in HEADROOM:
+            for parameter in parameters:
+                parameter.grad = None
+            replayed = _push_parts(sampler, parts, [each / unit / room for each in given], steps)
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if _finite(gradients) or not _finite([*given, *replayed]):
+                break
+        for gradient in gradients:
+            gradient.mul_(unit * room)
     return replayed
 
 
@@ -166,12 +219,44 @@ def check_trainable(parameters: Mapping[str, torch.nn.Parameter]) -> None:
         )
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter], processes: Processes) -> None:
-    """The mean over processes; no DDP wrapper sees these gradients, because backward runs inside the sampler."""
+def own_parameters(objective: Objective) -> list[torch.nn.Parameter]:
+    """What an objective learns besides the posterior: log Z, V."""
+    held = objective.parameters() if isinstance(objective, torch.nn.Module) else ()
+    return [parameter for parameter in held if parameter.requires_grad]
+
+
+def adam(posterior: Iterable[torch.nn.Parameter], objective: Objective, train: TrainConfig) -> torch.optim.AdamW:
+    """The optimizer of a run: the posterior's parameters, and a group of the objective's own where it has some."""
+    groups = [{"params": list(posterior), "lr": train.lr}]
+    if owned := own_parameters(objective):
+        groups.append({"params": owned, "lr": train.lr_objective})
+    return torch.optim.AdamW(groups, weight_decay=0.0, betas=(train.adam_beta1, train.adam_beta2), eps=ADAM_EPS)
+
+
+def descend(optimizer: torch.optim.AdamW, train: TrainConfig, iteration: int, processes: Processes) -> float:
+    """An update by the mean gradient of all processes; the posterior's is clipped. Returns the norm that it had.
+
+    No DDP wrapper sees these gradients, because backward runs inside the sampler.
+
+    Args:
+        optimizer: See `adam`.
+        train: Learning rates, their schedule, and where to clip.
+        iteration: The current one.
+        processes: Those that train together.
+
+    Raises:
+        ValueError: the gradient is not finite; the parameters are as they were.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     given = [parameter for parameter in parameters if parameter.grad is not None]
-    means = processes.mean([parameter.grad for parameter in given if parameter.grad is not None])
-    for parameter, mean in zip(given, means, strict=True):
+    for parameter, mean in zip(given, processes.mean([parameter.grad for parameter in given]), strict=True):
         parameter.grad = mean
+    norm = clip_gradients(optimizer.param_groups[0]["params"], train.grad_clip, iteration)
+    factor = learning_rate_factor(train, iteration)
+    for group, rate in zip(optimizer.param_groups, (train.lr, train.lr_objective), strict=False):
+        group["lr"] = rate * factor
+    optimizer.step()
+    return norm
 
 
 def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float, iteration: int) -> float:

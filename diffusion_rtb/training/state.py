@@ -1,139 +1,186 @@
-"""Everything a run needs to continue number for number, to and from a checkpoint."""
+"""Everything a run needs to continue number for number: parts that have state, to and from a checkpoint.
+
+The same parts are copied before an iteration, put back where it fails, written to a checkpoint and read from it.
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from diffusion_rtb.behaviours.mixture import Mixture
-from diffusion_rtb.beta import Beta
-from diffusion_rtb.config.load import RunConfig
-from diffusion_rtb.interfaces import Objective, Prior
-from diffusion_rtb.run import checkpoint
-from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
-from diffusion_rtb.run.folder import CHECKPOINTS
-from diffusion_rtb.run.posterior import load_parameters
-from diffusion_rtb.run.progress import Progress, trained_beta
+from diffusion_rtb.interfaces import Objective
+from diffusion_rtb.run.checkpoint import check_compatible, save_checkpoint
+from diffusion_rtb.run.checkpoint_reading import Checkpoint
+from diffusion_rtb.run.process_state import (
+    load_parameters,
+    pack_optimizer,
+    rng_state,
+    set_rng_state,
+    unpack_optimizer,
+)
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import load_reward, reward_tensors
-from diffusion_rtb.training.processes import Processes
 
-__all__ = ["Snapshot", "TrainingState", "load_snapshot", "progress", "restore_training", "save_training", "snapshot"]
+__all__ = [
+    "Facts",
+    "Number",
+    "Optimizer",
+    "State",
+    "Stateful",
+    "Tensors",
+    "load",
+    "load_training",
+    "parts_of",
+    "save_training",
+    "snapshot",
+]
 
-log = logging.getLogger(__name__)
 
-Snapshot = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
-"""Groups of tensors by name, and what is no tensor."""
+@dataclass(frozen=True, eq=False)
+class State:
+    """What a part consists of."""
+
+    tensors: Mapping[str, Tensor]
+    values: Any = None
+    """What JSON can hold; None: the part is tensors alone."""
 
 
 @runtime_checkable
-class TrainingState(Protocol):
-    """The parts of a trainer that a checkpoint holds."""
+class Stateful(Protocol):
+    """A part of a run that changes while it is trained."""
 
-    config: RunConfig
-    folder: Path
-    prior: Prior
-    sampler: Sampler
-    objective: Objective
-    optimizer: torch.optim.AdamW
-    sources: Mixture
-    target: Beta
-    processes: Processes
+    def state(self) -> State:
+        """All of it; its tensors may be the ones in use."""
+
+    def load(self, state: State) -> None:
+        """Go on from what `state` gave."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """A part that is tensors alone, by what gives and what takes them."""
+
+    give: Callable[[], Mapping[str, Tensor]]
+    take: Callable[[Mapping[str, Tensor]], object]
+
+    def state(self) -> State:
+        return State(self.give())
+
+    def load(self, state: State) -> None:
+        self.take(state.tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class Number:
+    """A part that is one number."""
+
+    give: Callable[[], float]
+    take: Callable[[float], object]
+
+    def state(self) -> State:
+        return State({}, self.give())
+
+    def load(self, state: State) -> None:
+        self.take(float(state.values))
+
+
+@dataclass(frozen=True, eq=False)
+class Optimizer:
+    """The moments of an optimizer, and its settings."""
+
+    optimizer: torch.optim.Optimizer
+
+    def state(self) -> State:
+        return State(*pack_optimizer(self.optimizer.state_dict()))
+
+    def load(self, state: State) -> None:
+        self.optimizer.load_state_dict(unpack_optimizer(state.tensors, state.values))
+
+
+def parts_of(sampler: Sampler, objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Stateful]:
+    """What every run has: posterior, objective, optimizer, the reward's memory, and the global generators."""
+    prior = sampler.prior
+
+    def take(tensors: Mapping[str, Tensor]) -> None:
+        if isinstance(objective, torch.nn.Module):
+            objective.load_state_dict(dict(tensors))
+
+    return {
+        "posterior": Tensors(prior.parameters, lambda tensors: load_parameters(prior, tensors)),
+        "objective": Tensors(objective.state_dict, take),
+        "optimizer": Optimizer(optimizer),
+        "rng": Tensors(rng_state, set_rng_state),
+        "reward": Tensors(lambda: reward_tensors(sampler.reward), lambda tensors: load_reward(sampler.reward, tensors)),
+    }
+
+
+def snapshot(parts: Mapping[str, Stateful]) -> dict[str, State]:
+    """A copy of the parts, on the CPU."""
+    states = {name: part.state() for name, part in parts.items()}
+    return {
+        name: replace(state, tensors={key: t.detach().to("cpu", copy=True) for key, t in state.tensors.items()})
+        for name, state in states.items()
+    }
+
+
+def load(parts: Mapping[str, Stateful], states: Mapping[str, State]) -> None:
+    """Put every part back to its state."""
+    for name, part in parts.items():
+        part.load(states[name])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says of a run besides its parts."""
+
     iteration: int
+    """Iterations done."""
     warmed: bool
     """The objective's warm-up is done."""
-    begun: Checkpoint | None
-    """Where the run goes on from, if that was read already."""
-
-    @property
-    def beta(self) -> float: ...
-
-
-def save_training(run: TrainingState) -> Path:
-    """Write posterior, objective, optimizer, random states, buffers and counters; atomically, see `run/checkpoint.py`."""
-    tensors, state = _state(run)
-    tensors |= {f"source-{name}": source.tensors() for name, (source, _) in run.sources.items()}
-    state |= {"prior": run.prior.fingerprint(), "config": run.config.model_dump(mode="json")}
-    keep = run.config.train.keep_checkpoints
-    return checkpoint.save_checkpoint(run.folder / CHECKPOINTS, run.iteration, tensors, state, keep)
+    processes: int
+    """That wrote it."""
+    prior: dict[str, Any]
+    """The prior's fingerprint."""
 
 
-def snapshot(run: TrainingState) -> Snapshot:
-    """A copy, on the CPU, of everything that an iteration changes before it has succeeded.
+def save_training(
+    folder: Path, facts: Facts, parts: Mapping[str, Stateful], config: Mapping[str, Any], keep: int
+) -> Path:
+    """Write all parts, atomically, see `run/checkpoint.py`.
 
-    That is all but the memories of behaviours, which change in `settle`, after it has.
+    Args:
+        folder: Of the run's checkpoints.
+        facts: Where the run is.
+        parts: By name: their tensors are a file each, their values are in state.json under that name.
+        config: The run's.
+        keep: Checkpoints that stay.
     """
-    tensors, state = _state(run)
-    copies = {
-        group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
-        for group, held in tensors.items()
-    }
-    return copies, state
+    states = {name: part.state() for name, part in parts.items()}
+    tensors = {name: {key: tensor.detach() for key, tensor in state.tensors.items()} for name, state in states.items()}
+    values = {name: state.values for name, state in states.items() if state.values is not None}
+    return save_checkpoint(folder, facts.iteration, tensors, vars(facts) | values | {"config": dict(config)}, keep)
 
 
-def load_snapshot(run: TrainingState, before: Snapshot) -> None:
-    """Put back what `snapshot` copied."""
-    tensors, state = before
-    load_parameters(run.prior, tensors["posterior"])
-    if isinstance(run.objective, torch.nn.Module):
-        run.objective.load_state_dict(dict(tensors["objective"]))
-    run.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], state["optimizer"]))
-    checkpoint.set_rng_state(tensors["rng"])
-    load_reward(run.sampler.reward, tensors.get("reward", {}))
-    run.target.load(float(state["beta"]))
-    run.iteration = int(state["iteration"])
-    run.warmed = bool(state.get("warmed", run.iteration > 0))
+def load_training(found: Checkpoint, facts: Facts, parts: Mapping[str, Stateful]) -> Facts:
+    """Put all parts to where a checkpoint left them.
 
+    Args:
+        found: The checkpoint.
+        facts: Of this run, as it is.
+        parts: Of this run.
 
-def _state(run: TrainingState) -> Snapshot:
-    optimizer, optimizer_state = checkpoint.pack_optimizer(run.optimizer.state_dict())
-    tensors: dict[str, dict[str, Tensor]] = {
-        "posterior": {name: p.detach() for name, p in run.prior.parameters().items()},
-        "objective": dict(run.objective.state_dict()),
-        "optimizer": optimizer,
-        "rng": checkpoint.rng_state(),
-        "reward": reward_tensors(run.sampler.reward),
-    }
-    state = {
-        "iteration": run.iteration,
-        "warmed": run.warmed,
-        "beta": run.beta,
-        "processes": run.processes.count,
-        "optimizer": optimizer_state,
-    }
-    return tensors, state
-
-
-def restore_training(run: TrainingState) -> None:
-    """Load the latest complete checkpoint of the run's folder, if there is one.
+    Returns:
+        Where the run was.
 
     Raises:
-        CheckpointError: it was written with another prior, sampler or adapter.
+        CheckpointError: it was written with another prior, sampler or adapter, or by another version.
     """
-    found, run.begun = read_latest(run.folder / CHECKPOINTS, run.begun), None
-    if found is None:
-        return
-    tensors, state = found.tensors, found.state
-    checkpoint.check_compatible(state["prior"], run.prior.fingerprint())
-    count = state.get("processes", run.processes.count)
-    if count != run.processes.count and run.processes.main:
-        log.warning(
-            "The checkpoint at iteration %d was written by %d processes, this run has %d. They draw the same trajectories and add "
-            "them up in another order: numbers agree up to rounding, not to the last digit.",
-            state["iteration"],
-            count,
-            run.processes.count,
-        )
-    load_snapshot(run, (tensors, state))
-    for name, (source, _) in run.sources.items():
-        source.load(tensors.get(f"source-{name}", {}))
-
-
-def progress(run: TrainingState) -> Progress:
-    """How far a trainer has come."""
-    beta = trained_beta(run.config, {"iteration": run.iteration, "beta": run.beta})
-    return Progress(run.iteration, run.config.train.iterations, beta)
+    check_compatible(found.state["prior"], facts.prior)
+    was = Facts(**{name: found.state[name] for name in vars(facts)})
+    load(parts, {name: State(found.tensors[name], found.state.get(name)) for name in parts})
+    return was

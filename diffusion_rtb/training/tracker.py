@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
+import os
+import secrets
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +18,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from diffusion_rtb.files.terminal import console
+from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows
 from diffusion_rtb.training.observers import Observer
-from diffusion_rtb.training.tracker_identity import tracker_arguments
 
-__all__ = ["Tracker", "TrackerError", "check_trackers"]
+__all__ = ["Tracker", "TrackerError", "check_trackers", "tracker_arguments"]
+
+KNOWN = "trackers.json"
+"""Which run of a tracker a run of ours is: a resumed one goes on there, also after its folder was moved or renamed."""
+
+log = logging.getLogger(__name__)
 
 SHOWN = {
     "parity": "parity",
@@ -179,3 +188,40 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def tracker_arguments(folder: Path, names: Sequence[str], start: int) -> dict[str, dict[str, Any]]:
+    """What each tracker is started with, so that it continues its run of this folder and writes into this folder.
+
+    The names it knows the run by are kept in FOLDER/trackers.json.
+
+    Args:
+        folder: The run's.
+        names: Trackers.
+        start: The iteration that comes next: what tensorboard holds of later ones is not shown.
+    """
+    known = _known(folder / KNOWN)
+    arguments: dict[str, dict[str, Any]] = {}
+    for name in names:
+        again = name in known
+        if name == "wandb":
+            known.setdefault(name, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+            arguments[name] = {"name": folder.name, "id": known[name], "resume": "allow", "dir": str(folder)}
+        elif name == "trackio":
+            # Trackio knows runs by name: one of this name that is not in the file is another folder's.
+            known.setdefault(name, folder.name)
+            arguments[name] = {"name": known[name], "resume": "allow" if again else "never"}
+        elif name == "tensorboard" and start > 0:
+            arguments[name] = {"purge_step": start}
+    if known:
+        write_json(folder / KNOWN, known)
+    return arguments
+
+
+def _known(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {str(name): str(run) for name, run in found.items()}
+    except (ValueError, AttributeError) as error:
+        log.warning("%s is damaged (%s): the trackers begin new runs.", path, error)
+        return {}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from diffusion_rtb.behaviours.prior_buffer import PriorBuffer, prior_trajectories
 from diffusion_rtb.chain.forward_process import noised
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.interfaces import Terms
@@ -17,6 +16,9 @@ from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import innermost, observing, wanting_rewards
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.schedules import nth_prompt
+
+if TYPE_CHECKING:
+    from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 
 __all__ = ["learn_statistics", "prior_terms", "warm_up"]
 
@@ -73,11 +75,8 @@ def warm_up(
     if not hasattr(objective, "warm_up") or getattr(objective, "warm_up_updates", 1) == 0:
         return False
     clean = getattr(objective, "warm_up_states", "recorded") == "noised"
-    if keep:
-        terms = prior_terms(sampler, buffer.everything(sampler), clean)
-    else:
-        numbered = [(row, k) for row in range(len(sampler.prompts)) for k in range(buffer.size)]
-        terms = prior_terms(sampler, prior_trajectories(sampler, buffer.seed, numbered, between), clean)
+    drawn = buffer.everything(sampler) if keep else buffer.passing(sampler, between)
+    terms = prior_terms(sampler, drawn, clean)
 
     def noise(x_0: Tensor, timesteps: Tensor, generator: torch.Generator) -> Tensor:
         between()

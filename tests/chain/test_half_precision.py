@@ -18,7 +18,14 @@ from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.assemble import assemble
-from diffusion_rtb.training.gradient import check_trainable, clip_gradients, power_of_two, push_back
+from diffusion_rtb.training.gradient import (
+    check_trainable,
+    clip_gradients,
+    descend,
+    loss_of,
+    power_of_two,
+    push_back,
+)
 from diffusion_rtb.training.trainer import Trainer
 from tests.oracles.tiny import save_tiny
 from tests.training.test_trainer import perturb, run_config
@@ -105,8 +112,9 @@ def test_an_update_has_the_gradient_of_float32_at_any_scale_of_the_reward(
         for made, own in ((exact, in_float32(part)), (half, part)):
             made.objective = deepcopy(objective)
             made.objective.prepare(3, made.prior.dims, 16)
-            made.uses_kl = isinstance(objective, DPOK)
-            made._update([own], beta, 0)
+            terms, _ = loss_of(made.sampler, made.objective, [own], beta)
+            made._backward([own], terms, 0)
+            descend(made.optimizer, made.config.train, 0, made.processes)
             gradients.append(gradient(made))
         assert cosine(*gradients) > COSINE["float16"]
         assert float(gradients[0].norm() / gradients[1].norm()) == pytest.approx(1, abs=0.01)

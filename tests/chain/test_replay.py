@@ -15,7 +15,7 @@ from diffusion_rtb.behaviours.replay import Replay
 from diffusion_rtb.chain.rollout import score
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import occurrences
-from diffusion_rtb.training.state import save_training
+from diffusion_rtb.training.gradient import terms_of
 from diffusion_rtb.training.trainer import Trainer
 from tests.oracles.behaving import BETA, begin_at_the_posterior, differing, known, rows, run, state
 
@@ -88,7 +88,7 @@ def test_the_density_that_a_trajectory_was_drawn_with_is_kept(explore: float, tm
     trainer.iteration += 1
     trainer.step()
     part = trainer.sampler.completed(replay.draw(trainer.sampler, [0], 8, 2, BETA))
-    terms = trainer._terms(part)
+    terms = terms_of(trainer.sampler, part)
     assert terms.log_behaviour is not None
     found = [i for i in range(8) if any(torch.equal(part.trajectory.x[i], x) for x in first.trajectory.x)]
     assert len(found) == 4, "uniform weights draw each of the 8 stored ones once"
@@ -175,7 +175,9 @@ def test_a_memory_survives_tensors(explored: bool, tmp_path: Path) -> None:
 
 def test_nothing_extra_is_saved_without_these_behaviours(tmp_path: Path) -> None:
     trainer = run(tmp_path)
-    files = {path.name for path in save_training(trainer).iterdir()}
+    trainer.iteration = 1
+    trainer.save()
+    files = {path.name for path in (trainer.folder / "checkpoints" / "00000001").iterdir()}
     assert not {name for name in files if "replay" in name or "forth" in name}
 
 

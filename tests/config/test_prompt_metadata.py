@@ -18,7 +18,8 @@ from diffusion_rtb.config.load import RunConfig, load_config
 from diffusion_rtb.evaluation.evaluate import evaluate_run
 from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
-from diffusion_rtb.scoring.prompts import call_reward, check_component_prompts, check_reward_prompts, takes_metadata
+from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
+from diffusion_rtb.scoring.prompts import check_component_prompts, check_reward_prompts
 from diffusion_rtb.training.assemble import assemble
 from tests.oracles.tiny import save_tiny
 

@@ -18,8 +18,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusion_rtb.files.disk import DiskError, check_writable, size_text
-from diffusion_rtb.files.whole import clear_unfinished, whole, whole_folder, write_text
+from diffusion_rtb.files.whole import (
+    DiskError,
+    check_writable,
+    clear_unfinished,
+    size_text,
+    whole,
+    whole_folder,
+    write_text,
+)
 from diffusion_rtb.run.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +176,7 @@ def test_the_probe_leaves_no_folder(tmp_path: Path) -> None:
 
 INSIDE = """
 import pathlib, sys
-from diffusion_rtb.files.disk import check_writable
+from diffusion_rtb.files.whole import check_writable
 from diffusion_rtb.run.metrics_file import append_row
 from diffusion_rtb.files.whole import write_text
 folder, what = pathlib.Path(sys.argv[1]), sys.argv[2]

@@ -19,7 +19,8 @@ from diffusion_rtb.remote_reward.codec import decode, encode
 from diffusion_rtb.remote_reward.messages import ENCODINGS, JSON_TYPE, Encoding, Limits, WireError
 from diffusion_rtb.remote_reward.serve import numpy_score, torch_score
 from diffusion_rtb.scoring.call import evaluate_reward
-from diffusion_rtb.scoring.prompts import check_reward_prompts, takes_metadata
+from diffusion_rtb.scoring.metadata import takes_metadata
+from diffusion_rtb.scoring.prompts import check_reward_prompts
 from rewards.remote import Remote
 from rewards.weighted_sum import WeightedSum
 from tests.config.test_prompt_metadata import Rows, by_row

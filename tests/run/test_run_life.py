@@ -19,8 +19,8 @@ from diffusion_rtb.cli.main import eval_main, main
 from diffusion_rtb.config.changes import changes
 from diffusion_rtb.config.load import load_config
 from diffusion_rtb.evaluation.evaluate import evaluate_run
-from diffusion_rtb.files.disk import DiskError
 from diffusion_rtb.files.lock import folder_lock
+from diffusion_rtb.files.whole import DiskError
 from diffusion_rtb.run.checkpoint_reading import sha256
 from diffusion_rtb.run.folder import RunFolderError
 from diffusion_rtb.run.posterior import open_trained_run

@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from diffusion_rtb.files.pictures import save_png
-from diffusion_rtb.training.tracker import Tracker, check_trackers
-from diffusion_rtb.training.tracker_identity import tracker_arguments
+from diffusion_rtb.training.tracker import Tracker, check_trackers, tracker_arguments
 
 
 def logged(folder: Path) -> list[dict[str, float]]:

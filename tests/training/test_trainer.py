@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
 import random
 import signal
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from diffusion_rtb.run.checkpoint import latest_checkpoint, load_checkpoint
 from diffusion_rtb.run.posterior import open_trained_run
 from diffusion_rtb.scoring.call import RewardError
 from diffusion_rtb.training.assemble import assemble
-from diffusion_rtb.training.gradient import push_back
+from diffusion_rtb.training.gradient import loss_of, push_back
 from diffusion_rtb.training.trainer import Trainer
 from tests.oracles.tiny import save_tiny
 
@@ -205,8 +207,7 @@ def test_the_exact_gradient_of_a_batch_equals_autograd_through_the_objective(
     parts = [source.draw(trainer.sampler, [0, 1], count, 0, 0.5) for source, count in trainer.sources.values()]
     parts = [trainer.sampler.completed(part) for part in parts]
     trainer.optimizer.zero_grad()
-    terms = trainer._terms(type(parts[0]).cat(parts))
-    trainer.objective(terms, 0.5).loss.backward()
+    terms, _ = loss_of(trainer.sampler, trainer.objective, parts, 0.5)
     assert terms.log_q.grad is not None
     push_back(trainer.sampler, parts, terms.log_q.grad)
     ours = [p.grad.clone() for p in trainer.prior.parameters().values() if p.grad is not None]
@@ -301,3 +302,25 @@ def test_disagreement_between_rollout_and_replay_stops_training(prior_folder: Pa
     after = {name: p.detach() for name, p in trainer.prior.parameters().items()}
     assert same(before, after), "an update by a wrong gradient"
     assert latest_checkpoint(tmp_path / "tiny" / "checkpoints") is None, "nothing was learned that could be kept"
+
+
+def test_it_is_not_far_from_the_command_to_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions of this package that are entered between `python train.py` and the pipeline's call in a rollout."""
+    from diffusion_rtb.cli.main import train_main
+    from pipelines._analytic.pipeline import VectorPipeline
+
+    found: list[list[str]] = []
+    call = VectorPipeline.__call__
+
+    def called(*args: Any, **arguments: Any) -> Any:
+        frames = [frame for frame in traceback.extract_stack() if f"{os.sep}diffusion_rtb{os.sep}" in frame.filename]
+        found.append([frame.name for frame in frames])
+        return call(*args, **arguments)
+
+    monkeypatch.setattr(VectorPipeline, "__call__", functools.wraps(call)(called))
+    gaussian = Path(__file__).parents[2] / "configs" / "gaussian.yaml"
+    with pytest.raises(SystemExit):
+        train_main([str(gaussian), f"out={tmp_path}", "train.iterations=1"])
+    (first, *_) = (names for names in found if "rollout" in names)
+    assert first[0] == "train_main"
+    assert len(first) <= 9, " > ".join(first)
