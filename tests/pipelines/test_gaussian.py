@@ -30,7 +30,7 @@ from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.objectives.trust_pcl import trust_pcl_residual
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import CheckpointError
-from diffusion_rtb.run.posterior import load_parameters
+from diffusion_rtb.run.process_state import load_parameters
 from pipelines._analytic.linear_gaussian import AffineChain, Quadratic, Tilt, kl
 from pipelines.gaussian import Gaussian
 from tests.oracles.analytic import Joint, noised_gaussian, sampler_formula, score_by_autograd, spd

@@ -23,7 +23,7 @@ from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import CheckpointError
-from diffusion_rtb.run.posterior import load_parameters
+from diffusion_rtb.run.process_state import load_parameters
 from pipelines._analytic.mixture import Mixture
 from pipelines.gmm import GMM, MEANS, POSTERIOR, VARIANCE
 from tests.oracles.analytic import GRID, chain_log_z, noised_mixture, sampler_formula, score_by_autograd

@@ -21,7 +21,7 @@ from diffusion_rtb.config.components import describe
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import CheckpointError
-from diffusion_rtb.run.posterior import load_parameters
+from diffusion_rtb.run.process_state import load_parameters
 from pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.tiny import save_tiny, tiny_ddpm, tiny_stable_diffusion
 

@@ -55,7 +55,7 @@ def test_an_optimizer_goes_on_with_the_same_numbers(name: str, tmp_path: Path) -
     descend(parameters, optimizer, 3)
 
     loaded, state = load_checkpoint(path)
-    resumed: list[Tensor] = [torch.nn.Parameter(p) for p in loaded["values"].values()]
+    resumed: list[Tensor] = [torch.nn.Parameter(loaded["values"][name]) for name in values]
     fresh = OPTIMIZERS[name](resumed)
     restored = unpack_optimizer(loaded["optimizer"], state["tree"])
     fresh.load_state_dict(restored)
