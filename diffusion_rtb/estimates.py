@@ -64,11 +64,11 @@ def log_weights(
     log_p: Float[Tensor, "batch steps"],
     beta: float,
 ) -> Float[Tensor, " batch"]:
-    """log w = beta·r − (log_q − log_p) of each posterior trajectory, nats.
+    """`log_weight` of each posterior trajectory, in float64 and without a graph; nats.
 
     At the exact posterior log w = log Z for every trajectory of one prompt.
     """
-    return beta * reward.detach().double() - _log_ratio(log_q, log_p).sum(1)
+    return log_weight(log_q.detach().double(), log_p.detach().double(), reward.detach().double(), beta)
 
 
 def elbo(

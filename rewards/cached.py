@@ -50,7 +50,6 @@ class Cached(Nested):
         self._memory: OrderedDict[bytes, float] = OrderedDict()
         self._file = None if file is None else _File(Path(file))
         self._salt = json.dumps(dict(reward), sort_keys=True, default=str).encode()
-        self.hits = self.misses = 0
 
     @staticmethod
     def check(reward: Mapping[str, Any], *, size: int = 100_000, file: str | None = None) -> None:
@@ -79,8 +78,6 @@ class Cached(Nested):
             if self._file is not None:
                 self._file.write(fresh)
             found |= fresh
-        self.misses += len(places)
-        self.hits += len(keys) - len(places)
         self._remember(keys, found)
         return torch.tensor([found[key] for key in keys], dtype=torch.float32, device=images.device)
 

@@ -25,8 +25,6 @@ class Ensemble(Nested):
     Coste et al., "Reward Model Ensembles Help Mitigate Overoptimization", 2023, https://arxiv.org/abs/2310.02743, with
     the standard deviation where they have the variance, so that k has no unit.
 
-    `parts` holds the members' values (batch,) of the last call by name, so that they can be logged.
-
     Args:
         rewards: At least two mappings `{component: NAME, argument: value}`, with `name` where a component occurs twice.
         k: Standard deviations taken off; at least 0.
@@ -36,7 +34,6 @@ class Ensemble(Nested):
         self.check(rewards, k=k)
         self.rewards = build_inner(rewards)
         self.k = k
-        self.parts: dict[str, Tensor] = {}
 
     @staticmethod
     def check(rewards: Sequence[Mapping[str, Any]], *, k: float = 1.0) -> None:
@@ -52,9 +49,8 @@ class Ensemble(Nested):
     def __call__(
         self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
     ) -> Float[Tensor, " batch"]:
-        found = {name: inner_values(reward, images, prompts, name, metadata) for name, reward in self.rewards.items()}
-        self.parts = {name: values.detach() for name, values in found.items()}
-        values = torch.stack(list(found.values()))
+        members = self.rewards.items()
+        values = torch.stack([inner_values(reward, images, prompts, name, metadata) for name, reward in members])
         mean = values.mean(0)
         if self.k == 0:
             return mean

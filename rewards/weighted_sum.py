@@ -19,8 +19,6 @@ __all__ = ["WeightedSum"]
 class WeightedSum(Nested):
     r"""r(x) = sum_i weight_i · r_i(x).
 
-    `parts` holds the values r_i (batch,) of the last call by name, without their weights, so that they can be logged.
-
     Args:
         rewards: One mapping per reward: `component` and its arguments as anywhere in a config, besides `weight` (default 1;
             negative to punish) and `name` (default: the component's), e.g.
@@ -31,7 +29,6 @@ class WeightedSum(Nested):
         self.check(rewards)
         self.weights = {entry_name(entry): float(entry.get("weight", 1.0)) for entry in rewards}
         self.rewards = build_inner(rewards, "weight")
-        self.parts: dict[str, Tensor] = {}
 
     @staticmethod
     def check(rewards: Sequence[Mapping[str, Any]]) -> None:
@@ -49,5 +46,4 @@ class WeightedSum(Nested):
         self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
     ) -> Float[Tensor, " batch"]:
         found = {name: inner_values(reward, images, prompts, name, metadata) for name, reward in self.rewards.items()}
-        self.parts = {name: values.detach() for name, values in found.items()}
         return torch.stack([self.weights[name] * values for name, values in found.items()]).sum(0)

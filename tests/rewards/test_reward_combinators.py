@@ -92,10 +92,9 @@ def test_ensemble_is_mean_minus_k_standard_deviations(seed: int, k: float) -> No
         assert (values.double().numpy() <= members.min(1) + 1e-5).all()
 
 
-def test_ensemble_shows_its_members() -> None:
+def test_members_that_disagree_are_trusted_less() -> None:
     reward = Ensemble([{**FIRST, "name": "a"}, {**FIRST, "name": "b", "shift": 2.0}], k=1.0)
     assert call(reward, [1.0, 5.0]).tolist() == [1.0, 5.0]  # mean 1 above the first, deviation 1
-    assert {name: values.tolist() for name, values in reward.parts.items()} == {"a": [1.0, 5.0], "b": [3.0, 7.0]}
 
 
 def test_gradients_pass_where_they_are_asked_for() -> None:
@@ -304,7 +303,6 @@ def test_each_image_is_judged_once() -> None:
     assert call(reward, [3.0, 4.0]).tolist() == [3.0, 4.0]
     assert call(reward, [4.0, 1.0]).tolist() == [4.0, 1.0]
     assert CALLS == [3, 1]
-    assert (reward.hits, reward.misses) == (5, 4)
     assert call(reward, []).tolist() == []
 
 
@@ -312,10 +310,10 @@ def test_prompt_shape_and_type_belong_to_the_image() -> None:
     reward = Cached(LENGTH)
     images = images_of([1.0] * 3)
     assert reward(images, ["a", "bb", "a"]).tolist() == [1, 2, 1]
-    assert reward.misses == 2
+    assert len(reward._memory) == 2
     reward(images.reshape(3, 3, 4, 1), ["a"] * 3)
     reward(images.double(), ["a"] * 3)
-    assert reward.misses == 4
+    assert len(reward._memory) == 4
 
 
 @settings(deadline=None, max_examples=30)

@@ -265,8 +265,6 @@ def test_weighted_sum_adds_up() -> None:
     images = some_images(5)
     fit, size = ClipScore(str(tiny_clip()))(images, PROMPTS), Jpeg()(images, PROMPTS)
     torch.testing.assert_close(reward(images, PROMPTS), 3.0 * fit - 0.25 * size + 2.0 * fit)
-    assert list(reward.parts) == ["fit", "jpeg", "rewards.clip_score:ClipScore"]
-    torch.testing.assert_close(reward.parts["jpeg"], size)
 
 
 def broken(images: Tensor, prompts: list[str]) -> Tensor:
