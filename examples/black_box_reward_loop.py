@@ -25,7 +25,7 @@ for network in (pipe.unet, pipe.text_encoder, pipe.vae):
     network.requires_grad_(False)
 pipe.unet.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=["time_emb_proj", "attn1.to_v"]))  # starts at 0
 posterior = [parameter for parameter in pipe.unet.parameters() if parameter.requires_grad]
-optimizer = torch.optim.AdamW(posterior, lr=5e-3, weight_decay=0.0, betas=(0.9, 0.99))
+optimizer = torch.optim.AdamW(posterior, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
 call = {"prompt": ["a cat emoji"] * BATCH, "num_inference_steps": 8, "eta": 1.0, "guidance_scale": 1.0}
 
 for iteration in range(ITERATIONS):

@@ -14,9 +14,11 @@ import torch
 import yaml
 
 from diffusion_rtb.cli.main import main
-from diffusion_rtb.config.components import build
-from diffusion_rtb.config.load import load_config
+from diffusion_rtb.config.components import build, describe
+from diffusion_rtb.config.load import EvalConfig, load_config
 from diffusion_rtb.config.yaml_text import read_yaml
+from diffusion_rtb.evaluation.metric import metrics_of
+from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.run.checks import describe_components
 from tests.oracles.documents import DOCUMENTS, ROOT, anchors, blocks, commands, links
@@ -88,6 +90,9 @@ def test_every_file_it_names_exists(document: Path) -> None:
         assert (ROOT / name).exists() or "NAME" in name, name
 
 
+WRITTEN = [("my_reward.py", "rewards.md", "class Redness"), ("my_metric.py", "extending.md", "class ShareAbove")]
+
+
 @pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
 def test_the_parts_of_configs_load(name: str, snippet: str, project: Path) -> None:
     config = read_yaml(BASE) | read_yaml(snippet)
@@ -99,8 +104,9 @@ def test_the_parts_of_configs_load(name: str, snippet: str, project: Path) -> No
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the modules that the documents write."""
-    (block,) = [block for block in blocks(page("rewards.md"), "python") if "class Redness" in block]
-    (tmp_path / "my_reward.py").write_text(block)
+    for name, document, word in WRITTEN:
+        (block,) = [block for block in blocks(page(document), "python") if word in block]
+        (tmp_path / name).write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     return tmp_path
@@ -153,6 +159,13 @@ def test_the_objective_is_vargrad_in_reward_units() -> None:
     exec(block, names)
     terms = replace(random_terms(0), prompt=torch.zeros_like(random_terms(0).prompt))
     close(cotangent(RTB(), terms, 3.0), 3.0 * cotangent(names["KlReinforce"](), terms, 3.0))
+
+
+def test_the_metric_measures(project: Path) -> None:
+    (metric,) = metrics_of([describe({"component": "my_metric:ShareAbove", "threshold": 0.5}, "metric")])
+    drawn = Drawn(torch.zeros(4, dtype=torch.long), torch.tensor([0.0, 0.5, 0.6, 1.0]))
+    assert metric.of(drawn, drawn, 1.0, EvalConfig()) == 0.5
+    assert metric.row(0.5) == ("0.50",)
 
 
 def test_every_logged_metric_is_explained_and_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
