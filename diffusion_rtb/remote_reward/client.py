@@ -5,7 +5,6 @@ Every image gets the number that a server computed for it, or an error is raised
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import math
@@ -16,11 +15,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from http.client import HTTPException
 from itertools import count
 from time import monotonic
 
 import numpy as np
 from jaxtyping import Float32, Float64
+from urllib3.exceptions import HTTPError
 
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.remote_reward.codec import encode_prompts
@@ -277,7 +278,7 @@ class RewardClient:
             reply = endpoint.exchange(method, path, body, media_type)
         except ssl.SSLCertVerificationError as error:
             raise RemoteRewardError(f"{endpoint.url} is not who it says: {error}") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, HTTPException, HTTPError) as error:
             reason, wanted = f"{type(error).__name__}: {error}".removesuffix(": "), 0.0
         else:
             if reply.status == 200:

@@ -91,7 +91,8 @@ class BlipReward(nn.Module):
         for layer in vision.encoder.layers:
             layer.self_attn = _Attention(seeing["hidden_size"])
         text = BlipTextModel(
-            BlipTextConfig(**reading, is_decoder=True, bos_token_id=None, eos_token_id=None), add_pooling_layer=False
+            BlipTextConfig(**reading, is_decoder=True, bos_token_id=None, eos_token_id=None, sep_token_id=None),
+            add_pooling_layer=False,
         )
         own = {_published(name): name for name in vision.state_dict()}
         vision.register_state_dict_post_hook(lambda _, state, prefix, *rest: _rename(state, prefix, _published))
