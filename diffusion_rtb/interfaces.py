@@ -37,6 +37,7 @@ class TwoPhase(Protocol):
 
     def load_weights(self) -> None:
         """Read files, fetch what is missing, start programs; called once. Nothing, unless it is overridden."""
+        return
 
 
 @runtime_checkable

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.config.components import build, describe
+from diffusion_rtb.config.components import Described, describe
 from diffusion_rtb.config.prompts import Metadata
-from diffusion_rtb.interfaces import Reward
+from diffusion_rtb.interfaces import Reward, TwoPhase
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
 from diffusion_rtb.scoring.form import output_problem
 from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
 
-__all__ = ["Nested", "build_inner", "check_inner", "entry_name", "inner_values"]
+__all__ = ["Nested", "entry_name", "inner_values"]
 
 
-def check_inner(rewards: Sequence[Mapping[str, Any]], *settings: str) -> None:
-    """Check the entries of several rewards before any is built.
+def entry_name(entry: Mapping[str, Any]) -> str:
+    """What an entry's reward is called: its `name`, else its component."""
+    return str(entry.get("name") or entry["component"])
+
+
+class Nested(TwoPhase):
+    """A reward made of others.
 
     Args:
         rewards: `{component: NAME, argument: value, ...}` each, besides `name` and `settings`.
@@ -29,31 +35,25 @@ def check_inner(rewards: Sequence[Mapping[str, Any]], *settings: str) -> None:
     Raises:
         ValueError: no entries, two of one name, or bad arguments of a reward.
     """
-    if not rewards:
-        raise ValueError("rewards is empty: name at least one, e.g. [{component: jpeg}].")
-    for entry in rewards:
-        describe(_component(entry, settings), "reward")
-    names = [entry_name(entry) for entry in rewards]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise ValueError(f"Two rewards are called {double!r}: add `name: ...` to tell them apart.")
 
+    def __init__(self, rewards: Sequence[Mapping[str, Any]], *settings: str) -> None:
+        if not rewards:
+            raise ValueError("rewards is empty: name at least one, e.g. [{component: jpeg}].")
+        described = [describe(_component(entry, settings), "reward") for entry in rewards]
+        names = [entry_name(entry) for entry in rewards]
+        double = next((name for name in names if names.count(name) > 1), None)
+        if double is not None:
+            raise ValueError(f"Two rewards are called {double!r}: add `name: ...` to tell them apart.")
+        self.inner: dict[str, Described] = dict(zip(names, described, strict=True))
+        """The inner rewards by name, described."""
 
-def build_inner(rewards: Sequence[Mapping[str, Any]], *settings: str) -> dict[str, Reward]:
-    """The rewards of checked entries, by name; see `check_inner`."""
-    return {entry_name(entry): build(_component(entry, settings), "reward") for entry in rewards}
+    @cached_property
+    def rewards(self) -> dict[str, Reward]:
+        """The inner rewards by name, built when they are first asked for."""
+        return {name: described.build() for name, described in self.inner.items()}
 
-
-def entry_name(entry: Mapping[str, Any]) -> str:
-    """What an entry's reward is called: its `name`, else its component."""
-    return str(entry.get("name") or entry["component"])
-
-
-class Nested:
-    """A reward made of others."""
-
-    rewards: dict[str, Reward]
-    """The inner rewards by name."""
+    def load_weights(self) -> None:
+        _ = self.rewards
 
     @property
     def takes_metadata(self) -> bool:

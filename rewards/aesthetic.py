@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards._models.linear_head import aesthetic_head
+from diffusion_rtb.interfaces import TwoPhase
+from rewards._models.linear_head import FirstHead, LinearHead, aesthetic_head
 from rewards._models.open_clip import OpenClip
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
 from rewards._models.weights import check_weights, fetch, fill, read_weights
@@ -21,7 +23,7 @@ ARCHITECTURES = {name: f"{name}-quickgelu" for name in ("ViT-L-14", "ViT-B-16", 
 """OpenAI's, for each of which LAION trained a head: with the plain GELU of "ViT-L-14" its weights give other embeddings."""
 
 
-class Aesthetic:
+class Aesthetic(TwoPhase):
     r"""r(x) = head(e_image(x)), a rating: 1 to 10 in its data, most images 4 to 7; the prompt plays no part.
 
     e_image is the unit embedding of OpenAI's CLIP ViT-L/14, head five linear layers trained on ratings of the SAC, LAION logos
@@ -51,37 +53,39 @@ class Aesthetic:
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        self.check(weights, clip, architecture=architecture, grad=grad, dtype=dtype, batch=batch)
-        self.grad = grad
-        path = fetch(weights)
-        state = read_weights(path)
-        self.head = aesthetic_head(state, path).requires_grad_(False)
-        fill(self.head, state, path, "an aesthetic head")
-        name = ARCHITECTURES[architecture]
-        self.clip = (
-            OpenClip(name, clip, batch=batch, dtype=dtype)
-            if clip == "openai"
-            else OpenClip.of_file(name, clip, "shortest", batch=batch, dtype=dtype)
-        )
-        self._check_fit(clip, weights)
-
-    @staticmethod
-    def check(
-        weights: str = HEAD,
-        clip: str = "openai",
-        *,
-        architecture: str = "ViT-L-14",
-        grad: bool = False,
-        dtype: str = "float32",
-        batch: int = 64,
-    ) -> None:
-        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture is {architecture!r}: use one of {tuple(ARCHITECTURES)}.")
         check_settings(batch, dtype)
         check_weights(weights)
         if clip != "openai":
             check_weights(clip)
+        self.grad = grad
+        self.weights, self._clip, self.architecture = weights, clip, architecture
+        self.batch, self.dtype = batch, dtype
+
+    @cached_property
+    def head(self) -> LinearHead | FirstHead:
+        """What makes a rating of an embedding, loaded."""
+        path = fetch(self.weights)
+        state = read_weights(path)
+        head = aesthetic_head(state, path).requires_grad_(False)
+        fill(head, state, path, "an aesthetic head")
+        return head
+
+    @cached_property
+    def clip(self) -> OpenClip:
+        """CLIP, loaded; ValueError where the head was trained on another one."""
+        name, head = ARCHITECTURES[self.architecture], self.head
+        found = (
+            OpenClip(name, self._clip, batch=self.batch, dtype=self.dtype)
+            if self._clip == "openai"
+            else OpenClip.of_file(name, self._clip, "shortest", batch=self.batch, dtype=self.dtype)
+        )
+        self._check_fit(found, head)
+        return found
+
+    def load_weights(self) -> None:
+        _ = self.clip
 
     @gradients_if_asked
     def __call__(
@@ -90,10 +94,10 @@ class Aesthetic:
         self.head.to(images.device)
         return self.head(self.clip.images(images))
 
-    def _check_fit(self, clip: str, weights: str) -> None:
-        found, wanted = self.clip.model.visual.output_dim, self.head.width
+    def _check_fit(self, clip: OpenClip, head: LinearHead | FirstHead) -> None:
+        found, wanted = clip.model.visual.output_dim, head.width
         if found != wanted:
             raise ValueError(
-                f"CLIP ({clip}) embeds images in {found} dimensions, the head in {weights} expects {wanted}: it was "
+                f"CLIP ({self._clip}) embeds images in {found} dimensions, the head in {self.weights} expects {wanted}: it was "
                 "trained on another CLIP. Heads of 768 are for architecture ViT-L-14, heads of 512 for ViT-B-16 or ViT-B-32."
             )

@@ -8,10 +8,12 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.interfaces import TwoPhase
+
 __all__ = ["Brightness"]
 
 
-class Brightness:
+class Brightness(TwoPhase):
     r"""r(x) = +mean(x) (brighten) or −mean(x) (darken) over pixels and channels, in [0, 1] or [−1, 0]. Differentiable.
 
     Args:
@@ -19,14 +21,9 @@ class Brightness:
     """
 
     def __init__(self, sign: Literal["brighten", "darken"] = "brighten") -> None:
-        self.check(sign)
-        self.sign = {"brighten": 1.0, "darken": -1.0}[sign]
-
-    @staticmethod
-    def check(sign: str = "brighten") -> None:
-        """Refuse another sign; ValueError."""
         if sign not in ("brighten", "darken"):
             raise ValueError(f"sign is {sign!r}: use 'brighten' or 'darken'.")
+        self.sign = {"brighten": 1.0, "darken": -1.0}[sign]
 
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]

@@ -9,6 +9,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.scoring.memory import stateful_rewards
-from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
+from rewards._nested import Nested, inner_values
 
 __all__ = ["Cached"]
 
@@ -38,29 +40,36 @@ class Cached(Nested):
     """
 
     def __init__(self, reward: Mapping[str, Any], *, size: int = 100_000, file: str | None = None) -> None:
-        self.check(reward, size=size, file=file)
-        self.name = entry_name(reward)
-        self.rewards = build_inner([reward])
-        if stateful_rewards(self):
-            raise ValueError(
-                f"The values of {self.name!r} change as it learns, so they cannot be remembered: put `cached` inside it, "
-                "around the reward that it learns from."
-            )
-        self.size = size
-        self._memory: OrderedDict[bytes, float] = OrderedDict()
-        self._file = None if file is None else _File(Path(file))
-        self._salt = json.dumps(dict(reward), sort_keys=True, default=str).encode()
-
-    @staticmethod
-    def check(reward: Mapping[str, Any], *, size: int = 100_000, file: str | None = None) -> None:
-        """Refuse a bad inner reward, size or file; ValueError or FileNotFoundError."""
         if size < 1:
             raise ValueError(f"size is {size}: at least 1 value must be kept.")
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise FileNotFoundError(
                 f"There is no folder {Path(file).absolute().parent} for the cache {file}; make it first."
             )
-        check_inner([reward])
+        super().__init__([reward])
+        (self.name,) = self.inner
+        self.size = size
+        self._memory: OrderedDict[bytes, float] = OrderedDict()
+        self._path = None if file is None else Path(file)
+        self._salt = json.dumps(dict(reward), sort_keys=True, default=str).encode()
+
+    @cached_property
+    def rewards(self) -> dict[str, Reward]:
+        """The inner reward; ValueError where its values do not stay."""
+        reward = self.inner[self.name].build()
+        if stateful_rewards(reward):
+            raise ValueError(
+                f"The values of {self.name!r} change as it learns, so they cannot be remembered: put `cached` inside it, "
+                "around the reward that it learns from."
+            )
+        return {self.name: reward}
+
+    @cached_property
+    def _file(self) -> _File | None:
+        return None if self._path is None else _File(self._path)
+
+    def load_weights(self) -> None:
+        _ = self.rewards, self._file
 
     @torch.no_grad()
     def __call__(

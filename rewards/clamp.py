@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
-from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
+from rewards._nested import Nested, inner_values
 
 __all__ = ["Clamp"]
 
@@ -28,14 +28,6 @@ class Clamp(Nested):
     """
 
     def __init__(self, reward: Mapping[str, Any], *, low: float | None = None, high: float | None = None) -> None:
-        self.check(reward, low=low, high=high)
-        self.name = entry_name(reward)
-        self.rewards = build_inner([reward])
-        self.low, self.high = low, high
-
-    @staticmethod
-    def check(reward: Mapping[str, Any], *, low: float | None = None, high: float | None = None) -> None:
-        """Refuse bounds that are missing, not finite or in the wrong order, and a bad inner reward; ValueError."""
         if low is None and high is None:
             raise ValueError(
                 "clamp has neither `low` nor `high`: give at least one, or use the inner reward by itself."
@@ -45,7 +37,9 @@ class Clamp(Nested):
                 raise ValueError(f"{name} is {value}: it must be finite; leave it out for no bound.")
         if low is not None and high is not None and low >= high:
             raise ValueError(f"low is {low} and high is {high}: low must be below high, or every image has one reward.")
-        check_inner([reward])
+        super().__init__([reward])
+        (self.name,) = self.inner
+        self.low, self.high = low, high
 
     def __call__(
         self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None

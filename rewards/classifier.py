@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.files.completeness import check_finite
+from diffusion_rtb.interfaces import TwoPhase
 from rewards._models.image_text import check_image_text_model, image_text_model
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
 from rewards._models.trained import check_architecture, check_file, labels, library_of, load_network
@@ -19,8 +21,10 @@ from rewards._models.two_towers import TwoTowers
 
 __all__ = ["Classifier"]
 
+KINDS = ("clip",)
 
-class Classifier:
+
+class Classifier(TwoPhase):
     r"""r(x) = log p(target | x), nats, with p = softmax(logits / temperature); at most 0.
 
     With an image-text model the classes are prompts (zero-shot) and the logits scaled cosine similarities; with
@@ -52,48 +56,46 @@ class Classifier:
         dtype: Dtype = "float32",
         grad: bool = False,
     ) -> None:
-        settings: dict[str, Any] = {"temperature": temperature, "size": size, "batch": batch, "dtype": dtype}
-        self.check(target, classes=classes, model=model, weights=weights, grad=grad, **settings)
-        self.temperature, self.batch, self.grad = temperature, batch, grad
-        self.labels = _labels(model, classes)
-        self.targets = _targets(target, self.labels)
-        self.clip: TwoTowers | None = None
-        self.network: Any = None
-        self.dtype: torch.dtype = getattr(torch, dtype)
-        if library_of(model) is None:
-            self.clip = image_text_model(model, weights, ("clip",), batch=batch, dtype=dtype)
-        else:
-            self.network, self.preprocess = load_network(model, str(weights), len(self.labels), size)
-            self.network.to(self.dtype)
-            check_finite(self.network, str(weights))
-
-    @staticmethod
-    def check(
-        target: int | str | list[int | str],
-        *,
-        classes: list[str] | None = None,
-        model: str = "emoji-clip",
-        weights: str | None = None,
-        temperature: float = 1.0,
-        size: int | None = None,
-        batch: int = 64,
-        dtype: str = "float32",
-        grad: bool = False,
-    ) -> None:
-        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
         for name, value in (("temperature", temperature), ("size", size), ("batch", batch)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}: it must be positive.")
         check_settings(batch, dtype)
-        if library_of(model) is not None:
+        self.trained = library_of(model) is not None
+        if self.trained:
             check_architecture(model)
-            _targets(target, _labels(model, classes))
-            check_file(weights, model)
-            return
-        if size is not None:
+        elif size is not None:
             raise ValueError(f"size is {size}: it is for torchvision and timm; {model!r} brings its own preprocessing.")
-        check_image_text_model(model, weights, ("clip",), batch=batch, dtype=dtype)
-        _targets(target, _labels(model, classes))
+        else:
+            check_image_text_model(model, weights, KINDS)
+        self.labels = _labels(model, classes)
+        self.targets = _targets(target, self.labels)
+        if self.trained:
+            check_file(weights, model)
+        self.temperature, self.batch, self.grad = temperature, batch, grad
+        self.model, self.weights, self.size, self._dtype = model, weights, size, dtype
+        self.dtype: torch.dtype = getattr(torch, dtype)
+
+    @cached_property
+    def clip(self) -> TwoTowers | None:
+        """The image-text model, loaded; None where a trained network classifies."""
+        if self.trained:
+            return None
+        return image_text_model(self.model, self.weights, KINDS, batch=self.batch, dtype=self._dtype)
+
+    @cached_property
+    def _trained(self) -> tuple[Any, Any]:
+        """The trained network, loaded, and how images are prepared for it."""
+        network, preprocess = load_network(self.model, str(self.weights), len(self.labels), self.size)
+        check_finite(network.to(self.dtype), str(self.weights))
+        return network, preprocess
+
+    @property
+    def network(self) -> Any:
+        """The trained network; None where an image-text model classifies."""
+        return self._trained[0] if self.trained else None
+
+    def load_weights(self) -> None:
+        _ = self._trained if self.trained else self.clip
 
     @gradients_if_asked
     def __call__(
@@ -123,8 +125,9 @@ class Classifier:
     def _log_probs(self, images: Tensor) -> Tensor:
         if self.clip is not None:
             return self.clip.log_probs(images, self.labels, temperature=self.temperature)
-        self.network.to(images.device)
-        logits = torch.cat([self.network(self.preprocess(x).to(self.dtype)) for x in images.split(self.batch)])
+        network, preprocess = self._trained
+        network.to(images.device)
+        logits = torch.cat([network(preprocess(x).to(self.dtype)) for x in images.split(self.batch)])
         return (logits.float() / self.temperature).log_softmax(1)
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.interfaces import TwoPhase
 from rewards._models.image_text import check_image_text_model, image_text_model
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.two_towers import TwoTowers
 
 __all__ = ["ClipScore"]
 
 KINDS = ("clip",)
 
 
-class ClipScore:
+class ClipScore(TwoPhase):
     r"""r(x) = scale · <e_image(x), e_text(prompt)>, the cosine similarity of image and prompt, in [-scale, scale].
 
     Images are rounded to 8 bits first, as a saved file would be: r is a step function of the pixels, and the gradient that
@@ -44,23 +47,18 @@ class ClipScore:
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        self.check(model, weights, scale=scale, grad=grad, dtype=dtype, batch=batch)
-        self.scale, self.grad = scale, grad
-        self.clip = image_text_model(model, weights, KINDS, batch=batch, dtype=dtype)
-
-    @staticmethod
-    def check(
-        model: str = "emoji-clip",
-        weights: str | None = None,
-        *,
-        scale: float = 1.0,
-        grad: bool = False,
-        dtype: str = "float32",
-        batch: int = 64,
-    ) -> None:
-        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
         check_settings(batch, dtype, scale)
-        check_image_text_model(model, weights, KINDS, batch=batch, dtype=dtype)
+        check_image_text_model(model, weights, KINDS)
+        self.scale, self.grad = scale, grad
+        self._load = partial(image_text_model, model, weights, KINDS, batch=batch, dtype=dtype)
+
+    @cached_property
+    def clip(self) -> TwoTowers:
+        """The image-text model, loaded."""
+        return self._load()
+
+    def load_weights(self) -> None:
+        _ = self.clip
 
     @gradients_if_asked
     def __call__(

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.interfaces import TwoPhase
+
 __all__ = ["Colour"]
 
 
-class Colour:
+class Colour(TwoPhase):
     r"""r(x) = −mean (x − c)² over pixels and channels, in [−1, 0]; 0 is an image of nothing but the colour c. Differentiable.
 
     As mean (x − c)² = (mean x − c)² + var x per channel, it asks for the right mean colour and for a plain image.
@@ -21,13 +23,7 @@ class Colour:
     """
 
     def __init__(self, colour: str | list[float]) -> None:
-        self.check(colour)
         self.colour = _rgb(colour)
-
-    @staticmethod
-    def check(colour: str | list[float]) -> None:
-        """Refuse what is no colour; ValueError."""
-        _rgb(colour)
 
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]

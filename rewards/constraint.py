@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.scoring.call import RewardError
-from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
+from rewards._nested import Nested, inner_values
 
 __all__ = ["Constraint"]
 
@@ -45,14 +45,6 @@ class Constraint(Nested):
         penalty: float = 10.0,
         kind: Literal["step", "hinge"] = "step",
     ) -> None:
-        self.check(classifier, limit=limit, penalty=penalty, kind=kind)
-        self.name = entry_name(classifier)
-        self.rewards = build_inner([classifier])
-        self.limit, self.penalty, self.kind = limit, penalty, kind
-
-    @staticmethod
-    def check(classifier: Mapping[str, Any], *, limit: float = 0.5, penalty: float = 10.0, kind: str = "step") -> None:
-        """Refuse a bad limit, penalty, kind or classifier, before it is built; ValueError."""
         if not 0 <= limit < 1:
             raise ValueError(f"limit is {limit}: it is a probability in [0, 1).")
         if not 0 < penalty < math.inf:
@@ -61,7 +53,9 @@ class Constraint(Nested):
             )
         if kind not in ("step", "hinge"):
             raise ValueError(f"kind is {kind!r}: use 'step' or 'hinge'.")
-        check_inner([classifier])
+        super().__init__([classifier])
+        (self.name,) = self.inner
+        self.limit, self.penalty, self.kind = limit, penalty, kind
 
     def __call__(
         self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.interfaces import TwoPhase
 from rewards._densities import log_density
 
 __all__ = ["Density"]
 
 
-class Density:
+class Density(TwoPhase):
     r"""r(x) = log f(x) − log g(x), nats, on samples x (batch, dim); other shapes are flattened. Differentiable.
 
     With f the posterior and g the prior, normalised, p(x)·exp(r(x)) is the posterior and log Z = 0 at beta = 1.
@@ -34,13 +35,6 @@ class Density:
     def __init__(self, density: str | Mapping[str, Any], *, minus: str | Mapping[str, Any] | None = None) -> None:
         self.density = log_density(density)
         self.minus = None if minus is None else log_density(minus)
-
-    @staticmethod
-    def check(density: str | Mapping[str, Any], *, minus: str | Mapping[str, Any] | None = None) -> None:
-        """Refuse parameters that give no density, and names that lead nowhere; ValueError."""
-        for given in (density, minus):
-            if given is not None:
-                log_density(given)
 
     def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         x = images.flatten(1).double()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
-from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
+from rewards._nested import Nested, entry_name, inner_values
 
 __all__ = ["Ensemble"]
 
@@ -31,20 +31,14 @@ class Ensemble(Nested):
     """
 
     def __init__(self, rewards: Sequence[Mapping[str, Any]], *, k: float = 1.0) -> None:
-        self.check(rewards, k=k)
-        self.rewards = build_inner(rewards)
-        self.k = k
-
-    @staticmethod
-    def check(rewards: Sequence[Mapping[str, Any]], *, k: float = 1.0) -> None:
-        """Refuse fewer than two members, bad members and a bad `k`, before any reward is built; ValueError."""
-        check_inner(rewards)
+        super().__init__(rewards)
         if len(rewards) < 2:
             raise ValueError(
                 f"An ensemble of {entry_name(rewards[0])!r} alone has nothing to disagree: name two or more."
             )
         if not 0 <= k < math.inf:
             raise ValueError(f"k is {k}: it must be finite and at least 0 (0 is the plain mean).")
+        self.k = k
 
     def __call__(
         self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.interfaces import TwoPhase
 from rewards._models.open_clip import OpenClip
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
 from rewards._models.weights import check_weights
@@ -20,7 +22,7 @@ PUBLISHED = {
 }
 
 
-class HpsV2:
+class HpsV2(TwoPhase):
     r"""r(x) = scale · <e_image(x), e_text(prompt)>, the preference score in [-scale, scale]; real images lie near 0.2 to 0.35.
 
     As published, an image is resized until its longer side is the network's (224 pixels) and padded with black to a square: a
@@ -49,26 +51,21 @@ class HpsV2:
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        self.check(version, weights, scale=scale, grad=grad, dtype=dtype, batch=batch)
-        self.scale, self.grad = scale, grad
-        file = weights or PUBLISHED[version]
-        self.clip = OpenClip.of_file("ViT-H-14", file, "fit", batch=batch, dtype=dtype)
-
-    @staticmethod
-    def check(
-        version: str = "v2.1",
-        weights: str | None = None,
-        *,
-        scale: float = 1.0,
-        grad: bool = False,
-        dtype: str = "float32",
-        batch: int = 64,
-    ) -> None:
-        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
         if version not in PUBLISHED:
             raise ValueError(f"version is {version!r}: use one of {tuple(PUBLISHED)}.")
         check_settings(batch, dtype, scale)
-        check_weights(weights or PUBLISHED[version])
+        file = weights or PUBLISHED[version]
+        check_weights(file)
+        self.scale, self.grad = scale, grad
+        self._load = partial(OpenClip.of_file, "ViT-H-14", file, "fit", batch=batch, dtype=dtype)
+
+    @cached_property
+    def clip(self) -> OpenClip:
+        """The tuned CLIP, loaded."""
+        return self._load()
+
+    def load_weights(self) -> None:
+        _ = self.clip
 
     @gradients_if_asked
     def __call__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusion_rtb.files.completeness import check_finite
+from diffusion_rtb.interfaces import TwoPhase
 from rewards._models.blip import UNUSED, BlipReward, blip_sizes
 from rewards._models.linear_head import LinearHead
 from rewards._models.preprocess import Preprocess
@@ -32,7 +34,7 @@ LENGTH = 35
 PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class ImageReward:
+class ImageReward(TwoPhase):
     r"""r(x) = (head(BERT(prompt, ViT(x))_[CLS]) - mean) / std: about zero mean and unit spread, most images -2.3 to 2.
 
     ImageReward-v1.0: BLIP's ViT-L/16 at 224 pixels, BERT-base with cross-attention to it, five linear layers.
@@ -58,32 +60,6 @@ class ImageReward:
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        self.check(weights, tokenizer, scale=scale, grad=grad, dtype=dtype, batch=batch)
-        self.scale, self.grad, self.batch, self.dtype = scale, grad, batch, getattr(torch, dtype)
-        path = fetch(weights)
-        state = read_weights(path)
-        seeing, reading = blip_sizes(state, path)
-        with torch.device("meta"):  # no time is spent on values that are overwritten
-            network = BlipReward(seeing, reading, LinearHead.sized(state, path, "mlp."))
-        self.network = network.to_empty(device="cpu")
-        fill(self.network, state, path, "ImageReward", UNUSED, others="told")
-        self.network.requires_grad_(False).eval().blip.to(self.dtype)
-        check_finite(self.network, path)
-        self.device = torch.device("cpu")
-        self.preprocess = Preprocess((seeing["image_size"],) * 2, (seeing["image_size"],) * 2, *PIXELS)
-        self.tokenizer = _tokenizer(tokenizer, reading["vocab_size"])
-
-    @staticmethod
-    def check(
-        weights: str = WEIGHTS,
-        tokenizer: str = TOKENIZER,
-        *,
-        scale: float = 1.0,
-        grad: bool = False,
-        dtype: str = "float32",
-        batch: int = 64,
-    ) -> None:
-        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
         check_settings(batch, dtype, scale)
         check_weights(weights)
         folder = Path(tokenizer)
@@ -91,17 +67,40 @@ class ImageReward:
             raise FileNotFoundError(f"{folder} is not a tokenizer's: it has no vocab.txt.")
         if not folder.is_dir() and (tokenizer.startswith((".", "/")) or tokenizer.count("/") > 1):
             raise FileNotFoundError(f"tokenizer is {tokenizer!r}: neither a folder nor a hub id such as {TOKENIZER!r}.")
+        self.scale, self.grad, self.batch, self.dtype = scale, grad, batch, getattr(torch, dtype)
+        self.weights, self._tokenizer_name = weights, tokenizer
+        self.device = torch.device("cpu")
+
+    @cached_property
+    def network(self) -> BlipReward:
+        """BLIP with its head, loaded; `preprocess` and `tokenizer` are set beside it."""
+        path = fetch(self.weights)
+        state = read_weights(path)
+        seeing, reading = blip_sizes(state, path)
+        with torch.device("meta"):  # no time is spent on values that are overwritten
+            empty = BlipReward(seeing, reading, LinearHead.sized(state, path, "mlp."))
+        network = empty.to_empty(device="cpu")
+        fill(network, state, path, "ImageReward", UNUSED, others="told")
+        network.requires_grad_(False).eval().blip.to(self.dtype)
+        check_finite(network, path)
+        self.preprocess = Preprocess((seeing["image_size"],) * 2, (seeing["image_size"],) * 2, *PIXELS)
+        self.tokenizer = _tokenizer(self._tokenizer_name, reading["vocab_size"])
+        return network
+
+    def load_weights(self) -> None:
+        _ = self.network
 
     @gradients_if_asked
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> Float[Tensor, " batch"]:
+        network = self.network
         if self.device != images.device:
-            self.network.to(images.device)
+            network.to(images.device)
             self.device = images.device
         tokens, mask = (x.to(images.device) for x in self._tokens(prompts))
         parts = zip(images.split(self.batch), tokens.split(self.batch), mask.split(self.batch), strict=True)
-        raw = torch.cat([self.network(self.preprocess(x).to(self.dtype), t, m) for x, t, m in parts])
+        raw = torch.cat([network(self.preprocess(x).to(self.dtype), t, m) for x, t, m in parts])
         return self.scale * (raw - MEAN) / STD
 
     def _tokens(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.interfaces import TwoPhase
 from rewards._levels import broken_is_nan, levels
 
 __all__ = ["Jpeg"]
@@ -17,7 +18,7 @@ __all__ = ["Jpeg"]
 KILOBYTE = 1000
 
 
-class Jpeg:
+class Jpeg(TwoPhase):
     r"""r(x) = -size(x) (compressibility) or +size(x) (incompressibility) of the JPEG file of the image.
 
     With the defaults the rewards of Black et al., "Training Diffusion Models with Reinforcement Learning", 2023,
@@ -36,13 +37,6 @@ class Jpeg:
         unit: Literal["kilobytes", "bits_per_pixel"] = "kilobytes",
         quality: int = 95,
     ) -> None:
-        self.check(sign, unit=unit, quality=quality)
-        self.sign = {"compress": -1.0, "incompress": 1.0}[sign]
-        self.unit, self.quality = unit, quality
-
-    @staticmethod
-    def check(sign: str = "compress", *, unit: str = "kilobytes", quality: int = 95) -> None:
-        """Refuse bad arguments; ValueError."""
         for name, value, known in (
             ("sign", sign, ("compress", "incompress")),
             ("unit", unit, ("kilobytes", "bits_per_pixel")),
@@ -51,6 +45,8 @@ class Jpeg:
                 raise ValueError(f"{name} is {value!r}: use one of {known}.")
         if not 1 <= quality <= 95:
             raise ValueError(f"quality is {quality}: JPEG encoders take 1 to 95 (95 is the default).")
+        self.sign = {"compress": -1.0, "incompress": 1.0}[sign]
+        self.unit, self.quality = unit, quality
 
     @torch.no_grad()
     def __call__(

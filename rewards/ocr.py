@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -12,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.interfaces import TwoPhase
 from rewards._levels import broken_is_nan, levels
 
 __all__ = ["Ocr", "edit_distance", "plain", "quoted", "score"]
@@ -23,7 +26,7 @@ STRAIGHT = re.compile(r'"([^"]+)"')
 QUOTES = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»')
 
 
-class Ocr:
+class Ocr(TwoPhase):
     r"""r(x) = 1 − min(D, n) / n in [0, 1], with D the edit distance between the recognised and the wanted text of n characters.
 
     By default the formula of Liu et al., "Flow-GRPO", 2025, https://arxiv.org/abs/2505.05470, with a recogniser of our own: the
@@ -55,34 +58,6 @@ class Ocr:
         side: int = 384,
         confidence: float = 0.0,
     ) -> None:
-        self.check(text, quotations=quotations, letters=letters, extra=extra, side=side, confidence=confidence)
-        from rapidocr_onnxruntime import RapidOCR
-
-        self.text = None if text is None else plain(text, letters)
-        self.quotations, self.letters, self.confidence = quotations, letters, confidence
-        self.ignored = extra == "ignored"
-        threads = torch.get_num_threads()  # by default each of its three networks would take every core
-        self._reader: Any = RapidOCR(
-            intra_op_num_threads=threads,
-            inter_op_num_threads=1,
-            det_limit_side_len=side,
-            text_score=0.0,  # `read` leaves out lines itself
-            use_cls=False,  # it turns what is upside down
-        )
-
-    @staticmethod
-    def check(
-        text: str | None = None,
-        *,
-        quotations: Quotations = "first",
-        letters: Letters = "lower",
-        extra: str = "ignored",
-        side: int = 384,
-        confidence: float = 0.0,
-    ) -> None:
-        """Refuse bad arguments, and a missing package, before anything is loaded; ValueError."""
-        import importlib.util
-
         options = (("quotations", quotations, ("first", "all")), ("letters", letters, ("lower", "folded")))
         for name, value, allowed in (*options, ("extra", extra, ("ignored", "counted"))):
             if value not in allowed:
@@ -98,6 +73,26 @@ class Ocr:
                 "The reward 'ocr' needs rapidocr-onnxruntime, which is not installed: pip install 'diffusion-rtb[ocr]' "
                 "(Python below 3.13; elsewhere serve it from another environment with `diffusion-rtb serve-reward`)."
             )
+        self.text = None if text is None else plain(text, letters)
+        self.quotations, self.letters, self.confidence = quotations, letters, confidence
+        self.ignored = extra == "ignored"
+        self.side = side
+
+    def load_weights(self) -> None:
+        _ = self._reader
+
+    @cached_property
+    def _reader(self) -> Any:
+        from rapidocr_onnxruntime import RapidOCR
+
+        threads = torch.get_num_threads()  # by default each of its three networks would take every core
+        return RapidOCR(
+            intra_op_num_threads=threads,
+            inter_op_num_threads=1,
+            det_limit_side_len=self.side,
+            text_score=0.0,  # `read` leaves out lines itself
+            use_cls=False,  # it turns what is upside down
+        )
 
     @staticmethod
     def check_prompts(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.interfaces import TwoPhase
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
-from rewards._models.transformers_clip import TransformersClip
+from rewards._models.transformers_clip import TransformersClip, check_transformers_clip
 
 __all__ = ["PickScore"]
 
 MODEL, PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class PickScore:
+class PickScore(TwoPhase):
     r"""r(x) = scale · exp(logit_scale) · <e_image(x), e_text(prompt)>: logits, for most images 18 to 24.
 
     For two images of one prompt, sigmoid(r_1 - r_2) is the probability that people prefer the first.
@@ -41,24 +43,24 @@ class PickScore:
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        self.check(model, processor, scale=scale, grad=grad, dtype=dtype, batch=batch)
-        self.grad = grad
-        self.clip = TransformersClip(model, processor, batch=batch, dtype=dtype)
-        self.scale = scale * self.clip.scale
-
-    @staticmethod
-    def check(
-        model: str = MODEL,
-        processor: str = PROCESSOR,
-        *,
-        scale: float = 1.0,
-        grad: bool = False,
-        dtype: str = "float32",
-        batch: int = 64,
-    ) -> None:
-        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
         check_settings(batch, dtype, scale)
-        TransformersClip.check(model, processor, kinds=("clip",), batch=batch, dtype=dtype)
+        check_transformers_clip(model, processor, ("clip",))
+        self.grad = grad
+        self.factor = scale
+        self._load = partial(TransformersClip, model, processor, batch=batch, dtype=dtype)
+
+    @cached_property
+    def clip(self) -> TransformersClip:
+        """The tuned CLIP, loaded."""
+        return self._load()
+
+    @property
+    def scale(self) -> float:
+        """Factor on the cosine."""
+        return self.factor * self.clip.scale
+
+    def load_weights(self) -> None:
+        _ = self.clip
 
     @gradients_if_asked
     def __call__(

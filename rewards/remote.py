@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.interfaces import TwoPhase
 from diffusion_rtb.remote_reward.client import TOKEN_VARIABLE, Patience, RemoteRewardError, RewardClient, read_token
 from diffusion_rtb.remote_reward.http import check_url
 from diffusion_rtb.remote_reward.messages import ENCODINGS, Encoding
@@ -17,7 +18,7 @@ from diffusion_rtb.remote_reward.messages import ENCODINGS, Encoding
 __all__ = ["Remote"]
 
 
-class Remote:
+class Remote(TwoPhase):
     r"""r(x) as the servers compute it, or an error: a request that fails is never turned into a number.
 
     The batch is shared out to the servers in turn, in parallel, and failed requests are asked again of the next one. When all
@@ -49,30 +50,6 @@ class Remote:
         max_backoff: float = 16.0,
         token_variable: str = TOKEN_VARIABLE,
     ) -> None:
-        settings: dict[str, Any] = {"encoding": encoding, "batch": batch, "token_variable": token_variable}
-        waits: dict[str, Any] = {"timeout": timeout, "retries": retries, "backoff": backoff, "max_backoff": max_backoff}
-        self.check(servers, **settings, **waits)
-        self.client = RewardClient(
-            _listed(servers),
-            encoding=encoding,
-            batch=batch,
-            token=read_token(token_variable),
-            patience=Patience(timeout, retries, backoff, max_backoff),
-        )
-
-    @staticmethod
-    def check(
-        servers: str | list[str],
-        *,
-        encoding: Encoding = "safetensors",
-        batch: int | None = None,
-        timeout: float = 60.0,
-        retries: int = 8,
-        backoff: float = 0.5,
-        max_backoff: float = 16.0,
-        token_variable: str = TOKEN_VARIABLE,
-    ) -> None:
-        """Refuse bad arguments without asking any server; ValueError."""
         urls = _listed(servers)
         if not urls:
             raise ValueError("servers is empty: name at least one, e.g. http://127.0.0.1:8817.")
@@ -83,8 +60,16 @@ class Remote:
             raise ValueError(f"encoding is {encoding!r}: use one of {', '.join(ENCODINGS)}.")
         if batch is not None and batch < 1:
             raise ValueError(f"batch is {batch}: at least 1 image per request, or null for what the servers allow.")
-        Patience(timeout, retries, backoff, max_backoff)
-        read_token(token_variable)
+        patience, token = Patience(timeout, retries, backoff, max_backoff), read_token(token_variable)
+        self._connect = partial(RewardClient, urls, encoding=encoding, batch=batch, token=token, patience=patience)
+
+    @cached_property
+    def client(self) -> RewardClient:
+        """The connection to the servers, all of which have answered."""
+        return self._connect()
+
+    def load_weights(self) -> None:
+        _ = self.client
 
     @property
     def takes_metadata(self) -> bool:

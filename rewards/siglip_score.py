@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from diffusion_rtb.interfaces import TwoPhase
 from rewards._models.image_text import check_image_text_model, image_text_model
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.two_towers import TwoTowers
 
 __all__ = ["SiglipScore"]
 
@@ -19,7 +22,7 @@ OUTPUTS = ("logit", "log_prob", "cosine")
 KINDS = ("siglip", "siglip2")
 
 
-class SiglipScore:
+class SiglipScore(TwoPhase):
     r"""r(x) = scale · logit, with logit = exp(t) · <e_image(x), e_text(prompt)> + b of the model's own t and b.
 
     `output` "log_prob" is log sigmoid(logit) <= 0, the log-probability in nats that image and prompt belong together: with it,
@@ -50,29 +53,24 @@ class SiglipScore:
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        self.check(model, weights, output=output, scale=scale, grad=grad, dtype=dtype, batch=batch)
-        self.output, self.scale, self.grad = output, scale, grad
-        self.clip = image_text_model(model, weights, KINDS, batch=batch, dtype=dtype)
-        if getattr(self.clip.model, "logit_bias", None) is None:
-            raise ValueError(f"{model!r} has no logit_bias: it is not a SigLIP model; use clip_score.")
-        self.factor, self.bias = self.clip.scale, self.clip.bias
-
-    @staticmethod
-    def check(
-        model: str = "google/siglip2-base-patch16-224",
-        weights: str | None = None,
-        *,
-        output: str = "logit",
-        scale: float = 1.0,
-        grad: bool = False,
-        dtype: str = "float32",
-        batch: int = 64,
-    ) -> None:
-        """Refuse bad arguments without loading anything; FileNotFoundError or ValueError."""
         if output not in OUTPUTS:
             raise ValueError(f"output is {output!r}: use one of {OUTPUTS}.")
         check_settings(batch, dtype, scale)
-        check_image_text_model(model, weights, KINDS, batch=batch, dtype=dtype)
+        check_image_text_model(model, weights, KINDS)
+        self.output, self.scale, self.grad = output, scale, grad
+        self._load = partial(image_text_model, model, weights, KINDS, batch=batch, dtype=dtype)
+        self.model = model
+
+    @cached_property
+    def clip(self) -> TwoTowers:
+        """The image-text model, loaded; ValueError where it is no SigLIP."""
+        found = self._load()
+        if getattr(found.model, "logit_bias", None) is None:
+            raise ValueError(f"{self.model!r} has no logit_bias: it is not a SigLIP model; use clip_score.")
+        return found
+
+    def load_weights(self) -> None:
+        _ = self.clip
 
     @gradients_if_asked
     def __call__(
@@ -81,5 +79,5 @@ class SiglipScore:
         cosines = self.clip.cosines(images, prompts)
         if self.output == "cosine":
             return self.scale * cosines
-        logits = self.factor * cosines + self.bias
+        logits = self.clip.scale * cosines + self.clip.bias
         return self.scale * (logsigmoid(logits) if self.output == "log_prob" else logits)

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.scoring.call import RewardError
 from diffusion_rtb.scoring.memory import Gather
-from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
+from rewards._nested import Nested, inner_values
 
 __all__ = ["Standardise"]
 
@@ -49,23 +49,6 @@ class Standardise(Nested):
         std: float | None = None,
         samples: int | None = 256,
     ) -> None:
-        self.check(reward, mean=mean, std=std, samples=samples)
-        self.name = entry_name(reward)
-        self.rewards = build_inner([reward])
-        self.samples = samples
-        self._known = None if mean is None or std is None else (mean, std)
-        self._settled = torch.zeros(3, dtype=torch.float64)
-        self._pending: Tensor | None = None
-
-    @staticmethod
-    def check(
-        reward: Mapping[str, Any],
-        *,
-        mean: float | None = None,
-        std: float | None = None,
-        samples: int | None = 256,
-    ) -> None:
-        """Refuse statistics that are half given or impossible, and a bad inner reward; ValueError."""
         if (mean is None) != (std is None):
             raise ValueError(f"mean is {mean} and std is {std}: give both, or neither to learn them while training.")
         if mean is not None and not math.isfinite(mean):
@@ -74,7 +57,12 @@ class Standardise(Nested):
             raise ValueError(f"std is {std}: it must be finite and positive.")
         if samples is not None and samples < 2:
             raise ValueError(f"samples is {samples}: a standard deviation needs at least 2 images; None never stops.")
-        check_inner([reward])
+        super().__init__([reward])
+        (self.name,) = self.inner
+        self.samples = samples
+        self._known = None if mean is None or std is None else (mean, std)
+        self._settled = torch.zeros(3, dtype=torch.float64)
+        self._pending: Tensor | None = None
 
     def __call__(
         self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None

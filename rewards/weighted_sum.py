@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
-from rewards._nested import Nested, build_inner, check_inner, entry_name, inner_values
+from rewards._nested import Nested, entry_name, inner_values
 
 __all__ = ["WeightedSum"]
 
@@ -26,14 +26,7 @@ class WeightedSum(Nested):
     """
 
     def __init__(self, rewards: Sequence[Mapping[str, Any]]) -> None:
-        self.check(rewards)
-        self.weights = {entry_name(entry): float(entry.get("weight", 1.0)) for entry in rewards}
-        self.rewards = build_inner(rewards, "weight")
-
-    @staticmethod
-    def check(rewards: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse bad entries, and bad arguments of the rewards in them, before any reward is built; ValueError."""
-        check_inner(rewards, "weight")
+        super().__init__(rewards, "weight")
         for entry in rewards:
             weight = entry.get("weight", 1.0)
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
@@ -41,6 +34,7 @@ class WeightedSum(Nested):
                 raise ValueError(
                     f"The weight of reward {entry_name(entry)!r} is {weight!r}: it must be a finite number."
                 )
+        self.weights = {entry_name(entry): float(entry.get("weight", 1.0)) for entry in rewards}
 
     def __call__(
         self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None

@@ -24,16 +24,15 @@ class Brisque:
     """
 
     def __init__(self, scale: float = 10.0) -> None:
-        from brisque import BRISQUE
-
-        self.scale = scale
-        self.model: Any = BRISQUE(url=False)
-
-    @staticmethod
-    def check(scale: float = 10.0) -> None:
-        """Refuse what no annotation can exclude; ValueError."""
         if not 0 < scale < math.inf:
             raise ValueError(f"scale is {scale}: it must be positive.")
+        self.scale = scale
+
+    def load_weights(self) -> None:
+        """Read the weights, once the arguments were found to be right."""
+        from brisque import BRISQUE
+
+        self.model: Any = BRISQUE(url=False)
 
     def __call__(self, images: np.ndarray[Any, Any], prompts: Sequence[str]) -> np.ndarray[Any, Any]:
         pixels = np.rint(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8)

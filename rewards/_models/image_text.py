@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rewards._models.open_clip import BUNDLED, FOLDER, OpenClip
+from rewards._models.open_clip import BUNDLED, FOLDER, OpenClip, check_open_clip
 from rewards._models.settings import Dtype
-from rewards._models.transformers_clip import TransformersClip
+from rewards._models.transformers_clip import TransformersClip, check_transformers_clip
 from rewards._models.two_towers import TwoTowers
 from rewards._models.weights import HUB
 
@@ -35,12 +35,12 @@ def image_text_model(model: str, weights: str | None, kinds: tuple[str, ...], *,
     return found
 
 
-def check_image_text_model(model: str, weights: str | None, kinds: tuple[str, ...], *, batch: int, dtype: str) -> None:
-    """Refuse what cannot be loaded, before anything is; see `OpenClip.check` and `TransformersClip.check`."""
+def check_image_text_model(model: str, weights: str | None, kinds: tuple[str, ...]) -> None:
+    """Refuse what cannot be loaded, before anything is; see `check_open_clip` and `check_transformers_clip`."""
     if _of_open_clip(model, weights):
-        OpenClip.check(model, weights, batch=batch, dtype=dtype)
+        check_open_clip(model, weights)
     else:
-        TransformersClip.check(model, kinds=kinds, batch=batch, dtype=dtype)
+        check_transformers_clip(model, None, kinds)
 
 
 def _of_open_clip(model: str, weights: str | None) -> bool:

@@ -17,7 +17,7 @@ from diffusion_rtb.files.completeness import check_names, looks_like, refuse_lor
 from diffusion_rtb.files.vocabulary import check_rows, check_tokenizer
 from rewards import emoji_clip
 from rewards._models.preprocess import Preprocess
-from rewards._models.settings import Dtype, check_settings
+from rewards._models.settings import Dtype
 from rewards._models.torchscript import is_torchscript
 from rewards._models.two_towers import TwoTowers
 from rewards._models.weights import HUB, check_weights, fetch, fill, read_weights
@@ -49,7 +49,6 @@ class OpenClip(TwoTowers):
     """
 
     def __init__(self, model: str, weights: str | None = None, *, batch: int = 64, dtype: Dtype = "float32") -> None:
-        self.check(model, weights, batch=batch, dtype=dtype)
         import open_clip
 
         folder = _folder(model)
@@ -81,7 +80,6 @@ class OpenClip(TwoTowers):
             batch: Images per network call.
             dtype: Of the network.
         """
-        check_settings(batch, dtype)
         import open_clip
 
         path = fetch(weights)
@@ -98,24 +96,6 @@ class OpenClip(TwoTowers):
         TwoTowers.__init__(model, network, str(path), batch=batch, dtype=dtype)
         return model
 
-    @staticmethod
-    def check(model: str, weights: str | None = None, *, batch: int = 64, dtype: str = "float32") -> None:
-        """Refuse what cannot be loaded, before anything is.
-
-        Raises:
-            FileNotFoundError: a folder or a file is missing.
-            ValueError: no such architecture or tag; weights missing, truncated, or given where the model has its own.
-        """
-        check_settings(batch, dtype)
-        folder = _folder(model)
-        if folder or model.startswith(HUB):
-            if weights is not None:
-                raise ValueError(f"{model!r} has its own weights; leave out `weights`, got {weights!r}.")
-            if folder:
-                check_weights(_weights_in(folder))
-        else:
-            _check_architecture(model, weights)
-
     def _set(self, network: Any, preprocess: Preprocess, tokenizer: Any) -> None:
         self.model, self.preprocess, self.tokenizer = network, preprocess, tokenizer
 
@@ -126,6 +106,23 @@ class OpenClip(TwoTowers):
     def embed_text(self, text: str) -> Float[Tensor, "1 dim"]:
         """See `TwoTowers`."""
         return self.model.encode_text(self.tokenizer([text]).to(self._device))
+
+
+def check_open_clip(model: str, weights: str | None = None) -> None:
+    """Refuse what `OpenClip` cannot load, before anything is.
+
+    Raises:
+        FileNotFoundError: a folder or a file is missing.
+        ValueError: no such architecture or tag; weights missing, truncated, or given where the model has its own.
+    """
+    folder = _folder(model)
+    if folder or model.startswith(HUB):
+        if weights is not None:
+            raise ValueError(f"{model!r} has its own weights; leave out `weights`, got {weights!r}.")
+        if folder:
+            check_weights(_weights_in(folder))
+    else:
+        _check_architecture(model, weights)
 
 
 def _explain(name: str, weights: str | None, file: Path | str | None) -> None:

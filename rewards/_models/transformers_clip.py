@@ -13,7 +13,7 @@ from diffusion_rtb.files.completeness import check_transformers, read_json, weig
 from diffusion_rtb.files.vocabulary import check_rows, load_tokenizer
 from rewards._models.naflex import Naflex
 from rewards._models.preprocess import Preprocess
-from rewards._models.settings import Dtype, check_settings
+from rewards._models.settings import Dtype
 from rewards._models.two_towers import TwoTowers
 from rewards._models.weights import check_weights
 
@@ -35,7 +35,6 @@ class TransformersClip(TwoTowers):
 
     def __init__(self, model: str, processor: str | None = None, *, batch: int = 64, dtype: Dtype = "float32") -> None:
         processor = processor or model
-        self.check(model, processor, kinds=("clip", "siglip", "siglip2"), batch=batch, dtype=dtype)
         from transformers import AutoImageProcessor, AutoModel
 
         proved, variant = _proved(model)
@@ -50,31 +49,6 @@ class TransformersClip(TwoTowers):
         self._check_fit(config, model, processor)
         network = _loaded(AutoModel, model, "weights", variant=variant)
         super().__init__(network, model, batch=batch, dtype=dtype)
-
-    @staticmethod
-    def check(
-        model: str, processor: str | None = None, *, kinds: tuple[str, ...], batch: int = 64, dtype: str = "float32"
-    ) -> None:
-        """Refuse what cannot be loaded, before anything is.
-
-        Args:
-            model: As in the constructor.
-            processor: As in the constructor.
-            kinds: The `model_type`s that are right for the caller.
-            batch: As in the constructor.
-            dtype: As in the constructor.
-
-        Raises:
-            FileNotFoundError: a folder or a file in it is missing.
-            ValueError: neither a folder nor a hub id; another kind of model; weights or a vocabulary that are not whole.
-        """
-        check_settings(batch, dtype)
-        if is_folder(model):
-            _check_model(Path(model), kinds)
-        if is_folder(processor or model):
-            folder = Path(processor or model)
-            read_json(_one_of(folder, PROCESSORS, "image processor"))
-            _tokenizer(str(folder))
 
     def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """See `TwoTowers`."""
@@ -103,6 +77,26 @@ class TransformersClip(TwoTowers):
                 f"The image processor of {processor!r} makes images of {self.preprocess.crop} pixels, {model!r} takes "
                 f"{(side, side)}: they are not of one model."
             )
+
+
+def check_transformers_clip(model: str, processor: str | None, kinds: tuple[str, ...]) -> None:
+    """Refuse what `TransformersClip` cannot load, before anything is.
+
+    Args:
+        model: As in the constructor.
+        processor: As in the constructor.
+        kinds: The `model_type`s that are right for the caller.
+
+    Raises:
+        FileNotFoundError: a folder or a file in it is missing.
+        ValueError: neither a folder nor a hub id; another kind of model; weights or a vocabulary that are not whole.
+    """
+    if is_folder(model):
+        _check_model(Path(model), kinds)
+    if is_folder(processor or model):
+        folder = Path(processor or model)
+        read_json(_one_of(folder, PROCESSORS, "image processor"))
+        _tokenizer(str(folder))
 
 
 def is_folder(name: str) -> bool:

@@ -248,9 +248,9 @@ def test_info_that_is_none_is_refused() -> None:
         (INFO | {"schema_version": 9}, "speaks schema version 2, the other 9"),
     ]:
         with answering(brightnesses, info) as url, pytest.raises(RemoteRewardError, match=expected):
-            Remote(url)
+            Remote(url).load_weights()
     with answering(brightnesses, INFO | {"something": "new"}) as url:
-        Remote(url)
+        Remote(url).load_weights()
 
 
 def test_servers_of_different_rewards_are_not_mixed() -> None:
@@ -260,7 +260,7 @@ def test_servers_of_different_rewards_are_not_mixed() -> None:
         answering(brightnesses, others) as b,
         pytest.raises(RemoteRewardError, match=r"The servers serve different rewards: .*'planted-0'.*'other-1'"),
     ):
-        Remote([a, b])
+        Remote([a, b]).load_weights()
 
 
 def test_what_passes_is_tried_again(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +367,7 @@ def test_a_server_that_misbehaves_holds_nobody_up(talk: Callable[[socket.socket]
         talking(talk) as url,
         pytest.raises(RemoteRewardError, match=f"No reward server answered in 2 tries.*({expected})"),
     ):
-        Remote(url, timeout=0.3, retries=1, **QUICK)
+        Remote(url, timeout=0.3, retries=1, **QUICK).load_weights()
     assert time.monotonic() - start < 2
 
 
@@ -375,7 +375,7 @@ def test_a_port_where_nobody_listens() -> None:
     with pytest.raises(
         RemoteRewardError, match=r"ConnectionRefusedError.*Is `diffusion-rtb serve-reward` running there\?"
     ):
-        Remote(f"http://127.0.0.1:{free_port()}", retries=2, **QUICK)
+        Remote(f"http://127.0.0.1:{free_port()}", retries=2, **QUICK).load_weights()
 
 
 def test_one_server_of_two_is_enough() -> None:
@@ -445,10 +445,10 @@ def test_a_killed_server_is_waited_for() -> None:
 def test_a_token_opens_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     with in_thread(app(token=TOKEN)) as url:
         with pytest.raises(RemoteRewardError, match=r"refused: status 401 \(unauthorized\): .*there is none"):
-            Remote(url)
+            Remote(url).load_weights()
         monkeypatch.setenv("MY_TOKEN", "x" * 16)
         with pytest.raises(RemoteRewardError, match="it is not the server's") as error:
-            Remote(url, token_variable="MY_TOKEN")
+            Remote(url, token_variable="MY_TOKEN").load_weights()
         assert "x" * 16 not in str(error.value)
         monkeypatch.setenv("MY_TOKEN", TOKEN)
         assert Remote(url, token_variable="MY_TOKEN")(some_images(2), ["a", "b"]).shape == (2,)
@@ -506,7 +506,7 @@ def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     with in_thread(app(), ssl_keyfile=str(key), ssl_certfile=str(certificate)) as url:
         with pytest.raises(RemoteRewardError, match=r"is not who it says: .*certificate verify failed"):
-            Remote(url)
+            Remote(url).load_weights()
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert Remote(url)(some_images(2), ["a", "b"]).shape == (2,)
 

@@ -100,7 +100,7 @@ def test_the_first_head_is_one_linear_layer(width: int, tmp_path: Path) -> None:
     torch.save(layer.state_dict(), tmp_path / "sa_0_4_vit_l_14_linear.pth")
     if width != 12:
         with pytest.raises(ValueError, match=r"in 12 dimensions, the head in .* expects 7: .*of 512 for ViT-B-16 or"):
-            Aesthetic(str(tmp_path / "sa_0_4_vit_l_14_linear.pth"), str(openai_clip()))
+            Aesthetic(str(tmp_path / "sa_0_4_vit_l_14_linear.pth"), str(openai_clip())).load_weights()
         return
     images = some_images(5, 48, 40)
     reward = Aesthetic(str(tmp_path / "sa_0_4_vit_l_14_linear.pth"), str(openai_clip()), grad=True)
@@ -125,7 +125,7 @@ def test_another_architecture_has_its_own_number_of_heads(tmp_path: Path) -> Non
     found = Aesthetic(*files, architecture="ViT-B-32")(images, PROMPTS[:2])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"width 768 for images, this architecture has 1024: it is another one"):
-        Aesthetic(*files)
+        Aesthetic(*files).load_weights()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -158,16 +158,16 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "head.pth"
     torch.save(head_state(10), file)
     with pytest.raises(ValueError, match=r"embeds images in 12 dimensions, the head in .*head\.pth expects 10"):
-        Aesthetic(str(file), str(openai_clip()))
+        Aesthetic(str(file), str(openai_clip())).load_weights()
     state = head_state(12)
     torch.save({**state, "layers.4.weight": torch.zeros(8, 11)}, file)
     with pytest.raises(ValueError, match=r"no head of 5 linear layers that ends in one number: .*\(8, 11\)"):
-        Aesthetic(str(file), str(openai_clip()))
+        Aesthetic(str(file), str(openai_clip())).load_weights()
     torch.save({**state, "layers.1.weight": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match=r"an aesthetic head: 1 unknown \(first: layers\.1\.weight\)"):
-        Aesthetic(str(file), str(openai_clip()))
+        Aesthetic(str(file), str(openai_clip())).load_weights()
     torch.save({f"layers.{i}.weight": torch.zeros(1, 1) for i in (0, 3, 6, 9, 11)}, file)
     with pytest.raises(ValueError, match=r"LAION's head with ReLU .* read are those without, e\.g\. sac\+logos\+ava1"):
-        Aesthetic(str(file), str(openai_clip()))
+        Aesthetic(str(file), str(openai_clip())).load_weights()
     with pytest.raises(ValueError, match="no head of 5 linear layers"):
-        Aesthetic(str(openai_clip()), str(aesthetic_head()))
+        Aesthetic(str(openai_clip()), str(aesthetic_head())).load_weights()

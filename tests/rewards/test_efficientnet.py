@@ -193,9 +193,9 @@ def port_of_b0() -> list[str]:
 def test_tensors_without_a_place_are_named(tmp_path: Path) -> None:
     torch.save({**published(), "_blocks.16._bn1.bias": torch.zeros(1)}, tmp_path / "more.pth")
     with pytest.raises(ValueError, match=r"1 unknown \(first: _blocks\.16\._bn1\.bias\)"):
-        Classifier(0, model=LITE["model"], weights=str(tmp_path / "more.pth"))
+        Classifier(0, model=LITE["model"], weights=str(tmp_path / "more.pth")).load_weights()
     with pytest.raises(ValueError, match=r"more\.pth does not hold the weights of timm:resnet18 with 1000 classes"):
-        Classifier(0, model="timm:resnet18", weights=str(tmp_path / "more.pth"))
+        Classifier(0, model="timm:resnet18", weights=str(tmp_path / "more.pth")).load_weights()
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_files_of_packages_that_are_missing(weights: str | None, error: type[Exc
 def test_imagenet_s_names_hold_for_timm() -> None:
     message = r"target 'military uniforms' is not among the classes\. Did you mean 'military uniform'\?"
     with pytest.raises(ValueError, match=message):
-        Classifier("military uniforms", **LITE)
+        Classifier("military uniforms", **LITE).load_weights()

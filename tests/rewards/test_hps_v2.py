@@ -200,7 +200,7 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
 
     def load(state: dict[str, Tensor]) -> None:
         torch.save({"state_dict": state}, file)
-        HpsV2(weights=str(file))
+        HpsV2(weights=str(file)).load_weights()
 
     with pytest.raises(ValueError, match=r"a CLIP model like ViT-H-14: 1 missing \(first: visual\.ln_post\.bias\)"):
         load({k: v for k, v in state.items() if k != "visual.ln_post.bias"})

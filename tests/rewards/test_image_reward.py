@@ -95,9 +95,9 @@ def test_a_file_on_the_hub_is_taken_from_its_cache(tmp_path: Path, monkeypatch: 
     reward = build({"component": "image_reward", "tokenizer": str(bert_tokenizer())}, "reward")
     assert torch.equal(reward(images, PROMPTS[:2]), a_reward()(images, PROMPTS[:2]))
     with pytest.raises(FileNotFoundError, match=r"ImageReward/other\.pt cannot be fetched: .*give its path"):
-        ImageReward("hf-hub:THUDM/ImageReward/other.pt", str(bert_tokenizer()))
+        ImageReward("hf-hub:THUDM/ImageReward/other.pt", str(bert_tokenizer())).load_weights()
     with pytest.raises(ValueError, match=r"The tokenizer 'bert-base-uncased' .* give a folder with its vocab\.txt"):
-        ImageReward(str(image_reward()))
+        ImageReward(str(image_reward())).load_weights()
 
 
 @pytest.mark.parametrize(
@@ -130,17 +130,17 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     state = image_reward_state()
     lacking = {k: v for k, v in state.items() if k != "blip.text_encoder.encoder.layer.1.output.dense.bias"}
     with pytest.raises(ValueError, match=r"weights of ImageReward: 1 missing \(first: .*layer\.1\.output\.dense\.bias"):
-        ImageReward(**saved(lacking, tmp_path))
+        ImageReward(**saved(lacking, tmp_path)).load_weights()
     with pytest.raises(ValueError, match=r"layout of ImageReward\.pt: it has no 'blip\.visual_encoder\.patch"):
-        ImageReward(**saved({k.removeprefix("blip."): v for k, v in state.items()}, tmp_path))
+        ImageReward(**saved({k.removeprefix("blip."): v for k, v in state.items()}, tmp_path)).load_weights()
     with pytest.raises(ValueError, match=r"holds no head of 5 linear layers .* mlp\.layers"):
-        ImageReward(**saved({k: v for k, v in state.items() if k != "mlp.layers.4.weight"}, tmp_path))
+        ImageReward(**saved({k: v for k, v in state.items() if k != "mlp.layers.4.weight"}, tmp_path)).load_weights()
     narrow = {**state, "blip.visual_encoder.patch_embed.proj.weight": torch.zeros(30, 3, 8, 8)}
     with pytest.raises(ValueError, match=r"width 30 for images .* multiples of ImageReward's 16 and 12 heads"):
-        ImageReward(**saved(narrow, tmp_path))
+        ImageReward(**saved(narrow, tmp_path)).load_weights()
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\ncat\n")
     with pytest.raises(ValueError, match=r"has 9 tokens with \[DEC\] and \[ENC\], the weights embed .* give a folder"):
-        ImageReward(str(image_reward()), str(tmp_path))
+        ImageReward(str(image_reward()), str(tmp_path)).load_weights()

@@ -233,7 +233,8 @@ def test_a_trained_network_gives_its_own_softmax(make: Any, tmp_path: Path) -> N
 def test_size_replaces_the_published_one(tmp_path: Path) -> None:
     _, _, found = a_torchvision_network(tmp_path / "weights")
     reward = Classifier(0, classes=["a", "b", "c"], size=48, **found)
-    assert reward.preprocess(some_images(2)).shape == (2, 3, 48, 48)
+    _, preprocess = reward._trained
+    assert preprocess(some_images(2)).shape == (2, 3, 48, 48)
 
 
 def test_jpeg_is_the_size_of_the_file(tmp_path: Path) -> None:

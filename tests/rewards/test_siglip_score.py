@@ -165,7 +165,7 @@ def test_it_is_open_clip_s_logit_too() -> None:
 
 def test_a_model_without_a_bias_is_not_a_siglip() -> None:
     with pytest.raises(ValueError, match="has no logit_bias: it is not a SigLIP model; use clip_score"):
-        SiglipScore(str(tiny_clip()))
+        SiglipScore(str(tiny_clip())).load_weights()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"has 40 tokens .*'word20', number 60.* 60 rows of .*: they are not of one model"
     ):
-        SiglipScore(str(copy))
+        SiglipScore(str(copy)).load_weights()
 
 
 def test_a_missing_sentencepiece_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,4 +213,4 @@ def test_a_missing_sentencepiece_names_the_extra(monkeypatch: pytest.MonkeyPatch
         getattr(import_utils, name).cache_clear()
         monkeypatch.setattr(import_utils, f"_{name}", False, raising=False)
     with pytest.raises(ImportError, match=r"pip install 'diffusion-rtb\[siglip\]'"):
-        a_reward("siglip")
+        a_reward("siglip").load_weights()

@@ -5,10 +5,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from diffusion_rtb.interfaces import TwoPhase
+
 __all__ = ["Redness", "red_share"]
 
 
-class Redness:
+class Redness(TwoPhase):
     """r(x) = scale · mean(red - other), in [-scale, scale].
 
     Args:
@@ -17,14 +19,9 @@ class Redness:
     """
 
     def __init__(self, scale: float = 1.0, *, against: Literal["mean", "max"] = "mean") -> None:
-        self.check(scale)
-        self.scale, self.against = scale, against
-
-    @staticmethod
-    def check(scale: float = 1.0, **others: object) -> None:
-        """What no annotation can exclude; called before anything is loaded."""
         if scale == 0:
             raise ValueError("scale is 0: every image would have the same reward.")
+        self.scale, self.against = scale, against
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         red, others = images[:, 0], images[:, 1:]
