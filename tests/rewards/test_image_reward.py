@@ -72,6 +72,7 @@ def test_its_tensors_have_the_published_names() -> None:
 
 def test_blip_s_own_tokens_come_last() -> None:
     reward = a_reward()
+    reward.load_weights()
     tokens, mask = reward._tokens(["a [ENC] cat [DEC]", "a cat"])
     rows = len(image_reward_state()["blip.text_encoder.embeddings.word_embeddings.weight"])
     assert tokens.shape == mask.shape == (2, 35)
