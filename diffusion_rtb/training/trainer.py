@@ -1,9 +1,6 @@
-"""One iteration, in five hops: draw trajectories, complete their densities, objective, backward inside the steps, update.
+"""The loop of a run: iterations that succeed or leave everything as it was, and observers that are told of them.
 
-    behaviours -> Batch -> objective -> cotangent dL/dlog_q -> replay_backward -> optimizer
-
-The objective sees only small tensors. Its gradient with respect to log_q (batch, steps) is pushed through the network one step
-at a time, so the exact full-trajectory gradient needs the activation memory of one network call.
+sources -> Batch -> `gradient.loss_of` -> `gradient.push_back` -> `gradient.descend`
 """
 
 from __future__ import annotations
