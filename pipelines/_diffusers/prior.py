@@ -67,6 +67,8 @@ class DiffusersPrior(TwoPhase):
     """The scheduler unless told otherwise."""
     sampler_settings: ClassVar[Mapping[str, Any]] = {}
     """Constructor arguments of any scheduler that has them, whatever the folder says."""
+    predicts: ClassVar[str] = "epsilon"
+    """What the denoiser predicts where the scheduler's config does not say so, as diffusers' `prediction_type` has it."""
     without: ClassVar[Sequence[str]] = ()
     """Parts of the pipeline that are not loaded."""
     options: ClassVar[Mapping[str, Any]] = {}
@@ -116,7 +118,9 @@ class DiffusersPrior(TwoPhase):
         folder = local_folder(self.path, cls, self.without, self._variant, self._revision)
         variant = check_folder(folder, self.pipeline, self.parts, self._variant, self.check_files)
         name, arguments = self._scheduler
-        sampler = build_scheduler(read_scheduler_config(folder), name, arguments, self.sampler_settings)
+        sampler = build_scheduler(
+            read_scheduler_config(folder), name, arguments, always=self.sampler_settings, predicts=self.predicts
+        )
         check_sampler(sampler, self.steps, self.eta, self.timesteps)
         return folder, variant, sampler
 

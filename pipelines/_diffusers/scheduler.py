@@ -42,7 +42,12 @@ def scheduler_class(name: str) -> type:
 
 
 def build_scheduler(
-    config: Mapping[str, Any], name: str, arguments: Mapping[str, Any], always: Mapping[str, Any] | None = None
+    config: Mapping[str, Any],
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    always: Mapping[str, Any] | None = None,
+    predicts: str = "epsilon",
 ) -> Any:
     """The scheduler `name` with the pipeline's own noise schedule, except for `arguments`.
 
@@ -51,6 +56,7 @@ def build_scheduler(
         name: Class name in diffusers.
         arguments: Constructor arguments that differ from `config`.
         always: Others that hold whatever `config` says, where the scheduler has them.
+        predicts: What the pipeline's network predicts where `config` does not say so.
 
     Raises:
         ValueError: no such scheduler, it has no such argument, it samples flows and the pipeline's network predicts something
@@ -71,19 +77,27 @@ def build_scheduler(
         ) from error
     except TypeError as error:
         raise ValueError(f"{cls.__name__} is made for other networks ({_sentence(error)}). {REMEDY}") from error
-    _check_prediction(built, config.get("prediction_type", "epsilon"))
+    _check_prediction(built, config.get("prediction_type", predicts))
     return built
 
 
 def _check_prediction(scheduler: Any, predicted: str) -> None:
-    """Refuse schedulers that would take what the network predicts, noise or v, for something else."""
+    """Refuse schedulers that would take what the network predicts, noise, v or a flow's velocity, for something else."""
     settings, name = scheduler.config, type(scheduler).__name__
     flow = "flow" in str(settings.get("prediction_type")) or bool(settings.get("use_flow_sigmas"))
-    if "flow" not in predicted and (flow or "FlowMatch" in name):
+    flow = flow or "FlowMatch" in name
+    if "flow" in predicted and not flow:
+        raise ValueError(
+            f"{name} as it is configured samples from noise or v, and this pipeline's network predicts the velocity of a flow. Set "
+            "scheduler: FlowMatchEulerDiscreteScheduler with scheduler_arguments {stochastic_sampling: true}."
+        )
+    if flow and "flow" not in predicted:
         raise ValueError(
             f"{name} as it is configured samples flows, whose networks predict a velocity; this pipeline's network predicts "
             f"{predicted!r}, so its samples would be noise. {REMEDY}"
         )
+    if flow:
+        return
     missing = [part for part in ("step", "scale_model_input", "init_noise_sigma") if not hasattr(scheduler, part)]
     if missing or "prediction_type" not in inspect.signature(type(scheduler).__init__).parameters:
         lacks = f"it has no {missing[0]}" if missing else "it has no prediction_type"
@@ -201,10 +215,11 @@ def _record(scheduler: Any, eta: float) -> None:
     """All steps of a chain of four numbers under a recorder."""
     generator = torch.Generator().manual_seed(0)
     call = {"eta": eta} if takes_eta(scheduler) else {}
-    x = torch.randn(1, 1, 2, 2, generator=generator) * scheduler.init_noise_sigma
+    x = torch.randn(1, 1, 2, 2, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)  # flows have neither
     with torch.no_grad(), torch.random.fork_rng(devices=[]), TrajectoryRecorder(scheduler) as recorder:
         for t in scheduler.timesteps:
-            x = scheduler.step(0.1 * scheduler.scale_model_input(x, t), t, x, **call, return_dict=False)[0]
+            x = scheduler.step(0.1 * scaled(x, t), t, x, **call, return_dict=False)[0]
     assert recorder.trajectory.stochastic.any()
 
 
