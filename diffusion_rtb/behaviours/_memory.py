@@ -14,6 +14,8 @@ from diffusion_rtb.sampling.batch import Batch
 
 __all__ = [
     "Memory",
+    "counted",
+    "numbered",
     "pack",
     "rank_weights",
     "stored",
@@ -38,26 +40,46 @@ def stored(batch: Batch) -> Batch:
     return replace(batch, log_q=None, mean_p=None, kl=None).to("cpu")
 
 
-def pack(memory: Memory) -> dict[str, Tensor]:
-    """A memory as named tensors; empty if it is."""
+def numbered(counts: Mapping[int, int], added: Mapping[int, int]) -> Int[Tensor, "n 2"]:
+    """Prompt row and number of each stored record, row after row: the newest `counts` of all that were ever `added`."""
+    return torch.tensor([[row, added[row] - n + k] for row, n in sorted(counts.items()) for k in range(n)])
+
+
+def counted(records: Int[Tensor, "n 2"]) -> dict[int, int]:
+    """How many records were ever added of each row."""
+    return {row: number + 1 for row, number in records.tolist()}
+
+
+def pack(memory: Memory, added: Mapping[int, int]) -> dict[str, Tensor]:
+    """A memory as named tensors, of the form that `run/memories.py` writes; empty if it is.
+
+    Args:
+        memory: What is stored.
+        added: How many trajectories of each row were ever stored.
+    """
     if not memory:
         return {}
     held = Batch.cat([memory[row] for row in sorted(memory)])
     assert held.log_p is not None
-    trajectory = {f"trajectory.{name}": tensor for name, tensor in held.trajectory.tensors().items()}
-    return trajectory | {"prompt": held.prompt, "reward": held.reward, "log_p": held.log_p}
+    trajectory = held.trajectory
+    fields = {"x": trajectory.x, "log_prob": trajectory.log_prob, "reward": held.reward, "log_p": held.log_p}
+    fields["log_behaviour"] = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
+    schedule = {"timesteps": trajectory.timesteps, "std": trajectory.std}
+    records = numbered({row: len(each) for row, each in memory.items()}, added)
+    return {"records": records} | {f"record.{name}": tensor for name, tensor in fields.items()} | schedule
 
 
-def unpack(tensors: Mapping[str, Tensor]) -> Memory:
-    """What `pack` was given."""
+def unpack(tensors: Mapping[str, Tensor]) -> tuple[Memory, dict[int, int]]:
+    """What `pack` was given; every trajectory with the density it was drawn with."""
     if not tensors:
-        return {}
-    fields = {name.removeprefix("trajectory."): t for name, t in tensors.items() if name.startswith("trajectory.")}
-    held = Batch(
-        trajectory=Trajectory(**fields), prompt=tensors["prompt"], reward=tensors["reward"], log_p=tensors["log_p"]
+        return {}, {}
+    x, log_prob, reward, log_p, log_behaviour = (
+        tensors[f"record.{name}"] for name in ("x", "log_prob", "reward", "log_p", "log_behaviour")
     )
-    rows = torch.unique(held.prompt).tolist()
-    return {row: held[(held.prompt == row).nonzero().flatten()] for row in rows}
+    trajectory = Trajectory(x, tensors["timesteps"], tensors["std"], log_prob, log_behaviour)
+    held = Batch(trajectory, tensors["records"][:, 0], reward, log_p=log_p)
+    added = counted(tensors["records"])
+    return {row: held[(held.prompt == row).nonzero().flatten()] for row in added}, added
 
 
 RANK = 0.01

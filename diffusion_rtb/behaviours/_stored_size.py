@@ -72,17 +72,19 @@ def stores(config: RunConfig, prior: Prior, objective: Objective) -> list[Store]
 
 
 def check_room(config: RunConfig, prior: Prior, objective: Objective, folder: Path) -> None:
-    """Refuse stores that fit neither the memory nor the disk: full, they are held twice in memory while a checkpoint is written.
+    """Refuse stores that fit neither the memory nor the disk.
+
+    Full, they are held twice in memory while a checkpoint is written. Their files hold up to twice what is remembered, and may be
+    there beside new ones until the last checkpoint that refers to them is gone.
 
     Raises:
         ValueError: with the arithmetic and what would fit.
     """
     found = stores(config, prior, objective)
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    copies = config.train.keep_checkpoints + 1
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(place).free
     _fit(found, memory, 2, "It is held twice while a checkpoint is written, and {} of memory are free")
-    _fit(found, disk, copies, f"Up to {copies} checkpoints hold it, and {{}} of disk are free")
+    _fit(found, disk, 3, "Its files come to up to three times that, and {} of disk are free")
 
 
 def _fit(found: Sequence[Store], free: int, times: int, why: str) -> None:

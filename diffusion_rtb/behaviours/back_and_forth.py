@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.behaviours._memory import rank_weights, systematic_draw
+from diffusion_rtb.behaviours._memory import counted, numbered, rank_weights, systematic_draw
 from diffusion_rtb.chain.continuation import continued
 from diffusion_rtb.chain.forward_process import noised_chain
 from diffusion_rtb.chain.seeds import generators, seed_of
@@ -48,6 +48,8 @@ class BackAndForth:
         self.pool = pool
         self.memory: dict[int, tuple[Tensor, Tensor]] = {}
         """x_0 (n, *dims) and reward (n,) of each prompt row, oldest first, on the CPU."""
+        self.added: dict[int, int] = {}
+        """Samples stored so far per prompt row."""
         self.timesteps: Float[Tensor, " steps"] | None = None
 
     def draw(self, sampler: Sampler, rows: Sequence[int], count: int, iteration: int, beta: float) -> Batch:
@@ -95,18 +97,19 @@ class BackAndForth:
                 if row in self.memory:
                     x_0, reward = torch.cat([self.memory[row][0], x_0]), torch.cat([self.memory[row][1], reward])
                 self.memory[row] = x_0[-self.pool :], reward[-self.pool :]
+                self.added[row] = self.added.get(row, 0) + len(new)
 
     def tensors(self) -> dict[str, Tensor]:
         if self.timesteps is None:
             return {}
-        rows = sorted(self.memory)
-        prompt = [torch.full((len(self.memory[row][1]),), row) for row in rows]
-        x_0, reward = (torch.cat([self.memory[row][i] for row in rows]) for i in (0, 1))
-        return {"x_0": x_0, "reward": reward, "prompt": torch.cat(prompt), "timesteps": self.timesteps}
+        records = numbered({row: len(reward) for row, (_, reward) in self.memory.items()}, self.added)
+        x_0, reward = (torch.cat([self.memory[row][i] for row in sorted(self.memory)]) for i in (0, 1))
+        return {"records": records, "record.x_0": x_0, "record.reward": reward, "timesteps": self.timesteps}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         if not tensors:
             return
-        self.timesteps, prompt = tensors["timesteps"], tensors["prompt"]
-        rows = torch.unique(prompt).tolist()
-        self.memory = {row: (tensors["x_0"][prompt == row], tensors["reward"][prompt == row]) for row in rows}
+        self.timesteps, prompt = tensors["timesteps"], tensors["records"][:, 0]
+        self.added = counted(tensors["records"])
+        x_0, reward = tensors["record.x_0"], tensors["record.reward"]
+        self.memory = {row: (x_0[prompt == row], reward[prompt == row]) for row in self.added}

@@ -108,13 +108,7 @@ class PriorBuffer:
             self.memory, self.drawn = self.extended
 
     def tensors(self) -> dict[str, Tensor]:
-        if not self.memory:
-            return {}
-        drawn = torch.tensor([[row, self.drawn[row]] for row in sorted(self.memory)])
-        return pack(self.memory) | {"drawn": drawn}
+        return pack(self.memory, self.drawn)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        if not tensors:
-            return
-        self.drawn = {int(row): int(count) for row, count in tensors["drawn"]}
-        self.memory = unpack(tensors)
+        self.memory, self.drawn = unpack(tensors)

@@ -52,6 +52,8 @@ class Replay:
         self.capacity = capacity
         self.priority = priority
         self.memory: Memory = {}
+        self.added: dict[int, int] = {}
+        """Trajectories stored so far per prompt row."""
 
     def draw(self, sampler: Sampler, rows: Sequence[int], count: int, iteration: int, beta: float) -> Batch:
         """See `Source`; log_p is known, log_q is not."""
@@ -82,9 +84,10 @@ class Replay:
         for row in torch.unique(own.prompt).tolist():
             new = own[(own.prompt == row).nonzero().flatten()]
             self.memory[row] = with_newest(self.memory, row, new, self.capacity)
+            self.added[row] = self.added.get(row, 0) + len(new)
 
     def tensors(self) -> dict[str, Tensor]:
-        return pack(self.memory)
+        return pack(self.memory, self.added)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self.memory = unpack(tensors)
+        self.memory, self.added = unpack(tensors)

@@ -3,7 +3,7 @@
     FOLDER/00000040/            iteration 40; the name exists only once everything in it is on the disk
         posterior.safetensors   one file per group of tensors
         state.json              counters and whatever else is not a tensor
-        manifest.json           size and SHA-256 of every other file
+        manifest.json           size and SHA-256 of every other file, and of those in memories/ that it refers to
 
 It is written into a hidden folder beside its final place, flushed, and renamed. Older ones go only after that. No pickle.
 """
@@ -14,8 +14,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ from diffusion_rtb.run.checkpoint_reading import (
     candidates,
     latest_checkpoint,
     load_checkpoint,
-    sha256,
+    read_manifest,
 )
+from diffusion_rtb.run.memories import MEMORIES, RECORDS, Kept, Memories, Saving, clear_unused, sha256
 
 __all__ = [
     "CheckpointError",
@@ -61,15 +63,18 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     keep: int,
+    memories: Memories | None = None,
 ) -> Path:
     """Write `folder/<iteration>` atomically, then remove checkpoints of earlier iterations beyond `keep`.
 
     Args:
         folder: Where the run keeps its checkpoints; created if missing. Of several processes one writes at a time.
         iteration: Names the checkpoint; one of the same iteration is replaced.
-        tensors: Tensors by group and name; every group becomes one safetensors file. They may live on any device.
+        tensors: Tensors by group and name; every group becomes one safetensors file. They may live on any device. Of a memory
+            (see `memories.py`) only what is new is written.
         state: Anything JSON can hold; tuples come back as lists.
         keep: How many checkpoints stay, this one included.
+        memories: What this process knows to be on the disk; brought up to date.
 
     Returns:
         The folder of the new checkpoint.
@@ -81,20 +86,46 @@ def save_checkpoint(
     """
     folder = Path(folder)
     text = _checked(iteration, tensors, state, keep)
+    memories = {} if memories is None else memories
+    saving = {name: Saving.of(group, memories.get(name, Kept())) for name, group in tensors.items() if RECORDS in group}
+    groups = {**tensors, **{name: each.rest for name, each in saving.items()}}
+    room = _room(folder, [*groups.values(), *(each.fresh for each in saving.values())], text)
     final, temporary = folder / f"{iteration:08d}", folder / f"{WRITING}{iteration:08d}"
-    with _explained(folder, _room(folder, tensors, text)), _one_at_a_time(folder):
+    with _explained(folder, room), _one_at_a_time(folder):
         _sweep(folder)
         try:
+            known = {}
+            for name, each in saving.items():
+                known[name], groups[name] = each.write(folder / MEMORIES / name, iteration)
             temporary.mkdir()
-            _write(temporary, iteration, tensors, text)
+            _write(temporary, iteration, groups, text, known)
             _publish(temporary, final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            _clear_memories(folder)
             raise
+        memories.clear()  # what it said before may be on the disk for the checkpoints alone that go now
+        memories.update(known)
+        _forget(folder, iteration, keep)
+    return final
+
+
+def _forget(folder: Path, iteration: int, keep: int) -> None:
+    """Remove checkpoints of earlier iterations beyond `keep`, and what they alone refer to."""
     older = [path for path in candidates(folder) if int(path.name) < iteration]
     for path in older[keep - 1 :]:
         _remove(path)
-    return final
+    _clear_memories(folder)
+
+
+def _clear_memories(folder: Path) -> None:
+    """Delete the files of memories that no checkpoint refers to; of a damaged checkpoint they are of no use."""
+    used: dict[str, set[str]] = {}
+    for path in candidates(folder, replaced=True):
+        with suppress(CheckpointError):
+            for group, files in read_manifest(path)[1].items():
+                used.setdefault(group, set()).update(file.name for file in files)
+    clear_unused(folder, used)
 
 
 def check_compatible(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -146,12 +177,15 @@ def _require_json(value: Any, where: str) -> None:
         raise TypeError(f"{where} is a {type(value).__name__}, which JSON cannot hold; tensors belong in `tensors`.")
 
 
-def _write(folder: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: bytes) -> None:
+def _write(
+    folder: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: bytes, memories: Memories
+) -> None:
     files = {}
     for name, content in _contents(tensors, state):
         (folder / name).write_bytes(content)
         files[name] = {"bytes": len(content), "sha256": sha256(content)}
-    manifest = {"format": FORMAT, "iteration": iteration, "files": files}
+    referred = {name: [asdict(file) for file in kept.files] for name, kept in memories.items()}
+    manifest = {"format": FORMAT, "iteration": iteration, "files": files, "memories": referred}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
         flush(path)
@@ -193,6 +227,7 @@ def clear_leftovers(folder: Path) -> None:
     if folder.is_dir():
         with _one_at_a_time(folder):
             _sweep(folder)
+            _clear_memories(folder)
 
 
 def _sweep(folder: Path) -> None:
@@ -228,14 +263,12 @@ def _explained(folder: Path, needed: int) -> Iterator[None]:
         ) from error
 
 
-def _room(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: bytes) -> int:
+def _room(folder: Path, groups: Sequence[Mapping[str, Tensor]], state: bytes) -> int:
     """Bytes that a checkpoint takes on this disk, whole blocks and names included."""
     block = (
         next(os.statvfs(p).f_frsize for p in (folder, *folder.parents) if p.exists()) if os.name == "posix" else 4096
     )
-    sizes = [
-        sum(t.numel() * t.element_size() + 100 + len(name) for name, t in group.items()) for group in tensors.values()
-    ]
+    sizes = [sum(t.numel() * t.element_size() + 100 + len(name) for name, t in group.items()) for group in groups]
     return sum(-(-size // block) * block for size in (*sizes, len(state), 150 * (len(sizes) + 2), block))
 
 

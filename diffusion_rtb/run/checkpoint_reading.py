@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
+
+from diffusion_rtb.run.memories import MEMORIES, Memories, MemoryFile, remembered, sha256
 
 __all__ = [
     "FORMAT",
@@ -25,10 +27,10 @@ __all__ = [
     "latest_state",
     "load_checkpoint",
     "read_latest",
-    "sha256",
+    "read_manifest",
 ]
 
-FORMAT = "diffusion_rtb.checkpoint/1"
+FORMAT = "diffusion_rtb.checkpoint/2"
 
 STATE, TENSORS = "state.json", ".safetensors"
 
@@ -66,19 +68,23 @@ class Checkpoint:
     state: dict[str, Any]
     passed_over: tuple[str, ...] = ()
     """Names of newer checkpoints that are damaged."""
+    memories: Memories = field(default_factory=dict)
+    """Where the memories lie that were read with it."""
 
 
 def latest_checkpoint(folder: Path | str) -> Path | None:
     """The newest complete checkpoint in `folder`, or None; damaged ones are passed over with a warning."""
-    return _latest(Path(folder))[0]
+    found, _ = _latest(Path(folder), memories=False)
+    return None if found is None else found.path
 
 
-def read_latest(folder: Path | str, known: Checkpoint | None = None) -> Checkpoint | None:
+def read_latest(folder: Path | str, known: Checkpoint | None = None, *, memories: bool = True) -> Checkpoint | None:
     """The content of `latest_checkpoint`, or None; each file is opened and hashed once.
 
     Args:
         folder: Of the checkpoints.
         known: What was read before: given back as long as there is nothing newer.
+        memories: False: what behaviours remember is verified and not kept.
 
     Raises:
         CheckpointError: its files are as they were written and cannot be read nevertheless.
@@ -87,16 +93,17 @@ def read_latest(folder: Path | str, known: Checkpoint | None = None) -> Checkpoi
         there = [path for path in candidates(Path(folder), replaced=True) if path.name not in known.passed_over]
         if there and there[0] == known.path:
             return known
-    path, contents, passed_over = _latest(Path(folder))
-    return None if path is None else Checkpoint(path, *_parsed(path, contents), passed_over)
+    found, passed_over = _latest(Path(folder), memories)
+    return None if found is None else found.parsed(passed_over)
 
 
 def latest_state(folder: Path | str) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose state.json is whole, and that state; its tensors are neither read nor verified."""
     for path in candidates(Path(folder), replaced=True):
         try:
-            return path, _parsed(path, _contents(path, STATE))[1]
-        except CheckpointError:
+            size, digest = read_manifest(path)[0][STATE]
+            return path, _state(path / STATE, _sound(path / STATE, size, digest))
+        except (CheckpointError, KeyError):
             continue
     return None
 
@@ -107,7 +114,8 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, dict[str, Tensor]], dic
     Raises:
         CheckpointError: a file is missing, truncated or altered; the message names it.
     """
-    return _parsed(Path(path), _contents(Path(path)))
+    found = _Contents.of(Path(path), memories=True).parsed()
+    return found.tensors, found.state
 
 
 def candidates(folder: Path, *, replaced: bool = False) -> list[Path]:
@@ -117,41 +125,72 @@ def candidates(folder: Path, *, replaced: bool = False) -> list[Path]:
     return sorted(found, key=lambda p: (p.name[-8:], not p.name.startswith(".")), reverse=True)
 
 
-def sha256(content: bytes) -> str:
-    """The hash of a file's content, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
+@dataclass(frozen=True)
+class _Contents:
+    """What the files of a checkpoint hold, each read once and found right in size and hash."""
+
+    path: Path
+    files: dict[str, bytes]
+    memories: dict[str, tuple[tuple[MemoryFile, ...], list[bytes]]]
+    """Files of each memory and what they hold; empty where that is not asked for."""
+
+    @staticmethod
+    def of(path: Path, memories: bool) -> _Contents:
+        """Read a checkpoint.
+
+        Raises:
+            CheckpointError: a file is not what was written.
+        """
+        expected, referred = read_manifest(path)
+        files = {name: _sound(path / name, *expected[name]) for name in expected}
+        held = {}
+        for group, parts in referred.items():
+            contents = []
+            for part in parts:
+                content = _sound(path.parent / MEMORIES / group / part.name, part.bytes, part.sha256)
+                contents += [content] if memories else []
+            held[group] = parts, contents
+        return _Contents(path, files, held if memories else {})
+
+    def parsed(self, passed_over: tuple[str, ...] = ()) -> Checkpoint:
+        """The tensors and the state.
+
+        Raises:
+            CheckpointError: a file is as it was written and cannot be read nevertheless.
+        """
+        tensors, kept = {}, {}
+        for name, content in self.files.items():
+            if name.endswith(TENSORS):
+                with self._named(name):
+                    tensors[name.removesuffix(TENSORS)] = load(content)
+        for group, (files, contents) in self.memories.items():
+            with self._named(f"{MEMORIES}/{group}"):
+                tensors[group], kept[group] = remembered(tensors[group], files, contents)
+        state = _state(self.path / STATE, self.files.get(STATE, b""))
+        return Checkpoint(self.path, _Parts(tensors, str(self.path)), state, passed_over, kept)
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{self.path / name} is no safetensors file ({error}), although its hash is right. Delete {self.path} to go on "
+                "from the one before."
+            ) from error
 
 
-Contents = dict[str, bytes]
-"""What the files of a checkpoint hold, by name."""
-
-
-def _latest(folder: Path) -> tuple[Path | None, Contents, tuple[str, ...]]:
+def _latest(folder: Path, memories: bool) -> tuple[_Contents | None, tuple[str, ...]]:
     damaged: list[str] = []
     for path in candidates(folder, replaced=True):
         try:
-            return path, _contents(path), tuple(damaged)
+            return _Contents.of(path, memories), tuple(damaged)
         except CheckpointError as error:
             if not path.exists():  # a training that is under way has deleted it since: there is a newer one
-                return _latest(folder)
+                return _latest(folder, memories)
             log.warning("%s It is passed over.", error)
             damaged.append(path.name)
-    return None, {}, tuple(damaged)
-
-
-def _parsed(path: Path, contents: Contents) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors and the state of a checkpoint whose files are as they were written."""
-    tensors = {}
-    for name, content in contents.items():
-        if name.endswith(TENSORS):
-            try:
-                tensors[name.removesuffix(TENSORS)] = load(content)
-            except SafetensorError as error:
-                raise CheckpointError(
-                    f"{path / name} is no safetensors file ({error}), although its hash is right. Delete {path} to go on from the "
-                    "one before."
-                ) from error
-    return _Parts(tensors, str(path)), _state(path / STATE, contents.get(STATE, b""))
+    return None, tuple(damaged)
 
 
 def _state(file: Path, content: bytes) -> dict[str, Any]:
@@ -165,34 +204,32 @@ def _state(file: Path, content: bytes) -> dict[str, Any]:
     return _Parts(found, str(file))
 
 
-def _contents(path: Path, only: str | None = None) -> Contents:
-    """The files of a checkpoint, or one of them, each read once and found right in size and hash.
+def read_manifest(path: Path) -> tuple[dict[str, tuple[int, str]], dict[str, tuple[MemoryFile, ...]]]:
+    """Name -> size and hash of each file of a checkpoint, and the files of memories that it refers to, by group.
 
     Raises:
-        CheckpointError: one is not.
+        CheckpointError: there is none, or it is damaged.
     """
-    expected = _manifest(path)
-    return {name: _sound(path / name, *expected[name]) for name in expected if only in (None, name)}
-
-
-def _manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Name -> size and hash of each file of a checkpoint."""
     file = path / "manifest.json"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        if manifest.get("format") != FORMAT:
+            raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT!r}.")
+        memories = {
+            group: tuple(MemoryFile(**entry) for entry in entries) for group, entries in manifest["memories"].items()
+        }
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing: {path} is not a complete checkpoint.") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged ({error!r}).") from error
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT!r}.")
-    strange = [name for name in expected if Path(name).name != name]
+    named = [*expected, *memories, *(part.name for parts in memories.values() for part in parts)]
+    strange = [name for name in named if Path(name).name != name]
     if strange:
         raise CheckpointError(f"{file} is damaged: it names {strange[0]!r}, which is no file of this checkpoint.")
-    return expected
+    return expected, memories
 
 
 def _sound(file: Path, size: int, digest: str) -> bytes:

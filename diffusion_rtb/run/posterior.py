@@ -97,7 +97,7 @@ def open_trained_run(run: Path | str, overrides: Sequence[str] = ()) -> TrainedR
     config, _ = find_run(run, overrides)
     with paths_explained(run):
         components = describe_components(config)
-    found = read_latest(run / CHECKPOINTS)
+    found = read_latest(run / CHECKPOINTS, memories=False)
     if found is None:
         raise RunFolderError(f"{run} has no complete checkpoint: train it first with `python train.py {run}`.")
     remedy = (

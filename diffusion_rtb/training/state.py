@@ -16,6 +16,7 @@ from torch import Tensor
 from diffusion_rtb.interfaces import Objective
 from diffusion_rtb.run.checkpoint import check_compatible, save_checkpoint
 from diffusion_rtb.run.checkpoint_reading import Checkpoint
+from diffusion_rtb.run.memories import Memories
 from diffusion_rtb.run.process_state import (
     load_parameters,
     pack_optimizer,
@@ -149,7 +150,7 @@ class Facts:
 
 
 def save_training(
-    folder: Path, facts: Facts, parts: Mapping[str, Stateful], config: Mapping[str, Any], keep: int
+    folder: Path, facts: Facts, parts: Mapping[str, Stateful], config: Mapping[str, Any], keep: int, on_disk: Memories
 ) -> Path:
     """Write all parts, atomically, see `run/checkpoint.py`.
 
@@ -159,11 +160,13 @@ def save_training(
         parts: By name: their tensors are a file each, their values are in state.json under that name.
         config: The run's.
         keep: Checkpoints that stay.
+        on_disk: What is known to be there already; brought up to date.
     """
     states = {name: part.state() for name, part in parts.items()}
     tensors = {name: {key: tensor.detach() for key, tensor in state.tensors.items()} for name, state in states.items()}
     values = {name: state.values for name, state in states.items() if state.values is not None}
-    return save_checkpoint(folder, facts.iteration, tensors, vars(facts) | values | {"config": dict(config)}, keep)
+    found = vars(facts) | values | {"config": dict(config)}
+    return save_checkpoint(folder, facts.iteration, tensors, found, keep, on_disk)
 
 
 def load_training(found: Checkpoint, facts: Facts, parts: Mapping[str, Stateful]) -> Facts:

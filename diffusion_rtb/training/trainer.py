@@ -22,6 +22,7 @@ from diffusion_rtb.files.lock import folder_lock
 from diffusion_rtb.interfaces import Objective, Terms
 from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
 from diffusion_rtb.run.folder import CHECKPOINTS
+from diffusion_rtb.run.memories import Memories
 from diffusion_rtb.run.progress import Progress, trained_beta
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
@@ -90,6 +91,7 @@ class Trainer:
         self.memories = {
             f"source-{name}": Tensors(source.tensors, source.load) for name, (source, _) in sources.items()
         }
+        self.on_disk: Memories = {}
         self.iteration = 0
         self.warmed = False
         self._stop = StopSignal(together=ECHO if processes.count > 1 else 0.0)
@@ -246,7 +248,7 @@ class Trainer:
         if begun and self.processes.main:  # a run without a checkpoint leaves its name free
             config = self.config.model_dump(mode="json")
             parts, keep = self.parts | self.memories, self.config.train.keep_checkpoints
-            save_training(self.folder / CHECKPOINTS, self._facts(), parts, config, keep)
+            save_training(self.folder / CHECKPOINTS, self._facts(), parts, config, keep, self.on_disk)
 
     def resume(self) -> None:
         """Continue from the latest checkpoint of the run folder, if there is one.
@@ -257,6 +259,7 @@ class Trainer:
         found, self.begun = read_latest(self.folder / CHECKPOINTS, self.begun), None
         if found is None:
             return
+        self.on_disk = found.memories
         was = load_training(found, self._facts(), self.parts | self.memories)
         self.iteration, self.warmed = was.iteration, was.warmed
         if was.processes != self.processes.count and self.processes.main:

@@ -131,7 +131,7 @@ def test_a_resumed_run_continues_an_uninterrupted_one(tmp_path: Path) -> None:
     assert rows(parts) == rows(whole)
     found = state(parts)
     assert differing(found, state(whole)) == []
-    assert {"source-replay.trajectory.x", "source-back_and_forth.x_0", "source-prior.log_p"} <= found.keys()
+    assert {"source-replay.record.x", "source-back_and_forth.record.x_0", "source-prior.record.log_p"} <= found.keys()
 
 
 def test_a_failed_iteration_leaves_no_trace(tmp_path: Path) -> None:
@@ -163,14 +163,20 @@ def test_a_memory_survives_tensors(explored: bool, tmp_path: Path) -> None:
     trainer.fit()
     replay = trainer.sources["replay"][0]
     assert isinstance(replay, Replay)
-    tensors = pack(replay.memory)
-    back = unpack(tensors)
-    assert differing(pack(back), tensors) == []
+    tensors = pack(replay.memory, replay.added)
+    back, added = unpack(tensors)
+    assert added == replay.added == {0: 4 * 4, 1: 4 * 4}
+    assert differing(pack(back, added), tensors) == []
     assert list(back) == [0, 1]
     for row, held in back.items():
-        assert torch.equal(held.trajectory.x, replay.memory[row].trajectory.x)
-        assert (held.trajectory.log_behaviour is not None) == explored
-    assert unpack({}) == {}
+        was = replay.memory[row].trajectory
+        assert (was.log_behaviour is not None) == explored
+        assert torch.equal(held.trajectory.x, was.x)
+        assert held.trajectory.log_behaviour is not None
+        assert torch.equal(
+            held.trajectory.log_behaviour, was.log_prob if was.log_behaviour is None else was.log_behaviour
+        )
+    assert unpack({}) == ({}, {})
 
 
 def test_nothing_extra_is_saved_without_these_behaviours(tmp_path: Path) -> None:

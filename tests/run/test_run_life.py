@@ -21,8 +21,8 @@ from diffusion_rtb.config.load import load_config
 from diffusion_rtb.evaluation.evaluate import evaluate_run
 from diffusion_rtb.files.lock import folder_lock
 from diffusion_rtb.files.whole import DiskError
-from diffusion_rtb.run.checkpoint_reading import sha256
 from diffusion_rtb.run.folder import RunFolderError
+from diffusion_rtb.run.memories import sha256
 from diffusion_rtb.run.posterior import open_trained_run
 from diffusion_rtb.training.assemble import assemble
 

@@ -57,7 +57,7 @@ def test_a_warm_up_without_prior_share_learns_what_one_with_it_learns(states: st
     assert sum(counts) == 3 * 10
     assert max(counts) <= 4
     assert not without.sources["prior"][0].tensors(), "nothing is kept that is not drawn from"
-    assert len(kept.sources["prior"][0].tensors()["reward"]) == 3 * 10
+    assert len(kept.sources["prior"][0].tensors()["record.reward"]) == 3 * 10
 
 
 def test_only_clean_samples_are_held_where_states_are_noised(tmp_path: Path) -> None:
