@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.comparison.transport import block_distances
 from diffusion_rtb.config.prompts import Metadata
-from diffusion_rtb.estimates import elbo, ess, kl, log_weights, log_z_importance, standard_error, total_variation
+from diffusion_rtb.estimates import elbo, ess, kl, log_z_importance, standard_error, total_variation
 from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.exact import ExactTarget, Modes
 from diffusion_rtb.interfaces import Prior, Reward
@@ -64,14 +63,13 @@ def draw_posterior(
         assert found.images is not None
         vectors.append(found.images.flatten(1).double().cpu())
         if chunk.start < wanted:
-            known = sampler.completed(replace(found, images=None)[: wanted - chunk.start])
-            kept.append(Drawn(known.prompt, known.reward, known.log_q, known.log_p).to("cpu"))
+            kept.append(Drawn.of_batch(sampler.completed(found[: wanted - chunk.start])))
     return torch.cat(vectors), Drawn.cat(kept)
 
 
 def look(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) -> dict[str, float]:
     """What a curve shows: TV and off where the target has modes, and the ELBO; nats."""
-    numbers = {"elbo": _elbo(drawn, beta)}
+    numbers = {"elbo": elbo(drawn.reward, *drawn.densities, beta)}
     if target.modes is not None:
         shares = mode_shares(x, target.modes)
         numbers |= {"tv": mode_distance(shares, target.modes), "off": float(shares[-1])}
@@ -85,9 +83,8 @@ def measured(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) ->
     `log_z` is its importance-weighted estimate; `ess` a share in (0, 1]; `kl` that to the prior; nats, with `*_error` one standard
     error.
     """
-    assert drawn.log_q is not None
-    assert drawn.log_p is not None
-    log_w = log_weights(drawn.reward, drawn.log_q, drawn.log_p, beta)
+    log_q, log_p = drawn.densities
+    log_w = drawn.log_weights(beta)
     distance = block_distances(x, target.sample)
     numbers: dict[str, Any] = look(x, drawn, target, beta)
     if target.modes is not None:
@@ -97,18 +94,12 @@ def measured(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) ->
         "w2_error": distance.standard_error,
         "elbo_error": standard_error(log_w),
         "ess": ess(log_w),
-        "kl": kl(drawn.log_q, drawn.log_p),
-        "kl_error": standard_error(drawn.log_q.double().sum(1) - drawn.log_p.double().sum(1)),
+        "kl": kl(log_q, log_p),
+        "kl_error": standard_error(log_q.double().sum(1) - log_p.double().sum(1)),
         "log_z": log_z_importance(log_w),
         "exact_log_z": target.log_z,
         "samples": len(x),
     }
-
-
-def _elbo(drawn: Drawn, beta: float) -> float:
-    assert drawn.log_q is not None
-    assert drawn.log_p is not None
-    return elbo(drawn.reward, drawn.log_q, drawn.log_p, beta)
 
 
 WITHIN = 4.0

@@ -13,7 +13,9 @@ from torch import Tensor
 from diffusion_rtb.chain.rows import Rows
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import EvalConfig
+from diffusion_rtb.estimates import log_weights
 from diffusion_rtb.evaluation.choice import PICTURED, spread
+from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, numbered
 
 __all__ = ["Drawn", "Pictured", "draw"]
@@ -34,12 +36,21 @@ class Drawn(Rows):
     labels: Int[Tensor, "batch factors"] | None = None
     """The judge's class of each image, by factor."""
 
+    @staticmethod
+    def of_batch(batch: Batch) -> Drawn:
+        """A batch without its states and images, which at full size would fill the memory, on the CPU."""
+        return Drawn(batch.prompt, batch.reward, batch.log_q, batch.log_p).to("cpu")
+
     @property
     def densities(self) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
         """log_q and log_p of the posterior's trajectories."""
         assert self.log_q is not None
         assert self.log_p is not None
         return self.log_q, self.log_p
+
+    def log_weights(self, beta: float) -> Float[Tensor, " batch"]:
+        """log w of the posterior's trajectories; nats."""
+        return log_weights(self.reward, *self.densities, beta)
 
     def of(self, row: int) -> Drawn:
         """The samples of one prompt row."""
@@ -101,9 +112,9 @@ def draw(
         images, most = batch.images, PICTURES if batch.images.ndim == 4 else DOTS
         labels = [judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors]
         embedding = None if embedder is None else embedder.embed(images).cpu()
-        # Neither trajectories nor images are kept: at full size they would fill the memory.
-        reduced = Drawn(found.prompt, found.reward, found.log_q, found.log_p).to("cpu")
-        parts.append(replace(reduced, embedding=embedding, labels=torch.stack(labels, 1) if labels else None))
+        parts.append(
+            replace(Drawn.of_batch(found), embedding=embedding, labels=torch.stack(labels, 1) if labels else None)
+        )
         first = [i for i, (row, k) in enumerate(pairs[chunk]) if k < most and row in pictured]
         pictures.append(Pictured(images, batch.reward)[torch.tensor(first, dtype=torch.long)].to("cpu"))
         if advance is not None:

@@ -19,23 +19,20 @@ from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.training.assemble import assemble
 
 FILE = '''
-"""A quantile of the reward."""
-
 from typing import Any
 
 from diffusion_rtb.config.load import EvalConfig
 from diffusion_rtb.evaluation.metric import Metric
 from diffusion_rtb.evaluation.samples import Drawn
 
-
 __all__ = ["Quantile"]
 
 
 class Quantile(Metric):
-    """Of prior and posterior.
+    """A quantile of the reward, of prior and posterior.
 
     Args:
-        share: Of the samples below it.
+        share: Of the samples that are below it.
     """
 
     name, columns = "quantile", ("quantile",)

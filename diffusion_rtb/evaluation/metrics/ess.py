@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusion_rtb.config.sections import EvalConfig
-from diffusion_rtb.estimates import ess, log_weights
+from diffusion_rtb.estimates import ess
 from diffusion_rtb.evaluation.metric import Metric
 from diffusion_rtb.evaluation.samples import Drawn
 
@@ -19,7 +19,7 @@ class ESS(Metric):
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
         """Both shares, in (0, 1]."""
-        log_w = log_weights(posterior.reward, *posterior.densities, beta)
+        log_w = posterior.log_weights(beta)
         return {
             "posterior": ess(log_w, posterior.prompt),
             "prior": ess(beta * prior.reward.double(), prior.prompt),

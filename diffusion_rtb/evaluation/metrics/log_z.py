@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.config.sections import EvalConfig
-from diffusion_rtb.estimates import log_weights, log_z_from_prior, log_z_importance
+from diffusion_rtb.estimates import log_z_from_prior, log_z_importance
 from diffusion_rtb.evaluation.metric import Metric
 from diffusion_rtb.evaluation.samples import Drawn
 
@@ -41,7 +41,7 @@ class LogZMetric(Metric):
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
         """Both estimates; NaN where one sample per prompt says nothing of the spread."""
-        log_w = log_weights(posterior.reward, *posterior.densities, beta)
+        log_w = posterior.log_weights(beta)
         found = log_z_with_error(prior.reward, beta, prior.prompt, config.confidence)
         return {
             "from_posterior": log_z_importance(log_w, posterior.prompt),
