@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_rtb.run.checkpoint import latest_checkpoint
+from diffusion_rtb.run.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from diffusion_rtb.training.observers import Observer
 from diffusion_rtb.training.state import Stateful, load, snapshot
 from tests.oracles.behaving import rows, run
@@ -93,3 +93,17 @@ def test_every_part_is_put_back(tmp_path: Path) -> None:
         same = all(torch.equal(moved[name].tensors[key], tensor) for key, tensor in before[name].tensors.items())
         changed |= set() if same and moved[name].values == before[name].values else {name}
     assert changed == {"posterior", "objective", "optimizer", "rng", "beta"}
+
+
+@pytest.mark.parametrize("lost", ["warmed", "reward"])
+def test_a_checkpoint_of_another_version_is_refused_by_what_it_lacks(lost: str, tmp_path: Path) -> None:
+    trainer = run(tmp_path, train={"iterations": 1})
+    trainer.fit()
+    tensors, state = load_checkpoint(trainer.folder / "checkpoints" / "00000001")
+    old = (
+        {name: group for name, group in tensors.items() if name != lost},
+        {k: v for k, v in state.items() if k != lost},
+    )
+    save_checkpoint(trainer.folder / "checkpoints", 1, *old, keep=1)
+    with pytest.raises(CheckpointError, match=f"has no '{lost}'.* written by another version"):
+        run(tmp_path, train={"iterations": 2}).fit()
