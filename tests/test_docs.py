@@ -90,7 +90,10 @@ def test_every_file_it_names_exists(document: Path) -> None:
         assert (ROOT / name).exists() or "NAME" in name, name
 
 
-WRITTEN = [("my_reward.py", "rewards.md", "class Redness"), ("my_metric.py", "extending.md", "class ShareAbove")]
+WRITTEN = [
+    ("my_reward.py", "rewards.md", "class Redness"),
+    ("my_metric.py", "extending.md", "class ShareAbove"),
+]
 
 
 @pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
