@@ -19,6 +19,7 @@ from diffusion_rtb.config.moved import MOVED
 from diffusion_rtb.config.prompt_files import find_file, read_prompts
 from diffusion_rtb.config.sections import Component, EvalConfig, Factor, PromptsConfig, RunConfig, Section, TrainConfig
 from diffusion_rtb.config.yaml_text import read_yaml, write_yaml
+from diffusion_rtb.files.nested import leaves
 from diffusion_rtb.files.plain_text import plain
 from diffusion_rtb.files.whole import write_text
 
@@ -127,7 +128,7 @@ def config_diff(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
 
     Prompts are compared by what they are, wherever they are kept.
     """
-    left, right = (dict(_leaves(config.model_dump(mode="json", exclude={"prompts"}))) for config in (a, b))
+    left, right = (dict(leaves(config.model_dump(mode="json", exclude={"prompts"}))) for config in (a, b))
     left["prompts"], right["prompts"] = _prompts_apart(a.prompts, b.prompts)
     keys = [*left, *(key for key in right if key not in left)]
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
@@ -153,14 +154,6 @@ def field_types(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterato
         yield f"{prefix}{name}", model, name
         for section in _sections(field.annotation):
             yield from field_types(section, f"{prefix}{name}.")
-
-
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            yield from _leaves(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from diffusion_rtb.reward_check import pixel_checks as pixels
 from diffusion_rtb.reward_check.measures import peak_memory
 from diffusion_rtb.reward_check.samples import Samples
 from diffusion_rtb.reward_check.subject import Broken, Check, Limits, Subject
+from diffusion_rtb.run.process_state import accelerator
 from diffusion_rtb.scoring.memory import observing, stateful_rewards
 from diffusion_rtb.scoring.prompts import check_component_prompts, check_reward_prompts
 from diffusion_rtb.scoring.remedies import other_form, remedy
@@ -195,7 +196,7 @@ def check_reward(
 
     A reward that learns statistics while training (`standardise`) learns them from the samples first.
     """
-    here = torch.device(device) if device is not None else _accelerator() or torch.device("cpu")
+    here = torch.device(device) if device is not None else accelerator() or torch.device("cpu")
     images, prompts = samples.images.to(here), list(samples.prompts)
     subject = Subject(reward, images, prompts, limits or Limits(), metadata=samples.metadata)
     with checks.settings_kept():
@@ -254,11 +255,7 @@ def _other_device(here: torch.device) -> torch.device | None:
     """The CPU for an accelerator, an accelerator for the CPU, None if there is none."""
     if here.type != "cpu":
         return torch.device("cpu")
-    return _accelerator()
-
-
-def _accelerator() -> torch.device | None:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator()
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+from diffusion_rtb.files.nested import leaves
 from diffusion_rtb.files.whole import flush, reason_and_remedy
 from diffusion_rtb.run.checkpoint_reading import (
     FORMAT,
@@ -136,7 +137,7 @@ def check_compatible(saved: Mapping[str, Any], current: Mapping[str, Any]) -> No
     """
     # The saved one went through JSON: compare the two as JSON shows them.
     was, now = (
-        {key: json.dumps(value, sort_keys=True) for key, value in _leaves(json.loads(json.dumps(fingerprint)))}
+        {key: json.dumps(value, sort_keys=True) for key, value in leaves(json.loads(json.dumps(fingerprint)))}
         for fingerprint in (saved, current)
     )
     differing = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
@@ -285,12 +286,3 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings."""
-    if isinstance(value, dict) and (value or not key):
-        for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}" if key else name)
-    else:
-        yield key, value

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion_rtb.interfaces import Prior
 
-__all__ = ["load_parameters", "pack_optimizer", "rng_state", "set_rng_state", "unpack_optimizer"]
+__all__ = ["accelerator", "load_parameters", "pack_optimizer", "rng_state", "set_rng_state", "unpack_optimizer"]
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def rng_state() -> dict[str, Tensor]:
         "numpy": torch.tensor([*mersenne["key"].tolist(), mersenne["pos"]]),
         "numpy_gauss": _optional(legacy["gauss"] if legacy["has_gauss"] else None),
     }
-    device = _accelerator()
+    device = accelerator()
     if device is not None:
         result[device.type] = torch.get_device_module(device).get_rng_state()
     return result
@@ -117,7 +117,7 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
     mersenne = {"key": np.array(key, dtype=np.uint32), "pos": pos}
     legacy = {"bit_generator": "MT19937", "state": mersenne, "has_gauss": int(gauss is not None), "gauss": gauss or 0.0}
     np.random.set_state(legacy)
-    device = _accelerator()
+    device = accelerator()
     here = None if device is None else device.type
     for name in state.keys() - {"torch", "python", "python_gauss", "numpy", "numpy_gauss"}:
         if device is None or name != here:
@@ -128,7 +128,8 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
             torch.get_device_module(device).set_rng_state(state[name])
 
 
-def _accelerator() -> torch.device | None:
+def accelerator() -> torch.device | None:
+    """This process's accelerator, if the machine has one."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 

@@ -17,6 +17,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from diffusion_rtb.files.nested import leaves
 from diffusion_rtb.files.terminal import console
 from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows
@@ -166,7 +167,7 @@ class _Bar(Progress):
 
 def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any], start: int) -> Accelerator:
     accelerator = Accelerator(log_with=list(names), project_dir=folder)
-    flat = {key: value for key, value in _flatten(config) if isinstance(value, int | float | str | bool)}
+    flat = {key: value for key, value in leaves(config) if isinstance(value, int | float | str | bool)}
     try:
         accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=tracker_arguments(folder, names, start))
     except Exception as error:  # each tracker has kinds of its own
@@ -177,13 +178,6 @@ def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any], 
             "metrics.jsonl is written in any case."
         ) from error
     return accelerator
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return rows
 
 
 def _short(value: float) -> str:

@@ -6,7 +6,6 @@ as surely as the drawings. A tenth of the names is held out, none of them one of
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffusion_rtb.files.whole import whole, write_json
 from pipelines.emoji import COLOURS, ICONS, STYLES, caption
 from pipelines.emoji.build import vae
 from pipelines.emoji.build.drawings import Drawings, composite, shift
@@ -172,9 +172,7 @@ def export(work: Path, folder: Path) -> None:
     """Write the folder that `open_clip.create_model("local-dir:...")` reads, weights in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in trained(work).state_dict().items()}
-    partial = folder / "open_clip_model.partial"
-    save_file({k: v.contiguous().clone() for k, v in state.items()}, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)
-    partial.rename(folder / "open_clip_model.safetensors")
+    with whole(folder / "open_clip_model.safetensors") as unfinished:
+        save_file({k: v.contiguous().clone() for k, v in state.items()}, unfinished, metadata={"format": "pt"})
     config = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / "open_clip_config.json", config, indent=2)

@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from diffusion_rtb.files.whole import write_json
 from pipelines.emoji import COLOURS, NAMES, STYLES, caption
 from pipelines.emoji.build import clip, unet, vae
 from pipelines.emoji.build.drawings import Bytes, Drawings, composite
@@ -59,7 +60,7 @@ def export_prior(work: Path, folder: Path) -> None:
 def _default_to_single_precision(config: Path) -> None:
     """Transformers loads weights in the type their configuration names; diffusers loads in float32 unless told otherwise."""
     values = json.loads(config.read_text())
-    config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
+    write_json(config, values | {"dtype": "float32"}, indent=2)
 
 
 def load(folder: Path) -> StableDiffusionPipeline:
@@ -154,7 +155,7 @@ def report(drawings: Drawings, work: Path, prior: Path, clip_folder: Path) -> di
     for steps, guidance in ((12, 1.0), (12, 2.0), (20, 2.5)):
         images = draw(pipe, prompts, steps=steps, guidance=guidance, seed=1)
         result[f"samples, {steps} steps, guidance {guidance}"] = accuracies(model, images, labels, list(NAMES))
-    (work / "report.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(work / "report.json", result, indent=2)
     for title, values in result.items():
         log.info("%s: %s", title, values)
     return result

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffusion_rtb.files.whole import whole
 from pipelines.emoji.build.muon import Muon
 
 log = logging.getLogger(__name__)
@@ -86,9 +87,8 @@ class Training:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
         counters = {"steps": str(self.steps), "seconds": str(self.seconds)}
-        partial = self.file.with_suffix(".partial")
-        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, partial, metadata=counters)
-        partial.rename(self.file)
+        with whole(self.file) as unfinished:
+            save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, unfinished, metadata=counters)
 
     def _resume(self) -> None:
         with safe_open(self.file, framework="pt") as data:
