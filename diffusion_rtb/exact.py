@@ -15,9 +15,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.interfaces import Prior, Reward
 
-__all__ = ["ExactTarget", "HasExactTarget", "Modes", "exact_target"]
+__all__ = ["ExactTarget", "HasExactTarget", "HasLogRatio", "LogRatio", "Modes", "exact_target"]
+
+
+@dataclass(frozen=True)
+class LogRatio:
+    """The reward min(max(log f - log g, low), high), by the parameters of the densities f and g as `rewards.density` takes them."""
+
+    density: Mapping[str, Any]
+    """Of f."""
+    minus: Mapping[str, Any] | None = None
+    """Of g; None: log g = 0."""
+    low: float | None = None
+    high: float | None = None
+
+
+@runtime_checkable
+class HasLogRatio(Protocol):
+    """A reward that may be a log-ratio of densities: of such rewards analytic priors know the posterior."""
+
+    def log_ratio(self) -> LogRatio | None:
+        """The densities; None: it is made of something else. Asked before weights are loaded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +76,11 @@ class ExactTarget:
 class HasExactTarget(Protocol):
     """A `Prior` that knows its posterior for some rewards."""
 
-    def exact_target(self, reward: Mapping[str, Any], beta: float) -> ExactTarget:
+    def exact_target(self, reward: Reward, beta: float) -> ExactTarget:
         """The exact posterior; the posterior's correction is attached already.
 
         Args:
-            reward: The reward as the config writes it: `{component: NAME, argument: value, ...}`.
+            reward: The reward; its weights need not be loaded. `HasLogRatio` is what it may say about itself.
             beta: Nats per unit of reward.
 
         Raises:
@@ -68,7 +88,7 @@ class HasExactTarget(Protocol):
         """
 
 
-def exact_target(prior: Prior, reward: Mapping[str, Any], beta: float) -> ExactTarget:
+def exact_target(prior: Prior, reward: Reward, beta: float) -> ExactTarget:
     """The prior's exact posterior.
 
     Raises:

@@ -70,7 +70,7 @@ class Prior(Protocol):
     * `snippet(prompt=...)`: Python that samples what `export` wrote, for the card; without it a LoRA's card has
       `load_lora_weights`, and any other card says that there is no such code;
     * `elsewhere()`: Markdown for the card on files for other programs;
-    * `exact_target(reward, beta)`: the posterior where it is known, for `diffusion-rtb compare` (`comparison/exact.py`).
+    * `exact_target(reward, beta)`: the posterior where it is known, for `diffusion-rtb compare` (`exact.py`).
 
     `rollout` gives `pipe` one generator per trajectory. A loop of one's own draws all noise of a call by
     `seeds.trajectory_noise`: trajectory by trajectory and step by step it takes several times as long.

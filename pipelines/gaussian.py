@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.exact import ExactTarget
+from diffusion_rtb.exact import ExactTarget, HasLogRatio, LogRatio
+from diffusion_rtb.interfaces import Reward
 from pipelines._analytic.linear_gaussian import AffineChain, Quadratic, Tilt
 from pipelines._analytic.prior import VectorPrior
 from pipelines._analytic.schedule import Schedule
@@ -166,7 +167,7 @@ class Gaussian(VectorPrior):
         own["slope"].copy_((per_std[:, None, None] * (q.A - p.A)).flip(0))  # by timestep: the step to x_0 comes first
         own["offset"].copy_((per_std[:, None] * (q.b - p.b)).flip(0))
 
-    def exact_target(self, reward: Mapping[str, Any], beta: float) -> ExactTarget:
+    def exact_target(self, reward: Reward, beta: float) -> ExactTarget:
         """The posterior of the chain for a quadratic or linear `density`, for comparisons; it has no separate modes.
 
         Its denoiser is that of `solve(...).best`, the best chain of the prior's variances.
@@ -174,15 +175,14 @@ class Gaussian(VectorPrior):
         Raises:
             ValueError: the reward is another.
         """
-        density = reward.get("density")
-        named = reward.get("component") in ("density", "rewards.density:Density")
-        if not (named and isinstance(density, Mapping) and reward.get("minus") is None) or "means" in density:
+        ratio = reward.log_ratio() if isinstance(reward, HasLogRatio) else None
+        if ratio is None or ratio != LogRatio(ratio.density) or "means" in ratio.density:
             raise ValueError(
-                f"The posterior of this prior is not known in closed form for the reward {reward.get('component')!r} with "
-                f"{sorted(reward.keys() - {'component'})}. It is for {{component: density, density: {{mean, precision, linear, "
-                "constant}}} or {mean, covariance}, without `minus`."
+                f"The posterior of this prior is not known in closed form for the reward {type(reward).__name__} ({ratio}). "
+                "It is for {component: density, density: {mean, precision, linear, constant}} or {mean, covariance}, without "
+                "`minus` and bounds."
             )
-        tilt = self.solve(beta, **quadratic(density))
+        tilt = self.solve(beta, **quadratic(ratio.density))
         mean, cov = self.in_data_units(*tilt.end)
         root = torch.linalg.cholesky(cov)
 

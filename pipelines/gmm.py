@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from diffusion_rtb.exact import ExactTarget
+from diffusion_rtb.interfaces import Reward
 from pipelines._analytic.exact import known_posterior, target_of
 from pipelines._analytic.mixture import Mixture
 from pipelines._analytic.prior import VectorPrior
@@ -153,7 +154,7 @@ class GMM(VectorPrior):
         with self.pipe.denoiser.weighted(posterior.weights):
             yield
 
-    def exact_target(self, reward: Mapping[str, Any], beta: float) -> ExactTarget:
+    def exact_target(self, reward: Reward, beta: float) -> ExactTarget:
         """The posterior of a reward log f - log p, f a mixture of this prior's modes and p this prior, for comparisons.
 
         Raises:

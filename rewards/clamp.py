@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.exact import HasLogRatio, LogRatio
 from rewards._nested import Nested, inner_values
 
 __all__ = ["Clamp"]
@@ -40,6 +42,14 @@ class Clamp(Nested):
         super().__init__([reward])
         (self.name,) = self.inner
         self.low, self.high = low, high
+
+    def log_ratio(self) -> LogRatio | None:
+        """The inner reward's, if it is one without bounds of its own, within these."""
+        inner = self.inner[self.name].construct()
+        ratio = inner.log_ratio() if isinstance(inner, HasLogRatio) else None
+        if ratio is None or (ratio.low, ratio.high) != (None, None):
+            return None
+        return replace(ratio, low=self.low, high=self.high)
 
     def __call__(
         self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.exact import LogRatio
 from diffusion_rtb.interfaces import TwoPhase
 from rewards._densities import log_density
 
@@ -33,8 +34,14 @@ class Density(TwoPhase):
     """
 
     def __init__(self, density: str | Mapping[str, Any], *, minus: str | Mapping[str, Any] | None = None) -> None:
+        self.given = density, minus
         self.density = log_density(density)
         self.minus = None if minus is None else log_density(minus)
+
+    def log_ratio(self) -> LogRatio | None:
+        """The parameters of f and g; None where one of them is a function."""
+        density, minus = self.given
+        return None if isinstance(density, str) or isinstance(minus, str) else LogRatio(density, minus)
 
     def __call__(self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         x = images.flatten(1).double()

@@ -63,7 +63,7 @@ def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
 def timed(config: RunConfig, *, points: int, samples: int) -> tuple[Trainer, Clock]:
     """The trainer of a run, and the clock that it tells how it goes; see `Clock`."""
     trainer = assemble(config)
-    target = exact_target(trainer.prior, config.reward.model_dump(), config.beta.value)
+    target = exact_target(trainer.prior, trainer.sampler.reward, config.beta.value)
     clock = Clock(trainer.sampler, target, config, trainer.folder, points=points, samples=samples)
     trainer.observers.insert(0, clock)
     return trainer, clock

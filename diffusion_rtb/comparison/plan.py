@@ -22,7 +22,7 @@ from diffusion_rtb.comparison.results import Clock, Comparison, Looks, Plan
 from diffusion_rtb.comparison.transport import BLOCK, Distance, check_transport, floor
 from diffusion_rtb.comparison.variants import cells, comparison_folder, load_variants
 from diffusion_rtb.config.changes import changes
-from diffusion_rtb.config.components import build
+from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.config.load import RunConfig, load_config
 from diffusion_rtb.exact import ExactTarget, exact_target
 from diffusion_rtb.files.lock import LOCK, folder_lock
@@ -67,7 +67,7 @@ def plan(
     base = load_config(config, overrides)
     prior: Prior = build(base.prior, "prior")
     attach_posterior(base, prior)
-    target = exact_target(prior, base.reward.model_dump(), base.beta.value)
+    target = exact_target(prior, describe(base.reward, "reward").construct(), base.beta.value)
     refused: dict[tuple[str, str], str] = {}
     for cell in {cell.pair: cell for cell in grid}.values():
         try:

@@ -9,38 +9,38 @@ from typing import Any
 
 import torch
 
-from diffusion_rtb.exact import ExactTarget, Modes
+from diffusion_rtb.exact import ExactTarget, HasLogRatio, Modes
+from diffusion_rtb.interfaces import Reward
 from pipelines._analytic.mixture import Mixture
 
 __all__ = ["known_posterior", "target_of"]
-
-NAMES = ("density", "rewards.density:Density")
-CLAMPS = ("clamp", "rewards.clamp:Clamp")
 
 LOW = -8.0
 """Nats. A reward cut off below this keeps its posterior: the mass that is added, at most exp(-8) = 0.03 %, cannot be measured."""
 
 
-def known_posterior(prior: Mixture, reward: Mapping[str, Any], beta: float) -> Mixture:
+def known_posterior(prior: Mixture, reward: Reward, beta: float) -> Mixture:
     """f, where the reward is log f - log p with p this prior and f a mixture of its modes, and beta is 1: then log Z = 0.
 
-    A lower bound `low` of the reward (`clamp`) is let pass: p·exp(max(r, low)) is f but for a mass of at most exp(low), which is
+    A lower bound `low` of the reward is let pass: p·exp(max(r, low)) is f but for a mass of at most exp(low), which is
     also the most that log Z grows by.
 
     Args:
         prior: p.
-        reward: `{component: density, density: {means, weights, variance}, minus: {means, weights, variance}}`, or that as the
-            `reward` of a `clamp` with a `low` of -8 or less and no `high`.
+        reward: A `LogRatio` of two {means, weights, variance}, with a `low` of -8 or less, if any, and no `high`.
         beta: Nats per unit of reward.
 
     Raises:
         ValueError: the posterior is another one.
     """
-    reward = _without_floor(reward)
-    f, g = reward.get("density"), reward.get("minus")
-    if reward.get("component") not in NAMES or not isinstance(f, Mapping) or not isinstance(g, Mapping):
-        keys = sorted(reward.keys() - {"component"})
-        raise _unknown(f"the reward is {reward.get('component')!r} with {keys}, no ratio of two densities")
+    ratio = reward.log_ratio() if isinstance(reward, HasLogRatio) else None
+    if ratio is None or ratio.minus is None:
+        raise _unknown(f"the reward {type(reward).__name__} is no ratio of two densities")
+    if ratio.high is not None or (ratio.low is not None and ratio.low > LOW):
+        raise _unknown(
+            f"the reward is clamped to {ratio.low} … {ratio.high}, which moves the posterior (a low of {LOW:g} or less does not)"
+        )
+    f, g = ratio.density, ratio.minus
     if not ("means" in f and "means" in g):
         raise _unknown("`density` and `minus` are not both mixtures, written {means, weights, variance}")
     if beta != 1:
@@ -59,18 +59,6 @@ def target_of(prior: Mixture, posterior: Mixture, as_exact: Callable[[], Abstrac
     """What a comparison asks of a posterior of log Z = 0 with the modes of its prior."""
     modes = Modes(prior.means, posterior.weights, math.sqrt(posterior.variance))
     return ExactTarget(0.0, posterior.sample, as_exact, modes, posterior.log_prob)
-
-
-def _without_floor(reward: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The reward inside of a `clamp` that only cuts off what is never drawn."""
-    if reward.get("component") not in CLAMPS:
-        return reward
-    low, high, inner = reward.get("low"), reward.get("high"), reward.get("reward")
-    if high is not None or low is None or low > LOW or not isinstance(inner, Mapping):
-        raise _unknown(
-            f"the reward is clamped to {low} … {high}, which moves the posterior (a low of {LOW:g} or less does not)"
-        )
-    return inner
 
 
 def _weights(given: Mapping[str, Any]) -> list[float]:

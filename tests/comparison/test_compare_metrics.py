@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from diffusion_rtb.comparison.measure import draw_posterior, look, measured, mode_distance, mode_shares
 from diffusion_rtb.comparison.transport import block_distances, floor, wasserstein
+from diffusion_rtb.config.components import build
 from diffusion_rtb.exact import Modes, exact_target
 from pipelines.gaussian import Gaussian
 from pipelines.gmm import GMM
@@ -48,7 +49,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_the_mixtures_target_is_prior_times_exp_of_the_reward() -> None:
     made = mixture_prior()
-    target = exact_target(made, REWARD, 1.0)
+    target = exact_target(made, Density(**RATIO), 1.0)
     x = 3 * torch.randn(50, 2, dtype=torch.float64)
     assert target.log_density is not None
     expected = made.mixture.log_prob(x) + Density(**RATIO)(x, [""] * 50) - target.log_z
@@ -57,7 +58,7 @@ def test_the_mixtures_target_is_prior_times_exp_of_the_reward() -> None:
 
 def test_the_mixtures_samples_modes_and_exact_denoiser_agree() -> None:
     made = mixture_prior()
-    target = exact_target(made, REWARD, 1.0)
+    target = exact_target(made, Density(**RATIO), 1.0)
     assert target.modes is not None
     # 4,000 samples: a standard error of 0.006 for a share of 0.15.
     shares = mode_shares(target.sample(4000, generator()), target.modes)
@@ -77,7 +78,7 @@ def test_the_mixtures_samples_modes_and_exact_denoiser_agree() -> None:
 def test_the_gaussians_target_is_the_chains_posterior() -> None:
     made = gaussian_prior()
     tilt = made.solve(1.0, **QUADRATIC)
-    target = exact_target(made, {"component": "density", "density": QUADRATIC}, 1.0)
+    target = exact_target(made, Density(QUADRATIC), 1.0)
     assert target.log_z == tilt.log_z
     assert target.modes is None
     mean, cov = made.in_data_units(*tilt.end)
@@ -94,7 +95,7 @@ def test_the_gaussians_target_is_the_chains_posterior() -> None:
 def test_a_gaussian_written_as_a_density_is_the_same_target() -> None:
     made, C = gaussian_prior(), torch.tensor([[1.0, 0.2], [0.2, 0.7]], dtype=torch.float64)
     normal: dict[str, Any] = {"mean": [0.5, -1.0], "covariance": C.tolist()}
-    found = exact_target(made, {"component": "density", "density": normal}, 1.0)
+    found = exact_target(made, Density(normal), 1.0)
     constant = float(torch.distributions.MultivariateNormal(torch.zeros(2, dtype=torch.float64), C).log_prob(C[0] * 0))
     same = {"mean": [0.5, -1.0], "precision": torch.linalg.inv(C).tolist(), "constant": constant}
     assert found.log_z == pytest.approx(made.solve(1.0, **same).log_z, rel=1e-9)
@@ -103,7 +104,7 @@ def test_a_gaussian_written_as_a_density_is_the_same_target() -> None:
 @pytest.mark.parametrize(
     ("reward", "beta", "message"),
     [
-        ({"component": "jpeg"}, 1.0, "not known in closed form: the reward is 'jpeg'"),
+        ({"component": "jpeg"}, 1.0, "not known in closed form: the reward Jpeg is no ratio"),
         (REWARD, 2.0, "beta is 2 instead of 1"),
         (REWARD | {"minus": None}, 1.0, "no ratio of two densities"),
         (REWARD | {"minus": RATIO["density"]}, 1.0, "`minus` has other weights"),
@@ -117,17 +118,17 @@ def test_a_gaussian_written_as_a_density_is_the_same_target() -> None:
 )
 def test_posteriors_that_nobody_knows_are_refused(reward: dict[str, Any], beta: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        exact_target(mixture_prior(4), reward, beta)
+        exact_target(mixture_prior(4), build(reward, "reward"), beta)
 
 
 def test_the_gaussian_refuses_other_rewards() -> None:
-    with pytest.raises(ValueError, match="not known in closed form for the reward 'density'"):
-        exact_target(gaussian_prior(), REWARD, 1.0)
+    with pytest.raises(ValueError, match="not known in closed form for the reward Density"):
+        exact_target(gaussian_prior(), Density(**RATIO), 1.0)
 
 
 def test_a_prior_without_a_target_is_refused() -> None:
     with pytest.raises(ValueError, match=r"PixelPrior has no exact target.*exact_target"):
-        exact_target(PixelPrior(), REWARD, 1.0)
+        exact_target(PixelPrior(), Density(**RATIO), 1.0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -195,7 +196,7 @@ def test_distances_are_means_over_whole_blocks_and_share_their_exact_samples(mon
 
 def test_the_numbers_of_the_untrained_posterior_are_the_priors() -> None:
     made = gaussian_prior()
-    target = exact_target(made, {"component": "density", "density": QUADRATIC}, 1.0)
+    target = exact_target(made, Density(QUADRATIC), 1.0)
     x, drawn = draw_posterior(made, Density(QUADRATIC), [""], 1000, 0)
     numbers = measured(x, drawn, target, 1.0)
     assert not {"tv", "off", "shares"} & numbers.keys()

@@ -6,7 +6,7 @@ The chain is x_T = z_T and x_s = a·x_t + b·z + c·u(t), Gaussian throughout, s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from diffusion_rtb import trajectory_noise
 from diffusion_rtb.exact import ExactTarget
+from diffusion_rtb.interfaces import Reward
 
 A, B = 0.8, 0.6  # a² + b² = 1: every state is standard normal
 
@@ -101,7 +102,7 @@ class WalkPrior:
         (folder / "shifts.json").write_text(json.dumps(self.pipe.shifts.tolist()))
         (folder / "README.md").write_text(card)
 
-    def exact_target(self, reward: Mapping[str, Any], beta: float) -> ExactTarget:
+    def exact_target(self, reward: Reward, beta: float) -> ExactTarget:
         """Of r(x) = the first coordinate: N(beta·e_1, 1), log Z = beta²/2."""
         towards = torch.zeros(self.dims, dtype=torch.float64)
         towards[0] = beta

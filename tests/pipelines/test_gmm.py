@@ -162,7 +162,7 @@ def test_a_floor_of_the_reward_does_not_move_the_posterior() -> None:
     clamped = (posterior.log_prob(x) - prior).clamp(min=low)
     z = float(axis[1] - axis[0]) ** 2 * float((prior + clamped).exp().sum())
     assert 0 < z - 1 < math.exp(low)
-    target = made.exact_target({"component": "clamp", "low": low, "reward": EXAMPLE}, 1.0)
+    target = made.exact_target(build({"component": "clamp", "low": low, "reward": EXAMPLE}, "reward"), 1.0)
     assert target.modes is not None
     assert_close(target.modes.weights, posterior.weights)
     assert target.log_z == 0
@@ -183,7 +183,7 @@ def test_a_floor_of_the_reward_does_not_move_the_posterior() -> None:
 )
 def test_unknown_posteriors_are_refused(reward: dict[str, Any], beta: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GMM().exact_target(reward, beta)
+        GMM().exact_target(build(reward, "reward"), beta)
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DDPMScheduler"])
