@@ -160,7 +160,7 @@ class KlBudget:
             log.warning(
                 "beta.kl_budget: beta stays at %.3g. KL is %.3g of the %.3g nats asked for, and the posterior has realised a "
                 "beta of %.2g: so far it goes no further. beta grows again if it does; if not, lower nats to what it reaches, or "
-                "give it more rank, iterations or train.lr, or prior trajectories (behaviour.prior_share).",
+                "give it more rank, iterations or train.lr, or prior trajectories (prior_buffer of behaviours).",
                 self.beta,
                 kl,
                 self.nats,

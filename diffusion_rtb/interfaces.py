@@ -175,9 +175,9 @@ class Objective(Protocol):
 
     Optional number `smallest_group`: trajectories per prompt that it needs at least, 2 where it compares them; fewer are refused.
 
-    Optional method: `warm_up(terms, beta, noise)`, called once before the first iteration with `behaviour.prior_buffer`
-    trajectories of the prior per prompt; noise(x_0, timesteps, generator) is x_t by the scheduler's forward process. Beside it
-    `warm_up_updates`, 0 for none, and `warm_up_states`: where that is "noised", `terms.x` has x_0 alone, (batch, 1, *dims).
+    Optional method: `warm_up(terms, beta, noise)`, called once before the first iteration with trajectories of the prior, as many
+    per prompt as the `capacity` of `prior_buffer`; noise(x_0, timesteps, generator) is x_t by the scheduler's forward process.
+    Beside it `warm_up_updates`, 0 for none, and `warm_up_states`: where that is "noised", `terms.x` is x_0, (batch, 1, *dims).
     """
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:

@@ -47,8 +47,10 @@ reward: {component: jpeg}
 beta: {value: 1.0, kl_budget: {nats: 1.0}}
 posterior: {rank: 1, alpha: 1.0}
 prompts: {list: [a cat]}
-behaviour:
-  {prior_share: 0.25, prior_buffer: 2, replay: {share: 0.25}, back_and_forth: {share: 0.25}}
+behaviours:
+  - {component: prior_buffer, share: 0.25, capacity: 2}
+  - {component: replay, share: 0.25}
+  - {component: back_and_forth, share: 0.25}
 train: {iterations: 1, prompts_per_iteration: 1, group: 4, micro_batch: 4, grid_every: 0}
 """
 

@@ -206,6 +206,7 @@ def test_the_way_along_imports_is_short(lazy: bool, most: int) -> None:
         ("reward", "rewards"),
         ("objective", "diffusion_rtb/objectives"),
         ("metric", "diffusion_rtb/evaluation/metrics"),
+        ("behaviour", "diffusion_rtb/behaviours"),
     ],
 )
 def test_shelves_hold_only_what_a_config_can_name(kind: Kind, shelf: str) -> None:

@@ -1,16 +1,18 @@
 """Behaviours: the chains that produce the trajectories an objective is evaluated on, one file each.
 
-A behaviour is orthogonal to the objective. Each is a `Source` of trajectories (`source.py`); a batch is put together from
-several (`mixture.py`), and the trainer fills in the log-densities a source does not know.
+A behaviour is orthogonal to the objective. A config lists them as `behaviours: [{component: NAME, ...}]`; each is a `Source` of
+trajectories that draws its `share` of each prompt's group, and what the others leave is the posterior's own.
 
-    file             in a config                     trajectories                                       density they were drawn with
-    on_policy        exploration                     the posterior's own, with extra noise that decays   known
-    prior_buffer     prior_share, resample, …        the prior's, as they are or by exp(beta·r)          known, unless resampled
-    replay           replay: {share, …}              the posterior's of earlier iterations               known, unless by priority
-    back_and_forth   back_and_forth: {share, …}      good samples noised back and denoised again         unknown
+    file             trajectories                                                  density they were drawn with
+    on_policy        the posterior's own, with extra noise that decays              known
+    prior_buffer     the prior's, as they are or re-sampled by exp(beta·r)          known, unless re-sampled
+    replay           the posterior's of earlier iterations                          known, unless by priority
+    back_and_forth   good samples noised back and denoised again                    unknown
 
-Objectives with importance weights need that density, on-policy ones take only their own: `training/compatibility.py`
-refuses the rest.
-`anneal` and `kl_budget` decide beta. A new behaviour is a file here, its section in `config/behaviour.py` and its line in
-`mixture.sources`; resuming, logging and refusing follow from these.
+A new one is a file here, or `module:Class`: its settings are the annotated arguments of its constructor, and what it says of itself
+decides what is refused beside it (`training/compatibility.py`).
 """
+
+from diffusion_rtb.behaviours._source import Kept, Share, Source
+
+__all__ = ["Kept", "Share", "Source"]

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -17,6 +17,9 @@ from diffusion_rtb.files.whole import size_text
 from diffusion_rtb.interfaces import Objective, Prior
 
 __all__ = ["Store", "check_room", "stores"]
+
+if TYPE_CHECKING:
+    from diffusion_rtb.behaviours._mixture import Mixture
 
 DENSITIES = 3 * 8
 """Bytes of the log-densities of a stored transition: under the prior, when it was drawn, and under the chain that drew it."""
@@ -44,34 +47,30 @@ class Store:
         return self.each * (full if self.most is None else min(full, self.most))
 
 
-def stores(config: RunConfig, prior: Prior, objective: Objective) -> list[Store]:
+def stores(config: RunConfig, prior: Prior, objective: Objective, mixture: Mixture) -> list[Store]:
     """The stores of a run.
 
-    A trajectory of T steps has T + 1 states; `back_and_forth` keeps the last one alone. A prompt that never has its turn has none,
-    unless the objective warms up on all of them.
+    A trajectory of T steps has T + 1 states. A prompt that never has its turn stores none, unless the objective warms up on all.
     """
-    behaviour, train, texts = config.behaviour, config.train, config.prompts.texts()
-    arguments = prior.arguments(texts[:1])
-    steps = _steps(arguments)
+    train, texts = config.train, config.prompts.texts()
     state = math.prod(prior.dims) * _itemsize(prior)
+    steps = _steps(prior.arguments(texts[:1]))
     chain = (steps + 1) * state + steps * DENSITIES
     turns = train.iterations * train.prompts_per_iteration
     drawn = min(len(texts), turns)
     warmed = len(texts) if callable(getattr(objective, "warm_up", None)) else drawn
-    shares = {key: round(share * train.group) for key, share in behaviour.shares.items()}
-    own = turns * (train.group - sum(shares.values()))
-    noised = own + turns * shares["back_and_forth.share"]
-    found = {
-        "prior_share": Store("behaviour.prior_buffer", behaviour.prior_buffer, chain, warmed),
-        "replay.share": Store("behaviour.replay.capacity", behaviour.replay.capacity, chain, drawn, own),
-        "back_and_forth.share": Store(
-            "behaviour.back_and_forth.pool", behaviour.back_and_forth.pool, state, drawn, noised
-        ),
-    }
-    return [store for key, store in found.items() if behaviour.shares[key] > 0]
+    _, own = next(iter(mixture.values()))
+    found = []
+    for source, count in mixture.values():
+        kept = source.kept(own, count)
+        if kept is not None and count > 0:
+            each, most = state if kept.last_state_only else chain, kept.each_turn and kept.each_turn * turns
+            prompts = warmed if kept.each_turn is None else drawn
+            found.append(Store(kept.setting, kept.count, each, prompts, most))
+    return found
 
 
-def check_room(config: RunConfig, prior: Prior, objective: Objective, folder: Path) -> None:
+def check_room(config: RunConfig, prior: Prior, objective: Objective, mixture: Mixture, folder: Path) -> None:
     """Refuse stores that fit neither the memory nor the disk.
 
     Full, they are held twice in memory while a checkpoint is written. Their files hold up to twice what is remembered, and may be
@@ -80,7 +79,7 @@ def check_room(config: RunConfig, prior: Prior, objective: Objective, folder: Pa
     Raises:
         ValueError: with the arithmetic and what would fit.
     """
-    found = stores(config, prior, objective)
+    found = stores(config, prior, objective, mixture)
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(place).free
     _fit(found, memory, 2, "It is held twice while a checkpoint is written, and {} of memory are free")
@@ -97,7 +96,7 @@ def _fit(found: Sequence[Store], free: int, times: int, why: str) -> None:
     )
     largest = max(found, key=lambda store: store.size)
     fitting = (free // times - needed + largest.size) // (largest.each * largest.prompts)
-    remedy = f"Lower {largest.key} to {fitting}" if fitting > 0 else f"Give {largest.key} a share of 0"
+    remedy = f"Lower {largest.key} to {fitting}" if fitting > 0 else "Take it out of behaviours"
     raise ValueError(
         f"{said}: {size_text(needed)} in all. {why.format(size_text(free))}. {remedy}, or train on fewer prompts."
     )

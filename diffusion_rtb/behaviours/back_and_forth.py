@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from diffusion_rtb.behaviours._memory import counted, numbered, rank_weights, systematic_draw
+from diffusion_rtb.behaviours._source import Kept, Share, Source
 from diffusion_rtb.chain.continuation import continued
 from diffusion_rtb.chain.forward_process import noised_chain
 from diffusion_rtb.chain.seeds import generators, seed_of
@@ -19,7 +22,7 @@ from diffusion_rtb.sampling.sampler import Sampler, occurrences
 __all__ = ["BackAndForth"]
 
 
-class BackAndForth:
+class BackAndForth(Source):
     r"""Search around good samples: x_0 -> x_t, …, x_T by the forward process, and from x_t on anew by the posterior.
 
         x_0 (good)  --noise-->  x_t --noise--> … --noise--> x_T          one forward chain, see `noised_chain`
@@ -34,16 +37,22 @@ class BackAndForth:
     importance weights refuse (`training/compatibility.py`); squared residuals need none.
 
     Args:
-        seed: The run's seed.
-        depth: Share of the chain's steps that are denoised anew, at least one step.
-        pool: Samples kept per prompt; the oldest go first.
+        share: Share of each prompt's group that is made so.
+        depth: Share of the chain's steps that are denoised anew, at least one step; 1: all but the very first state is new.
+        pool: Samples kept per prompt, from which those noised are chosen by the rank of their reward; the oldest go first.
 
     Sources: noising good samples, Venkatraman et al. 2024, https://arxiv.org/abs/2405.20971 (`--back_and_forth` in its
     code, with a loss on pairs); going back and forth from samples of high reward, Kim et al. 2023, https://arxiv.org/abs/2310.02710.
     """
 
-    def __init__(self, seed: int, *, depth: float, pool: int) -> None:
-        self.seed = seed
+    name = "back_and_forth"
+    density_unknown = (
+        "for samples noised back: it is an integral over the good samples they may come from. Take back_and_forth out"
+    )
+    remembers = "take it out"
+
+    def __init__(self, share: Share, depth: Annotated[float, Field(gt=0, le=1)] = 0.5, pool: PositiveInt = 256) -> None:
+        self.share = share
         self.depth = depth
         self.pool = pool
         self.memory: dict[int, tuple[Tensor, Tensor]] = {}
@@ -87,9 +96,12 @@ class BackAndForth:
         device = sampler.prior.device
         return noised_chain(sampler.prior.pipe.scheduler, x_0.to(device), self.timesteps[:known].to(device), noise)
 
+    def kept(self, own: int, drawn: int) -> Kept:
+        return Kept("pool of back_and_forth", self.pool, last_state_only=True, each_turn=own + drawn)
+
     def settle(self, parts: Mapping[str, Batch]) -> None:
         """Remember the posterior's own samples of the iteration, and those that came out of this."""
-        for part in [parts[name].to("cpu") for name in ("posterior", "back_and_forth") if name in parts]:
+        for part in [parts[name].to("cpu") for name in ("posterior", self.name) if name in parts]:
             self.timesteps = part.trajectory.timesteps
             for row in torch.unique(part.prompt).tolist():
                 new = (part.prompt == row).nonzero().flatten()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
-from torch import Tensor
+from pydantic import Field, PositiveInt
 
+from diffusion_rtb.behaviours._source import Source
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, numbered
@@ -15,10 +16,10 @@ from diffusion_rtb.sampling.sampler import Sampler, numbered
 __all__ = ["OnPolicy"]
 
 
-class OnPolicy:
+class OnPolicy(Source):
     r"""Trajectories of the posterior as it is now, with exploration noise that decays linearly to none.
 
-    With e = scale·max(0, 1 - iteration/until) a transition of standard deviation std is drawn with
+    With e = exploration·max(0, 1 - iteration/until) a transition of standard deviation std is drawn with
 
         "relative":  (1 + e)·std                     "added":  sqrt(std² + e²)     (RTB 2024, arXiv 2405.20971, section 3.1)
 
@@ -27,31 +28,33 @@ class OnPolicy:
     prompt are drawn without the noise, to be looked at and not to be trained on.
 
     Args:
-        seed: The run's seed.
-        scale: e at the first iteration; 0 is on-policy.
-        until: The iteration from which there is no exploration.
+        exploration: e at iteration 0; 0: the posterior as it is.
+        until: Iteration from which on there is no exploration.
         kind: How e enters.
-        measured: Trajectories per prompt without exploration while there is some; 0: none.
+        measured: While there is exploration: trajectories without it, as a share of the group (two at least), from which reward,
+            elbo, kl and ess are measured; 0: these are not logged.
     """
+
+    name = "posterior"
+    share = 0.0
+    """It has no share of its own: all that the others leave."""
 
     def __init__(
         self,
-        seed: int,
-        *,
-        scale: float = 0.0,
-        until: int = 1,
+        exploration: Annotated[float, Field(ge=0)] = 0.0,
+        until: PositiveInt = 1,
         kind: Literal["relative", "added"] = "relative",
-        measured: int = 2,
+        measured: Annotated[float, Field(ge=0, le=1)] = 0.25,
     ) -> None:
-        self.seed = seed
-        self.scale = scale
+        self.exploration = exploration
         self.until = until
         self.kind = kind
         self.measured = measured
+        self.off_policy = exploration > 0
 
     def noise_scale(self, iteration: int) -> Callable[[float], float] | None:
         """The factor on a transition's standard deviation, or None when there is no exploration."""
-        e = self.scale * max(0.0, 1 - iteration / self.until)
+        e = self.exploration * max(0.0, 1 - iteration / self.until)
         if e == 0:
             return None
         if self.kind == "relative":
@@ -68,15 +71,6 @@ class OnPolicy:
         """Trajectories of the posterior itself, where `draw` answers wider ones; None where none are asked for."""
         if self.measured == 0:
             return None
-        pairs = numbered(rows, self.measured)
+        pairs = numbered(rows, max(2, round(self.measured * self.group)))
         seeds = [seed_of(self.seed, "measured", iteration, *pair) for pair in pairs]
         return sampler.draw([row for row, _ in pairs], seeds)
-
-    def settle(self, parts: Mapping[str, Batch]) -> None:
-        """Nothing is remembered."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        return

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from diffusion_rtb.behaviours._memory import Memory, pack, systematic_draw, unpack, with_newest
+from diffusion_rtb.behaviours._source import Kept, Share, Source
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, occurrences
@@ -33,28 +35,41 @@ def prior_trajectories(
         yield sampler.draw([row for row, _ in here], seeds, of_prior=True).to("cpu")
 
 
-class PriorBuffer:
+class PriorBuffer(Source):
     """A share of each batch from the prior: cheap, covering, and carrying its own log_p.
 
-    Per prompt it keeps the last `size` prior trajectories, all drawn on first use, and adds `refresh` new ones each time the
+    Per prompt it keeps the last `capacity` prior trajectories, all drawn on first use, and adds `refresh` new ones each time the
     prompt is drawn. With `resample` they are drawn with weights exp(beta·r), that is, approximately from the posterior: the
     one behaviour that found all modes in the right proportions where exploration noise alone did not.
 
     What is stored is on the CPU, and is drawn, decoded and scored one micro-batch at a time: neither the device nor the reward ever
     sees more. Buffers are filled prompt by prompt, so that a prompt's trajectories do not depend on which others it is drawn with.
 
+    An objective's warm-up takes its trajectories from here too, `capacity` per prompt: all that there are with a share, and without
+    one such as are drawn once and not kept.
+
     Args:
-        seed: The run's seed.
-        size: Prior trajectories kept per prompt.
+        share: Share of each prompt's group; 0: for a warm-up alone.
+        capacity: Prior trajectories per prompt; the oldest go first.
         resample: Draw with weights exp(beta·r) instead of uniformly.
-        refresh: New prior trajectories per prompt and draw.
+        refresh: New prior trajectories per prompt and draw; they replace the oldest.
     """
 
-    def __init__(self, seed: int, *, size: int, resample: bool = True, refresh: int = 0) -> None:
-        self.seed = seed
-        self.size = size
+    name = "prior"
+
+    def __init__(
+        self, share: Share = 0.0, capacity: PositiveInt = 64, resample: bool = True, refresh: NonNegativeInt = 0
+    ) -> None:
+        if refresh > capacity:
+            raise ValueError(f"refresh {refresh} is larger than the capacity {capacity} it goes into.")
+        self.share = share
+        self.capacity = capacity
         self.resample = resample
         self.refresh = refresh
+        if resample:
+            self.density_unknown = "once they are selected by their reward. Give prior_buffer `resample: false`"
+        if refresh:
+            self.remembers = "give prior_buffer `refresh: 0`"
         self.memory: Memory = {}
         self.drawn: dict[int, int] = {}
         """Prior trajectories drawn so far per prompt row; the next one's seed follows from it."""
@@ -82,7 +97,7 @@ class PriorBuffer:
 
     def passing(self, sampler: Sampler, between: Callable[[], object]) -> Iterator[Batch]:
         """What empty buffers would be filled with, of all prompts, micro-batch by micro-batch; nothing is stored."""
-        numbered = [(row, k) for row in range(len(sampler.prompts)) for k in range(self.size)]
+        numbered = [(row, k) for row in range(len(sampler.prompts)) for k in range(self.capacity)]
         return prior_trajectories(sampler, self.seed, numbered, between)
 
     def _extended(self, sampler: Sampler, rows: Sequence[int]) -> tuple[Memory, dict[int, int]]:
@@ -91,20 +106,23 @@ class PriorBuffer:
         known = [row for row in dict.fromkeys(rows) if row in memory]
         for row in dict.fromkeys(rows):
             if row not in memory:
-                first = [(row, k) for k in range(self.size)]
+                first = [(row, k) for k in range(self.capacity)]
                 memory[row] = Batch.cat(list(prior_trajectories(sampler, self.seed, first, self.between)))
-                drawn[row] = self.size
+                drawn[row] = self.capacity
         pairs = [(row, drawn[row] + k) for row in known for k in range(self.refresh)]
         if pairs:
             fresh = Batch.cat(list(prior_trajectories(sampler, self.seed, pairs)))
             for row in known:
-                memory[row] = with_newest(memory, row, fresh[(fresh.prompt == row).nonzero().flatten()], self.size)
+                memory[row] = with_newest(memory, row, fresh[(fresh.prompt == row).nonzero().flatten()], self.capacity)
                 drawn[row] += self.refresh
         return memory, drawn
 
+    def kept(self, own: int, drawn: int) -> Kept:
+        return Kept("capacity of prior_buffer", self.capacity)
+
     def settle(self, parts: Mapping[str, Batch]) -> None:
         """Keep the prior trajectories that the iteration added."""
-        if "prior" in parts:
+        if self.name in parts:
             self.memory, self.drawn = self.extended
 
     def tensors(self) -> dict[str, Tensor]:

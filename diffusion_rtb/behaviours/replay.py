@@ -7,9 +7,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor
 
 from diffusion_rtb.behaviours._memory import Memory, pack, rank_weights, stored, systematic_draw, unpack, with_newest
+from diffusion_rtb.behaviours._source import Kept, Share, Source
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, occurrences
@@ -17,7 +19,7 @@ from diffusion_rtb.sampling.sampler import Sampler, occurrences
 __all__ = ["Replay"]
 
 
-class Replay:
+class Replay(Source):
     r"""The posterior's last `capacity` own trajectories per prompt, drawn again.
 
     They cost no sampling and no reward, and hold on to what the posterior of today no longer visits. log_p, which does not
@@ -35,7 +37,7 @@ class Replay:
     posterior draws new ones.
 
     Args:
-        seed: The run's seed.
+        share: Share of each prompt's group that is replayed.
         capacity: Trajectories kept per prompt; the oldest go first.
         priority: Their weights.
 
@@ -45,12 +47,23 @@ class Replay:
     is worst *relative* to the prior, which on images are the least likely states.)
     """
 
+    name = "replay"
+    remembers = "take it out"
+
     def __init__(
-        self, seed: int, *, capacity: int, priority: Literal["uniform", "reward", "importance"] = "uniform"
+        self,
+        share: Share,
+        capacity: PositiveInt = 256,
+        priority: Literal["uniform", "reward", "importance"] = "uniform",
     ) -> None:
-        self.seed = seed
+        self.share = share
         self.capacity = capacity
         self.priority = priority
+        if priority != "uniform":
+            self.density_unknown = (
+                f"once they are replayed by priority {priority!r}. Give replay `priority: uniform`, whose trajectories keep the "
+                "density they were drawn with"
+            )
         self.memory: Memory = {}
         self.added: dict[int, int] = {}
         """Trajectories stored so far per prompt row."""
@@ -77,6 +90,9 @@ class Replay:
         assert held.log_p is not None
         log_w = (held.log_p - held.trajectory.drawn_with).double().sum(1)
         return torch.softmax(beta * held.reward.double() + log_w, 0)
+
+    def kept(self, own: int, drawn: int) -> Kept:
+        return Kept("capacity of replay", self.capacity, each_turn=own)
 
     def settle(self, parts: Mapping[str, Batch]) -> None:
         """Store the posterior's own trajectories of the iteration."""

@@ -81,5 +81,5 @@ class Continuation(TrajectoryRecorder):
         if call.sample.shape != self.states[:, 0].shape or not is_state(call.sample, self.states[:, 0].to(call.sample)):
             raise ValueError(
                 f"The pipeline did not start at the given states (timestep {call.timestep:g}): it draws, noises or packs its first "
-                "state in its own way, so trajectories cannot be continued through it. Set behaviour.back_and_forth.share: 0."
+                "state in its own way, so trajectories cannot be continued through it. Take back_and_forth out of behaviours."
             )

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from diffusion_rtb.behaviours._mixture import sources
 from diffusion_rtb.comparison.cell import finished, measure_truth, train_and_measure
 from diffusion_rtb.comparison.results import Clock, Comparison, Looks, Plan
 from diffusion_rtb.comparison.transport import BLOCK, Distance, check_transport, floor
@@ -83,7 +84,7 @@ def plan(
 def _check_fit(config: RunConfig, objective: Objective, prior: Prior) -> None:
     if config.beta.kl_budget is not None:
         raise ValueError("beta.kl_budget changes beta and with it the target, which all runs of a comparison share.")
-    check_settings(config, objective)
+    check_settings(config, objective, sources(config))
     check_chain(config, objective, prior)
 
 

@@ -5,9 +5,9 @@ A variant is a piece of a config under a name:
     objectives:
       trust_pcl_10: {objective: {component: trust_pcl, length: 10}, train: {lr_objective: 0.003}}
     behaviours:
-      resampled: {behaviour: {prior_share: 0.5, prior_buffer: 4000}}
+      resampled: {behaviours: [{component: prior_buffer, share: 0.5, capacity: 4000}]}
 
-Its `objective`, `behaviour` and every other section replace those of the config, so that nothing of the config's own behaviour is
+Its `objective`, `behaviours` and every other section replace those of the config, so that nothing of the config's own behaviours is
 left in another; of `train` and `posterior` it changes only the keys it has. Variants come from `variants.yaml` of this package, and
 from FOLDER/compare/NAME.yaml for a config FOLDER/NAME.yaml, or a file that the command names. An objective goes by its own name
 as well (`rtb`: with its defaults), and `config` is what the config says.

@@ -16,14 +16,22 @@ from typing import Any, Literal
 
 __all__ = ["Kind", "check_origin", "check_shape", "loads_weights"]
 
-Kind = Literal["prior", "reward", "objective", "metric"]
+Kind = Literal["prior", "reward", "objective", "behaviour", "metric"]
 
 _METHODS: Mapping[Kind, tuple[str, ...]] = {
     "prior": ("arguments", "features", "decode", "attach", "parameters", "as_prior", "fingerprint", "export"),
     "objective": ("prepare", "__call__", "state_dict"),
     "metric": ("of", "row", "card"),
+    "behaviour": ("prepare", "draw", "kept", "settle", "tensors", "load"),
 }
 """What a class of the kind must have; see `interfaces.py`. Rewards are asked for one of several below."""
+
+_SAID: Mapping[Kind, str] = {
+    "prior": "Prior in diffusion_rtb/interfaces.py",
+    "objective": "Objective in diffusion_rtb/interfaces.py",
+    "behaviour": "Source in diffusion_rtb.behaviours",
+    "metric": "Metric in diffusion_rtb/evaluation/metric.py",
+}
 
 _REWARD_LIKE = ("embed", "classify")
 """Methods by which an embedder or a judge of the evaluation is known that is no reward itself."""
@@ -92,8 +100,7 @@ def _check_class(what: str, kind: Kind, target: type) -> None:
     missing = [method for method in _METHODS[kind] if not _has(target, method)]
     if missing:
         raise ValueError(
-            f"{what} is a class without {', '.join(missing)}: it is no {kind}. The class {kind.capitalize()} in "
-            f"diffusion_rtb/{'evaluation/metric' if kind == 'metric' else 'interfaces'}.py says what one has."
+            f"{what} is a class without {', '.join(missing)}: it is no {kind}. The class {_SAID[kind]} says what one has."
         )
 
 

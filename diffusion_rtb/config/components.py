@@ -53,6 +53,7 @@ _SHELVES: Mapping[str, _Shelf] = {
     "prior": _Shelf("pipelines", frozenset({"arguments", "attach", "as_prior"})),
     "reward": _Shelf("rewards", frozenset({"__call__", "forward"})),
     "objective": _Shelf("diffusion_rtb.objectives", frozenset({"prepare"}), "dims"),
+    "behaviour": _Shelf("diffusion_rtb.behaviours", frozenset({"draw"}), "sampler"),
     "metric": _Shelf("diffusion_rtb.evaluation.metrics", frozenset({"of"})),
 }
 
@@ -62,7 +63,7 @@ def locate(name: str, kind: Kind | None = None) -> Any:
 
     Args:
         name: `module:attribute`, or with a `kind` also a short name.
-        kind: What is wanted: "prior", "reward", "objective" or "metric".
+        kind: What is wanted: "prior", "reward", "objective", "behaviour" or "metric".
 
     Raises:
         ValueError: nothing has that name; the message lists what exists and the nearest of it.

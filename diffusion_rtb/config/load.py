@@ -201,6 +201,10 @@ def _enter(place: Any, part: str, what: str) -> Any:
 
 
 def _index(items: Sequence[Any], part: str, what: str) -> int:
+    """A position, or the name of the one component in the list that has it."""
+    named = [i for i, item in enumerate(items) if isinstance(item, Mapping) and item.get("component") == part]
+    if len(named) == 1:
+        return named[0]
     if not part.isdigit() or int(part) >= len(items):
         raise ConfigError(f"{what}: {part!r} is not a position in a list of {len(items)} (0 to {len(items) - 1}).")
     return int(part)

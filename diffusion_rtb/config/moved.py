@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion_rtb.config.yaml_text import write_yaml
 
-__all__ = ["MOVED"]
+__all__ = ["MOVED", "listed"]
 
 
 def _beta_anneal(written: Any, data: Mapping[str, Any]) -> str:
@@ -16,10 +16,31 @@ def _beta_anneal(written: Any, data: Mapping[str, Any]) -> str:
     return f"it is a part of beta now. Write `{_beta(data, anneal=written)}`."
 
 
-def _kl_budget(written: Any, data: Mapping[str, Any]) -> str:
-    if written is None:
-        return "take it out: a beta that is a number is constant."
-    return f"it is a part of beta now. Write `{_beta(data, kl_budget=written)}`."
+def _behaviour(written: Any, data: Mapping[str, Any]) -> str:
+    if not isinstance(written, Mapping):
+        return "it is a list of components now, `behaviours: [{component: NAME, share: 0.25}]`."
+    found = f"`behaviours: {in_line(listed(written))}`"
+    budget = written.get("kl_budget")
+    return (
+        f"it is a list of components now. Write {found}{f' and `{_beta(data, kl_budget=budget)}`' if budget else ''}."
+    )
+
+
+def listed(written: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The components that do what a section `behaviour` did; what was switched off there is left out."""
+    exploration = dict(written.get("exploration") or {})
+    found: list[dict[str, Any]] = []
+    if exploration.get("scale"):
+        found.append({"component": "on_policy", "exploration": exploration.pop("scale"), **exploration})
+    names = {"prior_share": "share", "prior_buffer": "capacity", "resample": "resample", "refresh": "refresh"}
+    prior = {name: written[key] for key, name in names.items() if key in written}
+    if prior:
+        found.append({"component": "prior_buffer", **prior})
+    for name in ("replay", "back_and_forth"):
+        settings = written.get(name) or {}
+        if settings.get("share"):
+            found.append({"component": name, **settings})
+    return found
 
 
 def _beta(data: Mapping[str, Any], **moving: Any) -> str:
@@ -39,6 +60,6 @@ def in_line(value: Any) -> str:
 
 MOVED: Mapping[str, Callable[[Any, Mapping[str, Any]], str]] = {
     "beta_anneal": _beta_anneal,
-    "behaviour.kl_budget": _kl_budget,
+    "behaviour": _behaviour,
 }
 """Dotted key -> what to say, given what was written there and the whole config."""

@@ -19,13 +19,11 @@ from pydantic import (
     model_validator,
 )
 
-from diffusion_rtb.config.behaviour import BehaviourConfig
 from diffusion_rtb.config.beta import BetaConfig, as_section
 from diffusion_rtb.config.prompts import PromptTable, check_prompts
 from diffusion_rtb.config.section import Section, at_home
 
 __all__ = [
-    "BehaviourConfig",
     "BetaConfig",
     "Component",
     "EvalConfig",
@@ -43,7 +41,7 @@ Natural = Annotated[int, Field(ge=0)]
 
 
 class Component(BaseModel):
-    """A prior, reward, objective or metric by name, with the arguments of its constructor beside the name."""
+    """A prior, reward, objective, behaviour or metric by name, with the arguments of its constructor beside the name."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
 
@@ -263,31 +261,10 @@ class RunConfig(Section):
     objective: Component = Component(component="rtb")
     """The loss."""
     prompts: PromptsConfig
-    behaviour: BehaviourConfig = BehaviourConfig()
+    behaviours: Annotated[tuple[Component, ...], Field(strict=False)] = ()
+    """Where the training trajectories come from, besides the posterior itself; each draws its `share` of every prompt's group."""
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
-
-    @model_validator(mode="after")
-    def _measured(self) -> RunConfig:
-        exploration = self.behaviour.exploration
-        if self.beta.kl_budget is not None and exploration.scale > 0 and exploration.measured == 0:
-            raise ValueError(
-                "behaviour.exploration.measured 0 leaves beta.kl_budget without a KL to measure: explored trajectories are wider; "
-                "give it a share of the group, e.g. 0.25"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _whole_numbers(self) -> RunConfig:
-        for key, share in self.behaviour.shares.items():
-            count = share * self.train.group
-            if abs(count - round(count)) > 1e-6:
-                fitting = ", ".join(f"{n / self.train.group:.6g}" for n in range(self.train.group))
-                raise ValueError(
-                    f"behaviour.{key} {share:g} of train.group {self.train.group} is {count:g} trajectories, not a whole "
-                    f"number; shares that fit: {fitting}"
-                )
-        return self
 
     @model_validator(mode="after")
     def _enough_prompts(self) -> RunConfig:

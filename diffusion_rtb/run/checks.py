@@ -37,6 +37,8 @@ def describe_components(config: RunConfig) -> Components:
     prior, reward = describe(config.prior, "prior"), describe(config.reward, "reward")
     check_posterior(config.prior, config.posterior)
     objective = describe(config.objective, "objective")
+    for behaviour in config.behaviours:
+        describe(behaviour, "behaviour")
     table = config.prompts.table()
     check_component_prompts(config.reward, table.texts, table.metadata)
     tools = (config.eval.embedder, config.eval.judge)

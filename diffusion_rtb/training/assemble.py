@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from diffusion_rtb.behaviours._mixture import sources
 from diffusion_rtb.behaviours._stored_size import check_room
-from diffusion_rtb.behaviours.mixture import sources
 from diffusion_rtb.beta import make_beta
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
@@ -83,14 +83,14 @@ def check_run(config: RunConfig, folder: Path) -> Components:
     with paths_explained(folder):
         components = describe_components(config)
         check_trackers(config.train.tracker)
-        check_settings(config, components.objective.construct())
+        check_settings(config, components.objective.construct(), sources(config))
         return components
 
 
 def _described(config: RunConfig, folder: Path) -> tuple[Components, Processes]:
     components = check_run(config, folder)
     processes = Processes.start(config.train.process_timeout)
-    check_processes(config, processes.count)
+    check_processes(config, sources(config), processes.count)
     return components, processes
 
 
@@ -123,14 +123,15 @@ def _built(config: RunConfig, folder: Path, components: Components, processes: P
 
 def _sampler(config: RunConfig, folder: Path, components: Components, objective: Any) -> Sampler:
     """Prior and reward, loaded, on the run's prompts."""
+    mixture = sources(config)
     with paths_explained(folder):
         reward: Any = components.reward.build()
         table = config.prompts.table()
         check_reward_prompts(reward, table.texts, table.metadata)
-        check_reward_memory(reward, objective, config.behaviour)
+        check_reward_memory(reward, objective, mixture)
         prior: Prior = components.prior.build()
     check_chain(config, objective, prior)
-    check_room(config, prior, objective, folder)
+    check_room(config, prior, objective, mixture, folder)
     return Sampler(prior, reward, table.texts, config.train.micro_batch, table.metadata)
 
 

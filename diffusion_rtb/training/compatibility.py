@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusion_rtb.chain.recordable import check_single_step
-from diffusion_rtb.config.sections import BehaviourConfig, BetaConfig, RunConfig
+from diffusion_rtb.config.sections import BetaConfig, RunConfig
 from diffusion_rtb.interfaces import Objective, Prior, Reward
 from diffusion_rtb.run.members import check_objective_members
 from diffusion_rtb.scoring.memory import moving_rewards
 
+if TYPE_CHECKING:
+    from diffusion_rtb.behaviours import Source
+    from diffusion_rtb.behaviours._mixture import Mixture
+
 __all__ = [
-    "check_behaviour",
+    "check_behaviours",
     "check_beta",
     "check_chain",
     "check_configured_steps",
     "check_group",
+    "check_measured",
     "check_owner",
     "check_processes",
     "check_reward_memory",
@@ -23,19 +28,18 @@ __all__ = [
     "check_step_weights",
     "check_steps",
     "check_updates",
-    "check_warm_up",
 ]
 
 
-def check_settings(config: RunConfig, objective: Objective) -> None:
-    """The checks here that need nothing loaded: the objective's members, behaviour, warm-up, beta, updates and steps.
+def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) -> None:
+    """The checks here that need nothing loaded: the objective's members, behaviours, beta, updates and steps.
 
     Raises:
         ValueError: see each of them.
     """
     check_objective_members(objective)
-    check_behaviour(objective, config.behaviour)
-    check_warm_up(objective, config.behaviour)
+    check_behaviours(objective, mixture)
+    check_measured(config.beta, mixture)
     check_beta(objective, config.beta)
     check_updates(objective, config.train.updates_per_iteration)
     check_group(objective, config.train.group)
@@ -54,7 +58,7 @@ def check_chain(config: RunConfig, objective: Objective, prior: Prior) -> None:
     check_step_weights(config, arguments)
 
 
-def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
+def check_behaviours(objective: Objective, mixture: Mixture) -> None:
     """Refuse behaviours whose trajectories the objective would take for something they are not.
 
     Raises:
@@ -62,41 +66,48 @@ def check_behaviour(objective: Objective, behaviour: BehaviourConfig) -> None:
             knows for one that weighs them by importance.
     """
     name = type(objective).__name__
-    others = [key for key, share in behaviour.shares.items() if share > 0]
-    if behaviour.exploration.scale > 0:
-        others.append("exploration.scale")
+    others = [type(source).__name__ for source in _drawing(mixture) if source.off_policy]
     if getattr(objective, "on_policy_only", False) and others:
-        settings = ", ".join(f"behaviour.{key}" for key in others)
         raise ValueError(
             f"objective {name} is on-policy: its gradient is an average over the posterior's own trajectories, and wrong on "
-            f"those that {settings} brings. Set that to 0, or use rtb, trust_pcl or an importance-weighted objective."
+            f"those of behaviours {', '.join(others)}. Take them out, and on_policy without exploration; or use rtb, trust_pcl or "
+            "an importance-weighted objective."
         )
-    if getattr(objective, "importance_weighted", False):
-        _check_densities(name, behaviour)
+    unknown = [source.density_unknown for source in _drawing(mixture) if source.density_unknown]
+    if getattr(objective, "importance_weighted", False) and unknown:
+        raise ValueError(
+            f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows {unknown[0]}; or use "
+            "rtb or trust_pcl."
+        )
 
 
-def check_warm_up(objective: Objective, behaviour: BehaviourConfig) -> None:
-    """Refuse a warm-up on prior trajectories of which none are drawn.
+def _drawing(mixture: Mixture) -> list[Source]:
+    return [source for source, count in mixture.values() if count > 0]
+
+
+def check_measured(beta: BetaConfig, mixture: Mixture) -> None:
+    """Refuse a `kl_budget` without a KL to measure.
 
     Raises:
-        ValueError: the objective has `warm_up_updates` and behaviour.prior_buffer is 0.
+        ValueError: there is exploration, and nothing is drawn without it.
     """
-    updates = getattr(objective, "warm_up_updates", 0)
-    if updates > 0 and behaviour.prior_buffer == 0:
+    source = mixture.on_policy
+    if beta.kl_budget is not None and source.exploration > 0 and source.measured == 0:
         raise ValueError(
-            f"objective {type(objective).__name__} warms up for {updates} updates on the prior's trajectories, and "
-            "behaviour.prior_buffer 0 draws none. Give it the number per prompt, e.g. 64, or set warm_up_updates to 0."
+            "measured 0 of on_policy leaves beta.kl_budget without a KL to measure: explored trajectories are wider; give it a "
+            "share of the group, e.g. 0.25."
         )
 
 
-def check_reward_memory(reward: Reward, objective: Objective, behaviour: BehaviourConfig) -> None:
+def check_reward_memory(reward: Reward, objective: Objective, mixture: Mixture) -> None:
     """Refuse rewards that go on changing beside what is kept with the rewards of one day: trajectories, or a V learned once.
 
     Raises:
         ValueError: naming the reward and what keeps them.
     """
     moving = moving_rewards(reward)
-    keeping = [f"behaviour.{key} keeps trajectories" for key, share in behaviour.shares.items() if share > 0]
+    kept = [type(source).__name__ for source in _drawing(mixture) if source.kept(1, 1) is not None]
+    keeping = [f"behaviour {name} keeps trajectories" for name in kept]
     if getattr(objective, "value_loss", None) == "none":
         keeping.append(f"objective {type(objective).__name__} with value_loss: none keeps its V")
     if moving and keeping:
@@ -116,25 +127,6 @@ def check_beta(objective: Objective, beta: BetaConfig) -> None:
         raise ValueError(
             f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and {beta.moved_by} moves "
             f"beta. Use value_loss: consistency, or no {beta.moved_by}."
-        )
-
-
-def _check_densities(name: str, behaviour: BehaviourConfig) -> None:
-    """Importance weights need the density that trajectories were drawn with."""
-    selected = f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows"
-    if behaviour.prior_share > 0 and behaviour.resample:
-        raise ValueError(
-            f"{selected} once they are selected by their reward. Set behaviour.resample: false, or use rtb or trust_pcl."
-        )
-    if behaviour.replay.share > 0 and behaviour.replay.priority != "uniform":
-        raise ValueError(
-            f"{selected} once they are replayed by priority {behaviour.replay.priority!r}. Set behaviour.replay.priority: uniform, "
-            "whose trajectories keep the density they were drawn with, or use rtb or trust_pcl."
-        )
-    if behaviour.back_and_forth.share > 0:
-        raise ValueError(
-            f"{selected} for samples noised back: it is an integral over the good samples they may have come from. Set "
-            "behaviour.back_and_forth.share: 0, or use rtb or trust_pcl."
         )
 
 
@@ -214,7 +206,7 @@ def _steps(arguments: dict[str, Any]) -> int | None:
     return len(timesteps) if timesteps is not None else None if steps is None else int(steps)
 
 
-def check_processes(config: RunConfig, processes: int) -> None:
+def check_processes(config: RunConfig, mixture: Mixture, processes: int) -> None:
     """Refuse several processes where they would give other numbers than one; nothing has to be loaded.
 
     Raises:
@@ -222,7 +214,7 @@ def check_processes(config: RunConfig, processes: int) -> None:
     """
     if processes < 2:
         return
-    count, behaviour = config.train.prompts_per_iteration, config.behaviour
+    count = config.train.prompts_per_iteration
     if count % processes:
         fitting = [str(n) for n in range(processes, len(config.prompts.texts()) + 1, processes)]
         remedy = f"use {', '.join(fitting[:8])}" if fitting else "start fewer processes, or add prompts"
@@ -230,14 +222,12 @@ def check_processes(config: RunConfig, processes: int) -> None:
             f"train.prompts_per_iteration {count} cannot be shared evenly by {processes} processes, which would give some prompts "
             f"more weight than others: {remedy}."
         )
-    remembering = [f"{key}.share" for key in ("replay", "back_and_forth") if behaviour.shares[f"{key}.share"] > 0]
-    if behaviour.prior_share > 0 and behaviour.refresh > 0:
-        remembering.append("refresh")
-    if remembering:
-        raise ValueError(
-            f"behaviour.{remembering[0]} keeps past trajectories in the process that drew them, and checkpoints keep those of "
-            f"one; there are {processes}. Set it to 0, or use one process."
-        )
+    for source in _drawing(mixture):
+        if source.remembers:
+            raise ValueError(
+                f"behaviour {type(source).__name__} keeps past trajectories in the process that drew them, and checkpoints keep "
+                f"those of one; there are {processes}: {source.remembers}, or use one process."
+            )
 
 
 def check_owner(objective: Objective, owns_parameters: bool, processes: int) -> None:

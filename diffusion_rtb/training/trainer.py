@@ -40,7 +40,7 @@ from diffusion_rtb.training.warm_up import learn_statistics, warm_up
 __all__ = ["Trainer"]
 
 if TYPE_CHECKING:
-    from diffusion_rtb.behaviours.mixture import Mixture
+    from diffusion_rtb.behaviours._mixture import Mixture
 
 log = logging.getLogger(__name__)
 

@@ -159,7 +159,7 @@ def source(trainer: Trainer) -> BackAndForth:
 def test_a_trajectory_is_noised_from_a_good_sample_and_ends_in_a_new_one(
     depth: float, sampled: int, tmp_path: Path
 ) -> None:
-    trainer = run(tmp_path, behaviour={"back_and_forth": {"share": 0.5, "depth": depth}})
+    trainer = run(tmp_path, behaviours=[{"component": "back_and_forth", "share": 0.5, "depth": depth}])
     begin_at_the_posterior(trainer)
     sampler, back = trainer.sampler, source(trainer)
     first = back.draw(sampler, [0], 4, 0, BETA)
@@ -201,7 +201,7 @@ def test_the_pool_holds_the_last_samples_of_each_prompt_and_prefers_the_good(tmp
     trainer = run(
         tmp_path,
         prompts={"list": ["a", "b"]},
-        behaviour={"back_and_forth": {"share": 0.5, "pool": 10}},
+        behaviours=[{"component": "back_and_forth", "share": 0.5, "pool": 10}],
         train={"prompts_per_iteration": 2, "micro_batch": 16, "iterations": 3},
     )
     trainer.fit()
@@ -219,7 +219,7 @@ def test_the_pool_holds_the_last_samples_of_each_prompt_and_prefers_the_good(tmp
 
 def test_it_finds_its_way_back_to_samples_that_the_posterior_has_left(tmp_path: Path) -> None:
     """With half of the chain kept, new samples are near the good ones and far from the posterior's own."""
-    trainer = run(tmp_path, behaviour={"back_and_forth": {"share": 0.5, "depth": 0.25}})
+    trainer = run(tmp_path, behaviours=[{"component": "back_and_forth", "share": 0.5, "depth": 0.25}])
     back, sampler = source(trainer), trainer.sampler
     own = sampler.completed(sampler.draw([0] * 64, range(64)))
     back.settle({"posterior": own})
@@ -229,8 +229,12 @@ def test_it_finds_its_way_back_to_samples_that_the_posterior_has_left(tmp_path: 
 
 
 def test_on_a_stable_diffusion_pipeline_its_trajectories_replay_exactly(prior_folder: Path, tmp_path: Path) -> None:
-    behaviour = {"prior_share": 0.25, "replay": {"share": 0.25}, "back_and_forth": {"share": 0.25}}
-    trainer = assemble(run_config(prior_folder, tmp_path, behaviour=behaviour, train={"iterations": 3}))
+    behaviour = [
+        {"component": "prior_buffer", "share": 0.25},
+        {"component": "replay", "share": 0.25},
+        {"component": "back_and_forth", "share": 0.25},
+    ]
+    trainer = assemble(run_config(prior_folder, tmp_path, behaviours=behaviour, train={"iterations": 3}))
     trainer.fit()
     found = rows(trainer)
     assert all(row["parity"] == 0.0 for row in found)
@@ -245,8 +249,8 @@ def test_on_a_stable_diffusion_pipeline_its_trajectories_replay_exactly(prior_fo
 def test_the_best_chain_of_a_quadratic_reward_is_found_from_noised_samples(tmp_path: Path) -> None:
     """Three quarters of each batch are not the posterior's own. No chain of these variances has a higher ELBO than the best."""
     sizes = {"iterations": 100, "group": 64, "micro_batch": 64, "lr_decay": "cosine"}
-    behaviour = {"back_and_forth": {"share": 0.75, "depth": 0.5}}
-    trainer = run(tmp_path, reward=QUADRATIC, beta=1.0, behaviour=behaviour, train=sizes)
+    behaviour = [{"component": "back_and_forth", "share": 0.75, "depth": 0.5}]
+    trainer = run(tmp_path, reward=QUADRATIC, beta=1.0, behaviours=behaviour, train=sizes)
     trainer.fit()
     tilt = known(trainer)
     assert tilt.elbo(trainer.prior.chain()) == pytest.approx(tilt.best_elbo, abs=0.05)  # type: ignore[attr-defined]

@@ -12,14 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_rtb.behaviours._memory import systematic_resample
-from diffusion_rtb.behaviours.mixture import sources
+from diffusion_rtb.behaviours._mixture import sources
 from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.beta import Annealed, Constant
 from diffusion_rtb.chain.seeds import generators, global_seed, seed_of
-from diffusion_rtb.config.behaviour import BehaviourConfig
-from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import TrainConfig
-from diffusion_rtb.training.compatibility import check_behaviour
 from diffusion_rtb.training.schedules import learning_rate_factor, nth_prompt, prompt_rows
 from tests.oracles.behaving import BETA, begin_at_the_posterior, known, rows, run
 
@@ -46,7 +43,7 @@ def test_systematic_resampling_is_unbiased_over_u() -> None:
 
 
 def test_exploration_decays_linearly_to_none() -> None:
-    source = OnPolicy(0, scale=0.5, until=10)
+    source = OnPolicy(0.5, until=10)
     first, middle = source.noise_scale(0), source.noise_scale(5)
     assert first is not None
     assert middle is not None
@@ -54,11 +51,11 @@ def test_exploration_decays_linearly_to_none() -> None:
     assert middle(0.3) == pytest.approx(1.25)
     assert source.noise_scale(10) is None
     assert source.noise_scale(11) is None
-    assert OnPolicy(0).noise_scale(0) is None
+    assert OnPolicy().noise_scale(0) is None
 
 
 def test_added_exploration_adds_variances() -> None:
-    scale = OnPolicy(0, scale=0.4, until=10, kind="added").noise_scale(0)
+    scale = OnPolicy(0.4, until=10, kind="added").noise_scale(0)
     assert scale is not None
     for std in (0.1, 0.4, 2.0):
         assert (scale(std) * std) ** 2 == pytest.approx(std**2 + 0.16)
@@ -154,22 +151,22 @@ WITH_A_VALUE_NETWORK = {"stretches", "returns"}
 """Their residual is 0 once V is right; V is not known beforehand."""
 WEIGHTED = {"returns", "exact", "self_normalised", "tempered"}
 
-BEHAVIOURS: dict[str, dict[str, Any]] = {
-    "relative_noise": {"exploration": {"scale": 0.3, "until": 9}},
-    "added_noise": {"exploration": {"scale": 0.1, "until": 9, "kind": "added"}},
-    "prior": {"prior_share": 0.5, "resample": False, "refresh": 1},
-    "prior_resampled": {"prior_share": 0.5},
-    "replay": {"replay": {"share": 0.5}},
-    "replay_reward": {"replay": {"share": 0.5, "priority": "reward"}},
-    "replay_importance": {"replay": {"share": 0.5, "priority": "importance"}},
-    "back_and_forth": {"back_and_forth": {"share": 0.5}},
-    "kl_budget": {},
-    "all": {
-        "prior_share": 0.25,
-        "replay": {"share": 0.25},
-        "back_and_forth": {"share": 0.25},
-        "exploration": {"scale": 0.3, "until": 9},
-    },
+BEHAVIOURS: dict[str, list[dict[str, Any]]] = {
+    "relative_noise": [{"component": "on_policy", "exploration": 0.3, "until": 9}],
+    "added_noise": [{"component": "on_policy", "exploration": 0.1, "until": 9, "kind": "added"}],
+    "prior": [{"component": "prior_buffer", "share": 0.5, "resample": False, "refresh": 1}],
+    "prior_resampled": [{"component": "prior_buffer", "share": 0.5}],
+    "replay": [{"component": "replay", "share": 0.5}],
+    "replay_reward": [{"component": "replay", "share": 0.5, "priority": "reward"}],
+    "replay_importance": [{"component": "replay", "share": 0.5, "priority": "importance"}],
+    "back_and_forth": [{"component": "back_and_forth", "share": 0.5}],
+    "kl_budget": [],
+    "all": [
+        {"component": "on_policy", "exploration": 0.3, "until": 9},
+        {"component": "prior_buffer", "share": 0.25},
+        {"component": "replay", "share": 0.25},
+        {"component": "back_and_forth", "share": 0.25},
+    ],
 }
 SELECTING = {"prior_resampled", "replay_reward", "replay_importance", "back_and_forth", "all"}
 """Nobody knows the density of what they bring."""
@@ -183,7 +180,7 @@ def test_every_behaviour_leaves_the_posterior_where_it_is(objective: str, behavi
     The chain is memoryless up to a signal of 1e-4 and the network is float32, hence 2e-3 nats. The learning rate keeps the
     posterior where it is for two iterations, so that memories are filled and drawn from.
     """
-    sections: dict[str, Any] = {"objective": OBJECTIVES[objective], "behaviour": BEHAVIOURS[behaviour]}
+    sections: dict[str, Any] = {"objective": OBJECTIVES[objective], "behaviours": BEHAVIOURS[behaviour]}
     if behaviour in ("kl_budget", "all"):
         sections["beta"] = {"value": BETA, "kl_budget": {"nats": 1.0, "rate": 1e-9}}
     sizes = {"iterations": 2, "lr": 1e-9, "lr_objective": 1e-9}
@@ -209,15 +206,13 @@ def test_every_behaviour_leaves_the_posterior_where_it_is(objective: str, behavi
 
 @pytest.mark.parametrize("behaviour", [name for name in BEHAVIOURS if name != "kl_budget"])
 @pytest.mark.parametrize("objective", ["reinforce_kl", "grpo", "dpok", "ddpo", "reinforce_naive"])
-def test_on_policy_objectives_refuse_every_other_behaviour(objective: str, behaviour: str) -> None:
-    with pytest.raises(ValueError, match=r"is on-policy.*behaviour\."):
-        check_behaviour(
-            build({"component": objective}, "objective"), BehaviourConfig.model_validate(BEHAVIOURS[behaviour])
-        )
+def test_on_policy_objectives_refuse_every_other_behaviour(objective: str, behaviour: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is on-policy.* behaviours (OnPolicy|PriorBuffer|Replay|BackAndForth)"):
+        run(tmp_path, objective={"component": objective}, behaviours=BEHAVIOURS[behaviour])
 
 
 def test_shares_add_up_to_the_group(tmp_path: Path) -> None:
-    mixture = sources(run(tmp_path, behaviour=BEHAVIOURS["all"]).config)
+    mixture = sources(run(tmp_path, behaviours=BEHAVIOURS["all"]).config)
     assert {name: count for name, (_, count) in mixture.items()} == {
         "posterior": 2,
         "prior": 2,
@@ -228,21 +223,30 @@ def test_shares_add_up_to_the_group(tmp_path: Path) -> None:
 
 
 LEARNING: dict[str, dict[str, Any]] = {
-    "replay": {"objective": OBJECTIVES["vargrad"], "behaviour": {"replay": {"share": 0.75, "capacity": 512}}},
+    "replay": {
+        "objective": OBJECTIVES["vargrad"],
+        "behaviours": [{"component": "replay", "share": 0.75, "capacity": 512}],
+    },
     "replay_reward": {
         "objective": OBJECTIVES["trust_pcl"],
-        "behaviour": {"replay": {"share": 0.5, "capacity": 512, "priority": "reward"}},
+        "behaviours": [{"component": "replay", "share": 0.5, "capacity": 512, "priority": "reward"}],
     },
     "replay_importance": {
         "objective": OBJECTIVES["learned"],
-        "behaviour": {"replay": {"share": 0.5, "capacity": 512, "priority": "importance"}},
+        "behaviours": [{"component": "replay", "share": 0.5, "capacity": 512, "priority": "importance"}],
     },
     "replay_weighted": {
         "objective": OBJECTIVES["self_normalised"],
-        "behaviour": {"replay": {"share": 0.5, "capacity": 128}},
+        "behaviours": [{"component": "replay", "share": 0.5, "capacity": 128}],
     },
-    "back_and_forth": {"objective": OBJECTIVES["vargrad"], "behaviour": {"back_and_forth": {"share": 0.75}}},
-    "back_and_forth_stretches": {"objective": OBJECTIVES["stretches"], "behaviour": {"back_and_forth": {"share": 0.5}}},
+    "back_and_forth": {
+        "objective": OBJECTIVES["vargrad"],
+        "behaviours": [{"component": "back_and_forth", "share": 0.75}],
+    },
+    "back_and_forth_stretches": {
+        "objective": OBJECTIVES["stretches"],
+        "behaviours": [{"component": "back_and_forth", "share": 0.5}],
+    },
 }
 
 

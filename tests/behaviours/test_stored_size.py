@@ -30,16 +30,17 @@ def run_config(out: Path, prompts: int, **more: Any) -> RunConfig:
 
 def test_the_arithmetic_is_that_of_the_tensors(tmp_path: Path) -> None:
     prior = {"component": "stable_diffusion", "path": str(save_tiny(tmp_path / "prior")), "steps": 4, "device": "cpu"}
-    behaviour = {
-        "prior_share": 0.25, "prior_buffer": 16,
-        "replay": {"share": 0.25, "capacity": 2}, "back_and_forth": {"share": 0.25, "pool": 3},
-    }  # fmt: skip
+    behaviour = [
+        {"component": "prior_buffer", "share": 0.25, "capacity": 16},
+        {"component": "replay", "share": 0.25, "capacity": 2},
+        {"component": "back_and_forth", "share": 0.25, "pool": 3},
+    ]
     train = {"iterations": 3, "prompts_per_iteration": 3, "group": 4, "micro_batch": 12, "grid_every": 0}
-    trainer = assemble(run_config(tmp_path, 3, prior=prior, reward=named(without), behaviour=behaviour, train=train))
+    trainer = assemble(run_config(tmp_path, 3, prior=prior, reward=named(without), behaviours=behaviour, train=train))
     for _ in range(3):
         trainer.step()
         trainer.iteration += 1
-    found = stores(trainer.config, trainer.prior, trainer.objective)
+    found = stores(trainer.config, trainer.prior, trainer.objective, trainer.sources)
     for store, name in zip(found, ("prior", "replay", "back_and_forth"), strict=True):
         held = trainer.sources[name][0].tensors()
         assert store.prompts == 3
@@ -47,13 +48,13 @@ def test_the_arithmetic_is_that_of_the_tensors(tmp_path: Path) -> None:
 
 
 def test_prompts_without_a_turn_are_stored_only_by_a_warm_up(tmp_path: Path) -> None:
-    behaviour = {"prior_share": 0.5, "prior_buffer": 8}
-    trainer = assemble(run_config(tmp_path, 50, behaviour=behaviour))
-    (store,) = stores(trainer.config, trainer.prior, trainer.objective)
+    behaviour = [{"component": "prior_buffer", "share": 0.5, "capacity": 8}]
+    trainer = assemble(run_config(tmp_path, 50, behaviours=behaviour))
+    (store,) = stores(trainer.config, trainer.prior, trainer.objective, trainer.sources)
     assert (store.prompts, store.each, store.size) == (4, EACH, 4 * 8 * EACH)
     objective = {"component": "trust_pcl", "length": 4}
-    trainer = assemble(run_config(tmp_path, 50, behaviour=behaviour, objective=objective, name="warmed"))
-    (store,) = stores(trainer.config, trainer.prior, trainer.objective)
+    trainer = assemble(run_config(tmp_path, 50, behaviours=behaviour, objective=objective, name="warmed"))
+    (store,) = stores(trainer.config, trainer.prior, trainer.objective, trainer.sources)
     assert store.prompts == 50
 
 
@@ -61,26 +62,34 @@ def test_prompts_without_a_turn_are_stored_only_by_a_warm_up(tmp_path: Path) -> 
     "behaviour, expected",
     [
         (
-            {"prior_share": 0.5, "prior_buffer": 10**12},
-            r"behaviour\.prior_buffer keeps up to 1000000000000 trajectories of 1 kB for each of 4 prompts: .* in all\. It is held "
-            r"twice while a checkpoint is written, and .* GB of memory are free\. Lower behaviour\.prior_buffer to \d+, or",
+            [{"component": "prior_buffer", "share": 0.5, "capacity": 10**12}],
+            r"capacity of prior_buffer keeps up to 1000000000000 trajectories of 1 kB for each of 4 prompts: .* in all\. It is "
+            r"held twice while a checkpoint is written, and .* GB of memory are free\. Lower capacity of prior_buffer to \d+, or",
         ),
         (
-            {"replay": {"share": 0.5, "capacity": 10**12}, "prior_share": 0.25, "prior_buffer": 4},
-            r"keeps up to 4 .*; behaviour\.replay\.capacity keeps up to .*Lower behaviour\.replay\.capacity to \d+, or",
+            [
+                {"component": "prior_buffer", "share": 0.25, "capacity": 4},
+                {"component": "replay", "share": 0.5, "capacity": 10**12},
+            ],
+            r"keeps up to 4 .*; capacity of replay keeps up to .*Lower capacity of replay to \d+, or",
         ),
-        ({"back_and_forth": {"share": 0.5, "pool": 10**15}}, r"Lower behaviour\.back_and_forth\.pool to \d+"),
+        ([{"component": "back_and_forth", "share": 0.5, "pool": 10**15}], r"Lower pool of back_and_forth to \d+"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_what_would(tmp_path: Path, behaviour: dict[str, Any], expected: str) -> None:
+def test_what_cannot_fit_is_refused_with_what_would(
+    tmp_path: Path, behaviour: list[dict[str, Any]], expected: str
+) -> None:
     train = {"iterations": 10**12, "prompts_per_iteration": 2, "group": 4, "micro_batch": 8, "grid_every": 0}
     with pytest.raises(ValueError, match=expected):
-        assemble(run_config(tmp_path, 4, behaviour=behaviour, train=train))
+        assemble(run_config(tmp_path, 4, behaviours=behaviour, train=train))
 
 
 def test_a_large_bound_that_no_run_reaches_is_no_reason(tmp_path: Path) -> None:
-    behaviour = {"replay": {"share": 0.5, "capacity": 10**12}, "back_and_forth": {"share": 0.25, "pool": 10**15}}
-    trainer = assemble(run_config(tmp_path, 4, behaviour=behaviour))
-    replay, back = stores(trainer.config, trainer.prior, trainer.objective)
+    behaviour = [
+        {"component": "replay", "share": 0.5, "capacity": 10**12},
+        {"component": "back_and_forth", "share": 0.25, "pool": 10**15},
+    ]
+    trainer = assemble(run_config(tmp_path, 4, behaviours=behaviour))
+    replay, back = stores(trainer.config, trainer.prior, trainer.objective, trainer.sources)
     # Two iterations of two prompts, each with one trajectory of the posterior's own and one noised back.
     assert (replay.size, back.size) == (4 * EACH, 8 * 2 * 4)

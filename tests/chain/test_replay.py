@@ -19,14 +19,12 @@ from diffusion_rtb.training.gradient import terms_of
 from diffusion_rtb.training.trainer import Trainer
 from tests.oracles.behaving import BETA, begin_at_the_posterior, differing, known, rows, run, state
 
-EVERYTHING: dict[str, Any] = {
-    "prior_share": 0.25,
-    "prior_buffer": 6,
-    "refresh": 2,
-    "replay": {"share": 0.25, "capacity": 10, "priority": "importance"},
-    "back_and_forth": {"share": 0.25, "pool": 12},
-    "exploration": {"scale": 0.3, "until": 4},
-}
+EVERYTHING: list[dict[str, Any]] = [
+    {"component": "on_policy", "exploration": 0.3, "until": 4},
+    {"component": "prior_buffer", "share": 0.25, "capacity": 6, "refresh": 2},
+    {"component": "replay", "share": 0.25, "capacity": 10, "priority": "importance"},
+    {"component": "back_and_forth", "share": 0.25, "pool": 12},
+]
 BUDGET = {"value": BETA, "kl_budget": {"nats": 1.0, "rate": 0.2}}
 TWO_PROMPTS: dict[str, Any] = {
     "prompts": {"list": ["a", "b"]},
@@ -58,7 +56,7 @@ def test_the_best_tenth_gets_half_of_the_draws() -> None:
 
 
 def test_the_last_trajectories_of_each_prompt_are_kept(tmp_path: Path) -> None:
-    trainer = run(tmp_path, behaviour={"replay": {"share": 0.25, "capacity": 15}}, **TWO_PROMPTS)
+    trainer = run(tmp_path, behaviours=[{"component": "replay", "share": 0.25, "capacity": 15}], **TWO_PROMPTS)
     replay = trainer.sources["replay"][0]
     assert isinstance(replay, Replay)
     seen: list[Batch] = []
@@ -79,7 +77,10 @@ def test_the_density_that_a_trajectory_was_drawn_with_is_kept(explore: float, tm
     """After the posterior has moved log_q is another one; the stored densities are those of the drawing and of the prior."""
     trainer = run(
         tmp_path,
-        behaviour={"replay": {"share": 0.5}, "exploration": {"scale": explore, "until": 1000}},
+        behaviours=[
+            {"component": "on_policy", "exploration": explore, "until": 1000},
+            {"component": "replay", "share": 0.5},
+        ],
         train={"lr": 0.3},
     )
     replay = trainer.sources["replay"][0]
@@ -110,7 +111,8 @@ def test_importance_draws_the_posterior_whoever_filled_the_buffer(drawn_at: floa
     trainer.sampler.micro_batch = 4000
     if drawn_at > 0:
         trainer.prior.set_posterior(known(trainer, drawn_at).best)  # type: ignore[attr-defined]
-    replay = Replay(0, capacity=4000, priority="importance")
+    replay = Replay(0.5, capacity=4000, priority="importance")
+    replay.prepare(seed=0, group=8)
     replay.settle({"posterior": drawn_by(trainer, 4000)})
     drawn = replay.draw(trainer.sampler, [0], 4000, 1, BETA)
     weights = replay.weights(replay.memory[0], BETA)
@@ -123,10 +125,10 @@ def test_importance_draws_the_posterior_whoever_filled_the_buffer(drawn_at: floa
 
 def test_a_resumed_run_continues_an_uninterrupted_one(tmp_path: Path) -> None:
     """All behaviours that remember, at once; memories, beta, parameters and metrics are equal to the last bit."""
-    whole = run(tmp_path / "whole", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": 6})
+    whole = run(tmp_path / "whole", behaviours=EVERYTHING, beta=BUDGET, train={"iterations": 6})
     whole.fit()
     for iterations in (1, 3, 6):
-        parts = run(tmp_path / "parts", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": iterations})
+        parts = run(tmp_path / "parts", behaviours=EVERYTHING, beta=BUDGET, train={"iterations": iterations})
         parts.fit()
     assert rows(parts) == rows(whole)
     found = state(parts)
@@ -136,9 +138,9 @@ def test_a_resumed_run_continues_an_uninterrupted_one(tmp_path: Path) -> None:
 
 def test_a_failed_iteration_leaves_no_trace(tmp_path: Path) -> None:
     """The reward fails where the last behaviour draws: the others have drawn, and nothing of it is remembered."""
-    whole = run(tmp_path / "whole", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": 5})
+    whole = run(tmp_path / "whole", behaviours=EVERYTHING, beta=BUDGET, train={"iterations": 5})
     whole.fit()
-    broken = run(tmp_path / "parts", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": 5})
+    broken = run(tmp_path / "parts", behaviours=EVERYTHING, beta=BUDGET, train={"iterations": 5})
     last = broken.sources["back_and_forth"][0]
     draw = last.draw
 
@@ -150,7 +152,7 @@ def test_a_failed_iteration_leaves_no_trace(tmp_path: Path) -> None:
     last.draw = failing  # type: ignore[method-assign, assignment]
     with pytest.raises(ConnectionError):
         broken.fit()
-    again = run(tmp_path / "parts", behaviour=EVERYTHING, beta=BUDGET, train={"iterations": 5})
+    again = run(tmp_path / "parts", behaviours=EVERYTHING, beta=BUDGET, train={"iterations": 5})
     again.fit()
     assert rows(again) == rows(whole)
     assert differing(state(again), state(whole)) == []
@@ -158,8 +160,8 @@ def test_a_failed_iteration_leaves_no_trace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("explored", [False, True])
 def test_a_memory_survives_tensors(explored: bool, tmp_path: Path) -> None:
-    behaviour = {"replay": {"share": 0.5}, "exploration": {"scale": 0.5 if explored else 0.0, "until": 2}}
-    trainer = run(tmp_path, behaviour=behaviour, **TWO_PROMPTS)
+    exploring = {"component": "on_policy", "exploration": 0.5 if explored else 0.0, "until": 2}
+    trainer = run(tmp_path, behaviours=[exploring, {"component": "replay", "share": 0.5}], **TWO_PROMPTS)
     trainer.fit()
     replay = trainer.sources["replay"][0]
     assert isinstance(replay, Replay)
@@ -189,7 +191,13 @@ def test_nothing_extra_is_saved_without_these_behaviours(tmp_path: Path) -> None
 
 def test_a_prompt_that_comes_twice_is_drawn_differently(tmp_path: Path) -> None:
     assert occurrences([3, 1, 3, 3, 1]) == [0, 0, 1, 2, 1]
-    trainer = run(tmp_path, behaviour={"replay": {"share": 0.5}, "resample": False})
+    trainer = run(
+        tmp_path,
+        behaviours=[
+            {"component": "prior_buffer", "share": 0.25, "resample": False},
+            {"component": "replay", "share": 0.5},
+        ],
+    )
     begin_at_the_posterior(trainer)
     trainer.sources["replay"][0].settle({"posterior": drawn_by(trainer, 64)})
     for name in ("posterior", "prior", "replay"):

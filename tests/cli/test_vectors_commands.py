@@ -39,7 +39,17 @@ def test_a_prior_of_vectors_goes_through_the_commands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = ["train.iterations=2", "train.group=8", "train.micro_batch=8", "train.grid_every=1"]
-    assert left_with(["train", str(ROOT / "configs" / f"{name}.yaml"), *small, "behaviour.prior_buffer=8"]) == 0
+    assert (
+        left_with(
+            [
+                "train",
+                str(ROOT / "configs" / f"{name}.yaml"),
+                *small,
+                "behaviours=[{component: prior_buffer, capacity: 8}]",
+            ]
+        )
+        == 0
+    )
     run = Path("runs", name)
     assert (run / "lora" / "model_index.json").is_file()
     card = (run / "lora" / "README.md").read_text()

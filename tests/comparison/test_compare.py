@@ -36,7 +36,7 @@ reward:
   minus: {means: *means, variance: 0.3, weights: [0.4, 0.6]}
 beta: 1.0
 objective: {component: rtb, log_z: learned}
-behaviour: {prior_share: 0.5, prior_buffer: 32}
+behaviours: [{component: prior_buffer, share: 0.5, capacity: 32}]
 prompts: {list: [""]}
 train: {iterations: 6, prompts_per_iteration: 1, group: 16, micro_batch: 16, checkpoint_every: 2, grid_every: 0}
 """
@@ -45,8 +45,8 @@ VARIANTS = """
 objectives:
   pieces: {objective: {component: trust_pcl, length: 3}, train: {lr: 0.002, lr_objective: 0.02}}
 behaviours:
-  mixed: {behaviour: {prior_share: 0.25, prior_buffer: 16}}
-  noisy: {behaviour: {exploration: {scale: 0.5, until: 4}}}
+  mixed: {behaviours: [{component: prior_buffer, share: 0.25, capacity: 16}]}
+  noisy: {behaviours: [{component: on_policy, exploration: 0.5, until: 4}]}
 """
 
 QUICK = ["--samples", "60", "--points", "3", "--point-samples", "20"]
@@ -102,8 +102,8 @@ def test_names_of_every_kind_make_configs_that_can_be_built(project: Path) -> No
     assert by_pair["config", "config"].model_copy(update={"name": base.name, "out": base.out}) == base
     assert by_pair["rtb", "config"].objective.model_dump() == {"component": "rtb"}
     # A variant's behaviour has nothing left of the config's own; of `train` it changes single keys.
-    assert by_pair["rtb", "noisy"].behaviour.prior_share == 0
-    assert by_pair["rtb", "on_policy"].behaviour == type(base.behaviour)()
+    assert [behaviour.component for behaviour in by_pair["rtb", "noisy"].behaviours] == ["on_policy"]
+    assert by_pair["rtb", "on_policy"].behaviours == ()
     found = config_diff(by_pair["config", "mixed"], by_pair["pieces", "mixed"])
     assert {k: v[1] for k, v in found.items() if k.startswith("train")} == {
         "train.lr": 0.002,
@@ -166,8 +166,8 @@ def test_impossible_variants(project: Path, text: str, message: str) -> None:
 
 
 def test_a_misspelt_key_in_a_variant_is_named(project: Path) -> None:
-    (project / "mine.yaml").write_text("behaviours: {a: {behaviour: {prior_shar: 0.5}}}")
-    with pytest.raises(ConfigError, match=r"Did you mean 'behaviour\.prior_share'"):
+    (project / "mine.yaml").write_text("behaviours: {a: {behaviour: {prior_share: 0.5}}}")
+    with pytest.raises(ConfigError, match=r"Write `behaviours: \[\{component: prior_buffer, share: 0\.5\}\]`"):
         cells(project / "two.yaml", load_variants(project / "two.yaml", project / "mine.yaml"), ["rtb"], ["a"], 1)
     with pytest.raises(ConfigError, match=r"no file of variants 'nowhere\.yaml'"):
         load_variants(project / "two.yaml", Path("nowhere.yaml"))
@@ -391,10 +391,10 @@ def test_a_variant_that_has_changed_is_not_taken_for_what_it_was(
     argv = ["two.yaml", "--behaviours", "mixed", "--seeds", "1", "train.iterations=1", *QUICK]
     assert left_with(argv) == 0
     table = (project / "runs" / "two-compare" / "table.md").read_text()
-    (project / "compare" / "two.yaml").write_text(VARIANTS.replace("prior_buffer: 16", "prior_buffer: 24"))
+    (project / "compare" / "two.yaml").write_text(VARIANTS.replace("capacity: 16", "capacity: 24"))
     assert left_with(argv) == 1
     said = capsys.readouterr().err
-    assert "behaviour.prior_buffer: 16 there, 24 now" in said
+    assert "behaviours[0]: " in said
     assert "Give the changed variant another name" in said
     assert (project / "runs" / "two-compare" / "table.md").read_text() == table
 

@@ -55,7 +55,9 @@ def test_overrides_are_yaml_and_reach_every_level(basic: Path) -> None:
         basic,
         [
             "train.lr=1e-4",
-            "behaviour.exploration.scale=.5",
+            "behaviours=[{component: on_policy, exploration: 2}, {component: replay, share: 0.25}]",
+            "behaviours.on_policy.exploration=.5",
+            "behaviours.1.capacity=9",
             "train.tracker=[wandb]",
             "prior.steps=20",
             "beta={value: 2.0, anneal: {start: 0.5, iterations: 5}}",
@@ -64,7 +66,10 @@ def test_overrides_are_yaml_and_reach_every_level(basic: Path) -> None:
         ],
     )
     assert config.train.lr == 1e-4
-    assert config.behaviour.exploration.scale == 0.5
+    assert [behaviour.model_dump() for behaviour in config.behaviours] == [
+        {"component": "on_policy", "exploration": 0.5},
+        {"component": "replay", "share": 0.25, "capacity": 9},
+    ]
     assert config.train.tracker == ("wandb",)
     assert config.prior.model_dump()["steps"] == 20
     assert config.beta.anneal is not None
@@ -186,7 +191,7 @@ def test_the_schema_describes_every_key_and_allows_no_other() -> None:
     [
         ("train.grup=3", "train.grup: there is no such key. Did you mean 'train.group'?"),
         ("lr=3", "lr: there is no such key. Did you mean 'train.lr'?"),
-        ("behavior.prior_share=0", "Did you mean 'behaviour'?"),
+        ("behavior=0", "Did you mean 'behaviours'?"),
         ("qqq=1", "Known here: name, seed"),
         ("eval.factors=[{name: x, classes: [a, b], labls: [c, d]}]", "Did you mean 'eval.factors.labels'?"),
         ("train.lr=abc", "train.lr: got 'abc' (str). Input should be a valid number."),
@@ -202,13 +207,19 @@ def test_the_schema_describes_every_key_and_allows_no_other() -> None:
         ("beta={value: 0}", "beta.value: got 0 (int). Input should be greater than 0."),
         ("beta={value: 1, anneal: {start: 0.5, iteration: 5}}", "Did you mean 'beta.anneal.iterations'?"),
         ("beta_anneal={start: 0.5, iterations: 5}", "`beta: {value: 1.5, anneal: {start: 0.5, iterations: 5}}`"),
-        ("behaviour.kl_budget={nats: 3}", "Write `beta: {value: 1.5, kl_budget: {nats: 3}}`"),
+        ("behaviour.kl_budget={nats: 3}", "Write `behaviours: []` and `beta: {value: 1.5, kl_budget: {nats: 3}}`"),
         ("beta={value: 1, anneal: {start: 0.5, iterations: 5}, kl_budget: {nats: 2.0}}", "(nats 2) both decide beta"),
         ("train.micro_batch=7", "cannot be divided by micro_batch 7; use one of [1, 2, 4, 8, 16, 32]"),
-        ("behaviour.prior_share=0.3", "is 2.4 trajectories, not a whole number; shares that fit: 0, 0.125"),
-        ("behaviour.prior_share=1.0", "behaviour.prior_share: got 1.0"),
-        ("behaviour={prior_share: 0.5, prior_buffer: 0}", "needs a prior_buffer of at least 1"),
-        ("behaviour.refresh=100", "refresh 100 is larger than the prior_buffer 64"),
+        ("behaviour.prior_share=0.25", "Write `behaviours: [{component: prior_buffer, share: 0.25}]`."),
+        (
+            "behaviour={exploration: {scale: 1.0, until: 80, measured: 0}, replay: {share: 0.0, capacity: 256}, kl_budget: null}",
+            "Write `behaviours: [{component: on_policy, exploration: 1.0, until: 80, measured: 0}]`.",
+        ),
+        ("behaviour=[]", "`behaviours: [{component: NAME, share: 0.25}]`"),
+        (
+            "behaviours.replay.share=0.5",
+            "behaviours: got {'replay': {'share': 0.5}} (dict). Input should be a list",
+        ),
         ("prompts.list=[]", "prompts.list: got []"),
         ("prompts.list=[a, b, c, a]", "'a' is given more than once"),
         ("prompts.list=[a, b]", "prompts_per_iteration 4 is more than the 2 prompts"),

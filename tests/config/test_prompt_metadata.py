@@ -163,11 +163,12 @@ def run_config(prior: Path, folder: Path, **more: Any) -> RunConfig:
 
 
 def test_every_behaviour_scores_each_trajectory_with_its_prompts_row(prior_folder: Path, tmp_path: Path) -> None:
-    behaviour = {
-        "prior_share": 0.25, "prior_buffer": 3,
-        "replay": {"share": 0.25, "capacity": 4}, "back_and_forth": {"share": 0.25},
-    }  # fmt: skip
-    trainer = assemble(run_config(prior_folder, tmp_path, behaviour=behaviour))
+    behaviour = [
+        {"component": "prior_buffer", "share": 0.25, "capacity": 3},
+        {"component": "replay", "share": 0.25, "capacity": 4},
+        {"component": "back_and_forth", "share": 0.25},
+    ]
+    trainer = assemble(run_config(prior_folder, tmp_path, behaviours=behaviour))
     trainer.fit()
     for name in ("prior", "replay", "back_and_forth"):
         source: Any = trainer.sources[name][0]
@@ -181,8 +182,8 @@ def test_every_behaviour_scores_each_trajectory_with_its_prompts_row(prior_folde
 
 def test_a_warm_up_is_scored_with_metadata(prior_folder: Path, tmp_path: Path) -> None:
     objective = {"component": "trust_pcl", "length": 2}
-    behaviour = {"prior_share": 0.5, "prior_buffer": 2}
-    trainer = assemble(run_config(prior_folder, tmp_path, behaviour=behaviour, objective=objective))
+    behaviour = [{"component": "prior_buffer", "share": 0.5, "capacity": 2}]
+    trainer = assemble(run_config(prior_folder, tmp_path, behaviours=behaviour, objective=objective))
     held = trainer.sources["prior"][0].everything(trainer.sampler)  # type: ignore[attr-defined]
     assert sum(len(part) for part in held) == 2 * len(trainer.sampler.prompts)
     for part in held:

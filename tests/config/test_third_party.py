@@ -27,7 +27,7 @@ reward: {reward}
 beta: 1.0
 posterior: {{rank: 1, alpha: 1.0}}
 prompts: {{list: [a cat]}}
-behaviour: {{prior_share: 0.5, prior_buffer: 2}}
+behaviours: [{{component: prior_buffer, share: 0.5, capacity: 2}}]
 train: {{iterations: 1, prompts_per_iteration: 1, group: 2, micro_batch: 2, grid_every: 0}}
 """
 

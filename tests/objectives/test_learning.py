@@ -26,7 +26,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "objective": {"component": "trust_pcl", "length": 3},
         "train": {"lr_objective": 0.01, "iterations": 120},
     },
-    "prior_share": {"behaviour": {"prior_share": 0.5, "prior_buffer": 256, "exploration": {"scale": 0.3, "until": 40}}},
+    "prior_share": {
+        "behaviours": [
+            {"component": "on_policy", "exploration": 0.3, "until": 40},
+            {"component": "prior_buffer", "share": 0.5, "capacity": 256},
+        ]
+    },
     "some_steps": {"train": {"gradient_steps": 4, "iterations": 140}},
 }
 

@@ -23,17 +23,17 @@ STEPS = 3
 V = end_variance(PixelPrior(STEPS))
 LOG_Z = BETA**2 * V / 2
 
-EXPLORE = {"exploration": {"scale": 0.2, "until": 35}}
-FROM_PRIOR = {"prior_share": 0.5, "prior_buffer": 128, "resample": False}
+EXPLORE = [{"component": "on_policy", "exploration": 0.2, "until": 35}]
+FROM_PRIOR = [{"component": "prior_buffer", "share": 0.5, "capacity": 128, "resample": False}]
 
 FIND_IT: dict[str, dict[str, Any]] = {
     "reinforce_kl": {"objective": {"component": "reinforce_kl"}},
-    "exact": {"objective": {"component": "reinforce_kl", "importance": "exact"}, "behaviour": EXPLORE},
+    "exact": {"objective": {"component": "reinforce_kl", "importance": "exact"}, "behaviours": EXPLORE},
     "self_normalised": {
         "objective": {"component": "reinforce_kl", "importance": "self_normalised"},
-        "behaviour": FROM_PRIOR,
+        "behaviours": FROM_PRIOR,
     },
-    "tempered": {"objective": {"component": "reinforce_kl", "importance": "tempered"}, "behaviour": EXPLORE},
+    "tempered": {"objective": {"component": "reinforce_kl", "importance": "tempered"}, "behaviours": EXPLORE},
     "dpok": {"objective": {"component": "dpok"}},
     "dpok-gaussian": {"objective": {"component": "dpok", "kl": "gaussian"}},
     "grpo-k1": {

@@ -264,21 +264,29 @@ def test_several_updates_are_clipped_against_the_drawing_chain(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["ddpo", "dpok", "grpo", "reinforce_kl", "reinforce_naive"])
 @pytest.mark.parametrize(
-    "behaviour", [{"prior_share": 0.5, "prior_buffer": 8}, {"exploration": {"scale": 0.1, "until": 5}}]
+    "behaviour",
+    [
+        [{"component": "prior_buffer", "share": 0.5, "capacity": 8}],
+        [{"component": "on_policy", "exploration": 0.1, "until": 5}],
+    ],
 )
 def test_an_on_policy_objective_refuses_other_trajectories(
-    name: str, behaviour: dict[str, Any], tmp_path: Path
+    name: str, behaviour: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     with pytest.raises(
         ValueError, match=r"is on-policy: .*Set that to 0, or use rtb, trust_pcl or an importance-weighted"
     ):
-        assemble(config(tmp_path, objective={"component": name}, behaviour=behaviour))
+        assemble(config(tmp_path, objective={"component": name}, behaviours=behaviour))
 
 
 def test_importance_weights_refuse_selected_trajectories(tmp_path: Path) -> None:
     objective = {"component": "reinforce_kl", "importance": "exact"}
     with pytest.raises(ValueError, match=r"which nobody knows once they are selected by their reward"):
-        assemble(config(tmp_path, objective=objective, behaviour={"prior_share": 0.5, "prior_buffer": 8}))
+        assemble(
+            config(
+                tmp_path, objective=objective, behaviours=[{"component": "prior_buffer", "share": 0.5, "capacity": 8}]
+            )
+        )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.oracles.behaving import BETA, rows, run
 
-HALF_PRIOR = {"prior_share": 0.5, "prior_buffer": 8, "resample": False}
+HALF_PRIOR = [{"component": "prior_buffer", "share": 0.5, "capacity": 8, "resample": False}]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "rtb": {"objective": {"component": "rtb"}},
@@ -32,12 +32,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "consistency": {"objective": {"component": "trust_pcl", "length": 1}},
     "consistency warmed": {
         "objective": {"component": "trust_pcl", "length": 2, "warm_up_updates": 20},
-        "behaviour": HALF_PRIOR,
+        "behaviours": HALF_PRIOR,
     },
-    "returns": {"objective": {"component": "trust_pcl", "length": 2, "value_loss": "returns"}, "behaviour": HALF_PRIOR},
+    "returns": {
+        "objective": {"component": "trust_pcl", "length": 2, "value_loss": "returns"},
+        "behaviours": HALF_PRIOR,
+    },
     "none": {
         "objective": {"component": "trust_pcl", "length": 1, "value_loss": "none", "warm_up_updates": 20},
-        "behaviour": HALF_PRIOR,
+        "behaviours": HALF_PRIOR,
     },
     "kl_budget": {
         "objective": {"component": "trust_pcl", "length": 2},

@@ -144,7 +144,10 @@ def test_a_run_writes_each_trajectory_once(tmp_path: Path) -> None:
     for iterations in (2, 4):
         trainer = run(
             tmp_path,
-            behaviour={"replay": {"share": 0.5}, "prior_share": 0.25, "prior_buffer": 8},
+            behaviours=[
+                {"component": "prior_buffer", "share": 0.25, "capacity": 8},
+                {"component": "replay", "share": 0.5},
+            ],
             train={"iterations": iterations, "checkpoint_every": 1, "keep_checkpoints": 1},
         )
         trainer.fit()

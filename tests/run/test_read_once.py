@@ -19,7 +19,7 @@ prior: {component: gaussian, mean: [1.0, -2.0], covariance: [[2.0, 0.6], [0.6, 0
 reward: {component: density, density: {mean: [2.0, -1.0], precision: [[1.0, 0.3], [0.3, 2.0]]}}
 beta: 1.5
 prompts: {list: [""]}
-behaviour: {replay: {share: 0.25}}
+behaviours: [{component: replay, share: 0.25}]
 train: {iterations: 2, prompts_per_iteration: 1, group: 8, micro_batch: 8, lr: 0.03, checkpoint_every: 2, grid_every: 0}
 eval: {samples: 8, prior_samples: 8, batch: 8, bootstrap: 5}
 """

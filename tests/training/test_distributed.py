@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[2]
 def gradient(rank: int, world: int, prior: Path, out: Path) -> None:
     """One iteration; the gradients that reach the optimizer go to a file per rank."""
     sizes = {"grad_clip": 1e9, "gradient_steps": None, "prompts_per_iteration": 2, "micro_batch": 4}
-    behaviour = {"refresh": 0}
+    behaviour = [{"component": "prior_buffer", "share": 0.5, "capacity": 4}]
     config = run_config(
-        prior, out, objective={"component": "rtb", "log_z": "vargrad"}, train=sizes, behaviour=behaviour
+        prior, out, objective={"component": "rtb", "log_z": "vargrad"}, train=sizes, behaviours=behaviour
     )
     trainer = assemble(config)
     assert trainer.processes.count == world
@@ -66,11 +66,10 @@ def made(out: Path, **train: Any) -> Trainer:
             "reward": {"component": "density", "density": QUADRATIC},
             "samples": 30,
         },
-        behaviour={
-            "prior_share": 0.25,
-            "prior_buffer": 8,
-            "exploration": {"scale": 0.5, "until": 3},
-        },
+        behaviours=[
+            {"component": "on_policy", "exploration": 0.5, "until": 3},
+            {"component": "prior_buffer", "share": 0.25, "capacity": 8},
+        ],
         beta={"value": BETA, "kl_budget": {"nats": 1.0, "rate": 0.2}},
         prompts={"list": ["a", "b", "c"]},
         train={"iterations": 5, "prompts_per_iteration": 2, "updates_per_iteration": 2, "checkpoint_every": 1} | train,

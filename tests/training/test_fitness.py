@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from diffusion_rtb.config.load import ConfigError, RunConfig, load_config, save_config
-from diffusion_rtb.config.sections import BehaviourConfig
+from diffusion_rtb.behaviours._mixture import Mixture, sources
+from diffusion_rtb.config.load import RunConfig, load_config, save_config
 from diffusion_rtb.interfaces import Objective
 from diffusion_rtb.objectives.ddpo import DDPO
 from diffusion_rtb.objectives.dpok import DPOK
@@ -23,22 +22,17 @@ from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.compatibility import (
-    check_behaviour,
+    check_behaviours,
     check_beta,
     check_owner,
     check_processes,
     check_reward_memory,
-    check_settings,
     check_steps,
     check_updates,
 )
 from pipelines.gaussian import Gaussian
 from rewards.standardise import Standardise
 from rewards.weighted_sum import WeightedSum
-
-
-def behaviour(**settings: Any) -> BehaviourConfig:
-    return BehaviourConfig.model_validate(settings)
 
 
 def run(**sections: Any) -> RunConfig:
@@ -53,6 +47,10 @@ def run(**sections: Any) -> RunConfig:
     return RunConfig.model_validate(data | sections)
 
 
+def mixture(*behaviours: dict[str, Any]) -> Mixture:
+    return sources(run(behaviours=behaviours))
+
+
 ON_POLICY: Callable[[], Objective] = ReinforceKL
 
 
@@ -63,19 +61,29 @@ def weighted() -> Objective:
 @pytest.mark.parametrize(
     ("build", "settings", "message"),
     [
-        (ON_POLICY, {"prior_share": 0.5}, r"ReinforceKL is on-policy.*behaviour\.prior_share"),
-        (ON_POLICY, {"exploration": {"scale": 0.5, "until": 9}}, r"on-policy.*behaviour\.exploration\.scale"),
-        (ON_POLICY, {"replay": {"share": 0.5}}, r"on-policy.*behaviour\.replay\.share"),
-        (ON_POLICY, {"back_and_forth": {"share": 0.5}}, r"on-policy.*behaviour\.back_and_forth\.share"),
-        (weighted, {"prior_share": 0.5}, r"TrustPCL weighs trajectories.*resample: false"),
-        (weighted, {"replay": {"share": 0.5, "priority": "reward"}}, r"priority 'reward'.*replay\.priority: uniform"),
-        (weighted, {"replay": {"share": 0.5, "priority": "importance"}}, r"priority 'importance'"),
-        (weighted, {"back_and_forth": {"share": 0.5}}, r"an integral over the good samples.*back_and_forth\.share: 0"),
+        (ON_POLICY, [{"component": "prior_buffer", "share": 0.5}], r"ReinforceKL is on-policy.*behaviours PriorBuffer"),
+        (ON_POLICY, [{"component": "on_policy", "exploration": 0.5, "until": 9}], r"on-policy.*behaviours OnPolicy"),
+        (ON_POLICY, [{"component": "replay", "share": 0.5}], r"on-policy.*behaviours Replay"),
+        (ON_POLICY, [{"component": "back_and_forth", "share": 0.5}], r"on-policy.*behaviours BackAndForth"),
+        (weighted, [{"component": "prior_buffer", "share": 0.5}], r"TrustPCL weighs trajectories.*resample: false"),
+        (
+            weighted,
+            [{"component": "replay", "share": 0.5, "priority": "reward"}],
+            r"priority 'reward'.*replay `priority: uniform`",
+        ),
+        (weighted, [{"component": "replay", "share": 0.5, "priority": "importance"}], r"priority 'importance'"),
+        (
+            weighted,
+            [{"component": "back_and_forth", "share": 0.5}],
+            r"an integral over the good samples.*Take back_and_forth out",
+        ),
     ],
 )
-def test_unfit_behaviours_are_refused(build: Callable[[], Objective], settings: dict[str, Any], message: str) -> None:
+def test_unfit_behaviours_are_refused(
+    build: Callable[[], Objective], settings: list[dict[str, Any]], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        check_behaviour(build(), behaviour(**settings))
+        check_behaviours(build(), mixture(*settings))
 
 
 @pytest.mark.parametrize("moving", [{"anneal": {"start": 0.1, "iterations": 5}}, {"kl_budget": {"nats": 1.0}}])
@@ -92,19 +100,26 @@ def test_a_value_that_stays_refuses_a_beta_that_moves(moving: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("build", "settings"),
     [
-        (ON_POLICY, {}),
-        (weighted, {"prior_share": 0.5, "resample": False}),
-        (weighted, {"exploration": {"scale": 0.5, "until": 9}}),
-        (RTB, {"prior_share": 0.5, "exploration": {"scale": 0.5, "until": 9}}),
-        (weighted, {"replay": {"share": 0.5}}),
+        (ON_POLICY, []),
+        (weighted, [{"component": "prior_buffer", "share": 0.5, "resample": False}]),
+        (weighted, [{"component": "on_policy", "exploration": 0.5, "until": 9}]),
         (
             RTB,
-            {"replay": {"share": 0.25, "priority": "reward"}, "back_and_forth": {"share": 0.25}, "prior_share": 0.25},
+            [{"component": "on_policy", "exploration": 0.5, "until": 9}, {"component": "prior_buffer", "share": 0.5}],
+        ),
+        (weighted, [{"component": "replay", "share": 0.5}]),
+        (
+            RTB,
+            [
+                {"component": "prior_buffer", "share": 0.25},
+                {"component": "replay", "share": 0.25, "priority": "reward"},
+                {"component": "back_and_forth", "share": 0.25},
+            ],
         ),
     ],
 )
-def test_others_are_not(build: Callable[[], Objective], settings: dict[str, Any]) -> None:
-    check_behaviour(build(), behaviour(**settings))
+def test_others_are_not(build: Callable[[], Objective], settings: list[dict[str, Any]]) -> None:
+    check_behaviours(build(), mixture(*settings))
 
 
 def test_an_objective_that_learns_needs_one_process() -> None:
@@ -117,16 +132,18 @@ def test_an_objective_that_learns_needs_one_process() -> None:
 def test_a_memory_needs_one_process() -> None:
     two = {"prompts": {"list": ["a", "b"]}, "train": {"prompts_per_iteration": 2, "group": 8, "micro_batch": 8}}
     for key, settings in {
-        "replay.share": {"replay": {"share": 0.5}},
-        "back_and_forth.share": {"back_and_forth": {"share": 0.5}},
-        "refresh": {"prior_share": 0.5, "refresh": 1},
+        "Replay": [{"component": "replay", "share": 0.5}],
+        "BackAndForth": [{"component": "back_and_forth", "share": 0.5}],
+        "PriorBuffer": [{"component": "prior_buffer", "share": 0.5, "refresh": 1}],
     }.items():
-        remembering = run(**two, behaviour=settings)
-        check_processes(remembering, 1)
-        with pytest.raises(ValueError, match=rf"behaviour\.{key} keeps past trajectories.*there are 2"):
-            check_processes(remembering, 2)
-    check_processes(run(**two, behaviour={"prior_share": 0.5}), 2)
-    check_processes(run(**two, behaviour={"refresh": 1}), 2)  # nothing is taken from the buffer
+        remembering = run(**two, behaviours=settings)
+        check_processes(remembering, sources(remembering), 1)
+        with pytest.raises(ValueError, match=rf"behaviour {key} keeps past trajectories.*there are 2"):
+            check_processes(remembering, sources(remembering), 2)
+    check_processes(run(**two), mixture({"component": "prior_buffer", "share": 0.5}), 2)
+    check_processes(
+        run(**two), mixture({"component": "prior_buffer", "refresh": 1}), 2
+    )  # nothing is taken from the buffer
 
 
 @pytest.mark.parametrize(
@@ -143,36 +160,34 @@ def test_prompts_that_processes_cannot_share_are_refused(prompts: int, count: in
         prompts={"list": [f"prompt {i}" for i in range(prompts)]},
         train={"prompts_per_iteration": count, "group": 2, "micro_batch": 2},
     )
-    check_processes(config, 1)
+    check_processes(config, sources(config), 1)
     with pytest.raises(ValueError, match=rf"prompts_per_iteration {count} .* by {processes} processes.*{remedy}\."):
-        check_processes(config, processes)
-
-
-def test_a_warm_up_without_trajectories_is_refused() -> None:
-    unfit = run(objective={"component": "trust_pcl", "length": 1, "warm_up_updates": 5}, behaviour={"prior_buffer": 0})
-    with pytest.raises(ValueError, match=r"warms up for 5 updates.*prior_buffer 0 draws none"):
-        check_settings(unfit, TrustPCL(length=1, warm_up_updates=5))
-    check_settings(unfit, TrustPCL(length=1))
+        check_processes(config, sources(config), processes)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"prior_share": 0.5}, {"replay": {"share": 0.5}}, {"back_and_forth": {"share": 0.5}}]
+    "settings",
+    [
+        [{"component": "prior_buffer", "share": 0.5}],
+        [{"component": "replay", "share": 0.5}],
+        [{"component": "back_and_forth", "share": 0.5}],
+    ],
 )
-def test_what_is_kept_needs_a_reward_that_stays(settings: dict[str, Any]) -> None:
+def test_what_is_kept_needs_a_reward_that_stays(settings: list[dict[str, Any]]) -> None:
     inner = {"component": "brightness"}
     moving = WeightedSum([{"component": "standardise", "reward": inner, "samples": None}])
-    with pytest.raises(ValueError, match=r"reward Standardise goes on changing.*behaviour\.\w+(\.share)? keeps traj"):
-        check_reward_memory(moving, RTB(), behaviour(**settings))
-    check_reward_memory(moving, RTB(), behaviour())
-    check_reward_memory(Standardise(inner), RTB(), behaviour(**settings))
-    check_reward_memory(Standardise(inner, mean=0.0, std=1.0, samples=None), RTB(), behaviour(**settings))
+    with pytest.raises(ValueError, match=r"reward Standardise goes on changing.*behaviour \w+ keeps traj"):
+        check_reward_memory(moving, RTB(), mixture(*settings))
+    check_reward_memory(moving, RTB(), mixture())
+    check_reward_memory(Standardise(inner), RTB(), mixture(*settings))
+    check_reward_memory(Standardise(inner, mean=0.0, std=1.0, samples=None), RTB(), mixture(*settings))
 
 
 def test_a_value_that_stays_needs_a_reward_that_does() -> None:
     frozen = TrustPCL(length=1, value_loss="none", warm_up_updates=5)
     with pytest.raises(ValueError, match=r"value_loss: none keeps its V"):
-        check_reward_memory(Standardise({"component": "brightness"}, samples=None), frozen, behaviour())
-    check_reward_memory(Standardise({"component": "brightness"}), frozen, behaviour())
+        check_reward_memory(Standardise({"component": "brightness"}, samples=None), frozen, mixture())
+    check_reward_memory(Standardise({"component": "brightness"}), frozen, mixture())
 
 
 @pytest.mark.parametrize("build", [ReinforceNaive, ReinforceKL])
@@ -222,39 +237,43 @@ def test_bad_arguments_are_found_before_anything_is_loaded(sections: dict[str, A
     ("sections", "message"),
     [
         (
-            {"behaviour": {"replay": {"share": 0.3}}},
-            r"behaviour\.replay\.share 0\.3 .* is 2\.4 trajectories.*0, 0\.125",
+            {"behaviours": [{"component": "replay", "share": 0.3}]},
+            r"share 0\.3 of Replay is 2\.4 of the 8 trajectories.*0, 0\.125",
         ),
-        ({"behaviour": {"back_and_forth": {"share": 0.1}}}, r"behaviour\.back_and_forth\.share 0\.1"),
+        ({"behaviours": [{"component": "back_and_forth", "share": 0.1}]}, r"share 0\.1 of BackAndForth"),
         (
-            {"behaviour": {"prior_share": 0.5, "replay": {"share": 0.5}}},
-            r"prior_share 0\.5, replay\.share 0\.5 together",
+            {"behaviours": [{"component": "prior_buffer", "share": 0.5}, {"component": "replay", "share": 0.5}]},
+            r"PriorBuffer 0\.5, Replay 0\.5 leave nothing",
         ),
-        ({"behaviour": {"replay": {"capacity": 0}}}, "greater than 0"),
-        ({"behaviour": {"back_and_forth": {"depth": 0.0}}}, "greater than 0"),
-        ({"behaviour": {"back_and_forth": {"depth": 1.5}}}, "less than or equal to 1"),
+        ({"behaviours": [{"component": "replay", "share": 0.5, "capacity": 0}]}, "greater than 0"),
+        ({"behaviours": [{"component": "replay", "share": 1.0}]}, "less than 1"),
+        ({"behaviours": [{"component": "replay"}]}, "needs 'share'"),
+        ({"behaviours": [{"component": "back_and_forth", "share": 0.5, "depth": 0.0}]}, "greater than 0"),
+        ({"behaviours": [{"component": "back_and_forth", "share": 0.5, "depth": 1.5}]}, "less than or equal to 1"),
+        ({"behaviours": [{"component": "prior_buffer", "refresh": 100}]}, "refresh 100 is larger than the capacity 64"),
+        ({"behaviours": [{"component": "replay", "share": 0.5}] * 2}, "'replay' is there more than once"),
         ({"beta": {"value": 1.0, "kl_budget": {"nats": 0.0}}}, "greater than 0"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(sections: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        run(**sections)
+    with pytest.raises(ValueError, match=message):
+        sources(run(**sections))
 
 
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("behaviour.replai.share=0.5", "behaviour.replay"),
-        ("behaviour.back_and_fort.share=0.5", "behaviour.back_and_forth"),
-        ("beta={value: 1.0, kl_buget: {nats: 1.0}}", "beta.kl_budget"),
-        ("behaviour.replay.capasity=9", "behaviour.replay.capacity"),
-        ("behaviour.back_and_forth.dept=0.5", "behaviour.back_and_forth.depth"),
+        ("behaviours=[{component: replai, share: 0.5}]", "replay"),
+        ("behaviours=[{component: back_and_fort, share: 0.5}]", "back_and_forth"),
+        ("behaviours=[{component: replay, share: 0.5, capasity: 9}]", "capacity"),
+        ("behaviours=[{component: back_and_forth, share: 0.5, dept: 0.5}]", "depth"),
+        ("behaviours=[{component: on_policy, untill: 9}]", "until"),
     ],
 )
 def test_an_unknown_behaviour_or_setting_names_the_nearest(key: str, meant: str, tmp_path: Path) -> None:
     save_config(run(), tmp_path)
-    with pytest.raises(ConfigError, match=rf"Did you mean '{meant}'"):
-        load_config(tmp_path, [key])
+    with pytest.raises(ValueError, match=rf"Did you mean '{meant}'"):
+        describe_components(load_config(tmp_path, [key]))
 
 
 LORA = "It has: rank, alpha, target_modules, seed"

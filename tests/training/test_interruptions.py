@@ -18,13 +18,11 @@ from tests.oracles.behaving import BETA, QUADRATIC, differing, rows, run, state
 RUNS: dict[str, dict[str, Any]] = {
     "two updates, a buffer that is refreshed, replay": {
         "objective": {"component": "rtb", "log_z": "per_prompt"},
-        "behaviour": {
-            "prior_share": 0.25,
-            "prior_buffer": 6,
-            "refresh": 1,
-            "replay": {"share": 0.25},
-            "exploration": {"scale": 0.3, "until": 3},
-        },
+        "behaviours": [
+            {"component": "on_policy", "exploration": 0.3, "until": 3},
+            {"component": "prior_buffer", "share": 0.25, "capacity": 6, "refresh": 1},
+            {"component": "replay", "share": 0.25},
+        ],
         "train": {"updates_per_iteration": 2},
     },
     "a value that is warmed up once": {
@@ -35,12 +33,12 @@ RUNS: dict[str, dict[str, Any]] = {
             "warm_up_updates": 3,
             "width": 4,
         },
-        "behaviour": {"prior_buffer": 6},
+        "behaviours": [{"component": "prior_buffer", "capacity": 6}],
         "train": {"updates_per_iteration": 2},
     },
     "statistics that never stay, a value that learns": {
         "objective": {"component": "trust_pcl", "length": 2, "warm_up_updates": 3, "width": 4},
-        "behaviour": {"prior_buffer": 6},
+        "behaviours": [{"component": "prior_buffer", "capacity": 6}],
         "beta": {"value": BETA, "kl_budget": {"nats": 1.0, "rate": 0.3}},
         "standardise": None,
     },
@@ -52,7 +50,10 @@ RUNS: dict[str, dict[str, Any]] = {
             "warm_up_states": "recorded",
             "width": 4,
         },
-        "behaviour": {"prior_share": 0.25, "prior_buffer": 6, "back_and_forth": {"share": 0.25}},
+        "behaviours": [
+            {"component": "prior_buffer", "share": 0.25, "capacity": 6},
+            {"component": "back_and_forth", "share": 0.25},
+        ],
         "standardise": 9,
     },
 }

@@ -18,7 +18,7 @@ from tests.oracles.behaving import run
 from tests.oracles.tiny import save_tiny
 from tests.training.test_trainer import lines, run_config
 
-ON_POLICY = {"prior_share": 0.0, "exploration": {"scale": 0.0}}
+ON_POLICY: list[dict[str, Any]] = []
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trainer(folder: Path, out: Path, dtype: str, **sections: Any) -> Trainer:
     """With guidance 5, which multiplies rounding, too."""
-    config = run_config(folder, out, **({"behaviour": ON_POLICY} | sections))
+    config = run_config(folder, out, **({"behaviours": ON_POLICY} | sections))
     chosen = {"dtype": dtype, "guidance": 5.0, "tilted_prior": "guided"}
     return assemble(config.model_copy(update={"prior": config.prior.model_copy(update=chosen)}))
 

@@ -79,8 +79,8 @@ def test_statistics_are_the_priors_and_stay(tmp_path: Path) -> None:
     a = {"linear": [1.0, 0.5]}
     reward = {"component": "standardise", "reward": {"component": "density", "density": a}, "samples": 60}
     learner = {"component": "trust_pcl", "length": 2, "width": 4, "warm_up_updates": 2}
-    kept = {"prior_share": 0.25, "prior_buffer": 8, "replay": {"share": 0.25}}
-    trainer = known_run(tmp_path, reward=reward, objective=learner, behaviour=kept)
+    kept = [{"component": "prior_buffer", "share": 0.25, "capacity": 8}, {"component": "replay", "share": 0.25}]
+    trainer = known_run(tmp_path, reward=reward, objective=learner, behaviours=kept)
     trainer.fit()
     expected = samples_of_the_prior(trainer, 60) @ a["linear"]
     mean, std = trainer.sampler.reward.statistics()  # type: ignore[attr-defined]

@@ -44,12 +44,10 @@ def run_config(prior: Path, out: Path, **sections: Any) -> RunConfig:
         "beta": 0.5,
         "objective": {"component": "rtb", "log_z": "per_prompt"},
         "prompts": {"list": ["a cat", "a dog", "a red bus"]},
-        "behaviour": {
-            "prior_share": 0.5,
-            "prior_buffer": 4,
-            "refresh": 1,
-            "exploration": {"scale": 0.1, "until": 5},
-        },
+        "behaviours": [
+            {"component": "on_policy", "exploration": 0.1, "until": 5},
+            {"component": "prior_buffer", "share": 0.5, "capacity": 4, "refresh": 1},
+        ],
         "train": {
             "iterations": ITERATIONS,
             "prompts_per_iteration": 2,

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from diffusion_rtb.training.metrics import Measured, posterior_metrics
 from pipelines._analytic.linear_gaussian import kl
@@ -32,9 +31,9 @@ def test_prompts_with_other_normalisers_do_not_look_like_a_bad_posterior() -> No
 @pytest.mark.parametrize("kind", ["relative", "added"])
 def test_under_exploration_the_posterior_is_measured_and_not_what_explores(kind: str, tmp_path: Path) -> None:
     """At the posterior of a linear reward, known in closed form: ELBO = log Z and KL = beta²·v/2 whatever the noise."""
-    exploration = {"exploration": {"scale": 1.0, "until": 10, "kind": kind, "measured": 1.0}}
+    exploration = [{"component": "on_policy", "exploration": 1.0, "until": 10, "kind": kind, "measured": 1.0}]
     sizes = {"group": 400, "micro_batch": 400}
-    trainer = run(tmp_path, prior={"dtype": "float64"}, behaviour=exploration, train=sizes)
+    trainer = run(tmp_path, prior={"dtype": "float64"}, behaviours=exploration, train=sizes)
     begin_at_the_posterior(trainer)
     tilt = known(trainer)
     nats = float(kl(tilt.best, tilt.p).sum())
@@ -47,8 +46,9 @@ def test_under_exploration_the_posterior_is_measured_and_not_what_explores(kind:
 
 def test_without_exploration_nothing_more_is_drawn(tmp_path: Path) -> None:
     counts = []
-    for name, exploration in {"none": {}, "over": {"scale": 1.0, "until": 1}, "on": {"scale": 1.0, "until": 9}}.items():
-        trainer = run(tmp_path / name, behaviour={"exploration": exploration})
+    explored = {"none": {}, "over": {"exploration": 1.0}, "on": {"exploration": 1.0, "until": 9}}
+    for name, exploration in explored.items():
+        trainer = run(tmp_path / name, behaviours=[{"component": "on_policy", **exploration}])
         trainer.iteration = 1
         reward = trainer.sampler.reward
         drawn: list[int] = []
@@ -66,8 +66,8 @@ def test_without_exploration_nothing_more_is_drawn(tmp_path: Path) -> None:
 def test_what_is_measured_is_not_trained_on(tmp_path: Path) -> None:
     gradients = []
     for measured in (0.0, 0.25, 1.0):
-        exploration = {"exploration": {"scale": 1.0, "until": 9, "measured": measured}}
-        trainer = run(tmp_path / str(measured), behaviour=exploration, reward=LINEAR)
+        exploration = [{"component": "on_policy", "exploration": 1.0, "until": 9, "measured": measured}]
+        trainer = run(tmp_path / str(measured), behaviours=exploration, reward=LINEAR)
         found = trainer.step()
         gradients.append(found["gradient_norm"])
         assert ("elbo" in found) is (measured > 0)
@@ -76,6 +76,6 @@ def test_what_is_measured_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_budget_needs_something_to_measure(tmp_path: Path) -> None:
-    unfit = {"exploration": {"scale": 1.0, "until": 9, "measured": 0.0}}
-    with pytest.raises(ValidationError, match=r"exploration\.measured 0 leaves beta\.kl_budget without a KL"):
-        run(tmp_path, behaviour=unfit, beta={"value": 1.0, "kl_budget": {"nats": 1.0}})
+    unfit = [{"component": "on_policy", "exploration": 1.0, "until": 9, "measured": 0.0}]
+    with pytest.raises(ValueError, match=r"measured 0 of on_policy leaves beta\.kl_budget without a KL"):
+        run(tmp_path, behaviours=unfit, beta={"value": 1.0, "kl_budget": {"nats": 1.0}})

@@ -16,12 +16,19 @@ PROMPTS = ["a", "b", "c"]
 LEARNER = {"component": "trust_pcl", "length": 1, "value_loss": "none", "warm_up_updates": 5, "width": 4}
 
 
-def made(out: Path, **sections: Any) -> Trainer:
+def made(out: Path, share: float = 0.0, **sections: Any) -> Trainer:
     objective = LEARNER | sections.pop("objective", {})
-    behaviour = {"prior_buffer": 10} | sections.pop("behaviour", {})
     sizes = {"iterations": 1, "group": 4, "micro_batch": 4, "prompts_per_iteration": 2}
     lists = {"list": PROMPTS}
-    return run(out, reward=QUADRATIC, objective=objective, behaviour=behaviour, prompts=lists, train=sizes, **sections)
+    return run(
+        out,
+        reward=QUADRATIC,
+        objective=objective,
+        behaviours=[{"component": "prior_buffer", "share": share, "capacity": 10}],
+        prompts=lists,
+        train=sizes,
+        **sections,
+    )
 
 
 def seen_by(trainer: Trainer) -> list[int]:
@@ -48,7 +55,7 @@ def test_a_warm_up_without_prior_share_learns_what_one_with_it_learns(states: st
     before = value_of(without)
     counts = seen_by(without)
     without._begin()
-    kept = made(tmp_path / "kept", objective=objective, behaviour={"prior_share": 0.25})
+    kept = made(tmp_path / "kept", objective=objective, share=0.25)
     kept._begin()
     after, expected = value_of(without), value_of(kept)
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -82,9 +89,7 @@ def test_nothing_is_drawn_for_an_objective_that_does_not_warm_up(tmp_path: Path)
 
 
 def test_a_buffer_is_filled_and_rewarded_in_micro_batches(tmp_path: Path) -> None:
-    trainer = made(
-        tmp_path, objective={"value_loss": "consistency", "warm_up_updates": 0}, behaviour={"prior_share": 0.25}
-    )
+    trainer = made(tmp_path, objective={"value_loss": "consistency", "warm_up_updates": 0}, share=0.25)
     counts = seen_by(trainer)
     trainer.step()
     assert max(counts) == 4
@@ -92,7 +97,7 @@ def test_a_buffer_is_filled_and_rewarded_in_micro_batches(tmp_path: Path) -> Non
 
 
 def test_a_prompts_buffer_does_not_depend_on_the_others(tmp_path: Path) -> None:
-    one, other = (made(tmp_path / name, behaviour={"prior_share": 0.25}) for name in ("one", "other"))
+    one, other = (made(tmp_path / name, share=0.25) for name in ("one", "other"))
     buffers = [trainer.sources["prior"][0] for trainer in (one, other)]
     buffers[0].draw(one.sampler, [0, 1, 2], 1, 0, 1.0)
     buffers[1].draw(other.sampler, [2], 1, 0, 1.0)
