@@ -22,7 +22,7 @@ MOST_BYTES = 8 * 2**20
 """Of an answer: a hundred thousand rewards and more."""
 
 USED = threading.local()
-"""The socket on which a thread's exchange is."""
+"""`late` and `socket` of a thread's exchange: whether its deadline has passed, and what it is on."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ class Endpoint:
         """
         headers = self.headers | ({} if media_type is None else {"Content-Type": media_type})
         # A socket's own timeout starts anew with every byte: a server that drips would never run into it.
-        late, USED.socket = threading.Event(), None
-        watchdog = threading.Timer(self.timeout, _cut, (late, USED.__dict__))
+        late = USED.late = threading.Event()
+        USED.socket = None
+        watchdog = threading.Timer(self.timeout, _cut, (USED.__dict__,))
         watchdog.daemon = True
         watchdog.start()
         target, response = urlsplit(self.url).path + path, None
@@ -110,11 +111,12 @@ class Endpoint:
 
 
 class _Known:
-    """A connection of urllib3's whose socket the thread's exchange knows once the request is sent."""
+    """A connection of urllib3's whose socket the thread's exchange knows."""
 
     sock: socket.socket | None
 
     def request(self, *args: Any, **options: Any) -> None:
+        USED.socket = self.sock  # a kept connection has one
         try:
             super().request(*args, **options)  # type: ignore[misc]
         except ConnectionResetError:
@@ -122,12 +124,14 @@ class _Known:
             if self.sock is None:
                 raise
         USED.socket = self.sock
+        if USED.late.is_set():  # while there was no socket to cut
+            raise TimeoutError
 
 
-def _cut(late: threading.Event, used: dict[str, socket.socket | None]) -> None:
-    late.set()
+def _cut(used: dict[str, Any]) -> None:
+    used["late"].set()
     with suppress(OSError, AttributeError):  # closed already, or not connected
-        used["socket"].shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+        used["socket"].shutdown(socket.SHUT_RDWR)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -28,6 +28,7 @@ from diffusion_rtb.config.load import RunConfig, config_text
 from diffusion_rtb.remote_reward.app import Served, create_app
 from diffusion_rtb.remote_reward.client import RemoteRewardError
 from diffusion_rtb.remote_reward.codec import decode
+from diffusion_rtb.remote_reward.http import Endpoint
 from diffusion_rtb.remote_reward.messages import ENCODINGS, SAFETENSORS_TYPE, Encoding, Limits
 from diffusion_rtb.remote_reward.serve import reward_id, torch_score
 from diffusion_rtb.run.checkpoint import latest_checkpoint
@@ -96,6 +97,7 @@ def test_other_dtypes_and_layouts_are_understood(dtype: torch.dtype) -> None:
 def test_no_images_ask_nobody() -> None:
     with in_thread(app()) as url:
         reward = Remote(url)
+        reward.load_weights()
     assert reward(some_images(0), []).shape == (0,)
 
 
@@ -371,6 +373,28 @@ def test_a_server_that_misbehaves_holds_nobody_up(talk: Callable[[socket.socket]
     assert time.monotonic() - start < 2
 
 
+def test_a_server_that_does_not_read_holds_nobody_up() -> None:
+    start = time.monotonic()
+    with talking(lambda peer: time.sleep(1)) as url, pytest.raises(TimeoutError, match=r"answer within 0\.3 s"):
+        Endpoint(url, timeout=0.3, headers={}).exchange("POST", "/score", bytes(2**25))
+    assert time.monotonic() - start < 2
+
+
+def test_a_deadline_that_passes_before_there_is_a_socket_holds() -> None:
+    """Connecting took all of the time; then the server answers without end."""
+    with talking(dripping) as url:
+        endpoint = Endpoint(url, timeout=0.3, headers={})
+        connect = endpoint._pool.ConnectionCls.connect
+
+        def slow(connection: Any) -> None:
+            time.sleep(0.4)
+            connect(connection)
+
+        endpoint._pool.ConnectionCls.connect = slow
+        with pytest.raises(TimeoutError, match=r"answer within 0\.3 s"):
+            endpoint.exchange("GET", "/info")
+
+
 def test_a_port_where_nobody_listens() -> None:
     with pytest.raises(
         RemoteRewardError, match=r"ConnectionRefusedError.*Is `diffusion-rtb serve-reward` running there\?"
@@ -382,6 +406,7 @@ def test_one_server_of_two_is_enough() -> None:
     with answering(brightnesses) as a:
         with answering(brightnesses) as b:
             reward = Remote([a, b])
+            reward.load_weights()
         images = some_images(16)
         start = time.monotonic()
         for _ in range(5):
