@@ -21,6 +21,7 @@ from diffusion_rtb.evaluation.metric import metrics_of
 from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.run.checks import describe_components
+from tests.oracles.behaving import run
 from tests.oracles.documents import DOCUMENTS, ROOT, anchors, blocks, commands, links
 from tests.oracles.terms import close, cotangent, random_terms
 from tests.oracles.tiny import save_tiny
@@ -95,6 +96,7 @@ def test_every_file_it_names_exists(document: Path) -> None:
 WRITTEN = [
     ("my_reward.py", "rewards.md", "class Redness"),
     ("my_metric.py", "extending.md", "class ShareAbove"),
+    ("my_behaviour.py", "extending.md", "class Wider"),
 ]
 
 
@@ -164,6 +166,19 @@ def test_the_objective_is_vargrad_in_reward_units() -> None:
     exec(block, names)
     terms = replace(random_terms(0), prompt=torch.zeros_like(random_terms(0).prompt))
     close(cotangent(RTB(), terms, 3.0), 3.0 * cotangent(names["KlReinforce"](), terms, 3.0))
+
+
+def test_the_behaviour_draws_wider_steps(project: Path) -> None:
+    """By the mean square of (x_s - mean) / std, which is in the log-density: factor², and 1 without it."""
+    listed = [{"component": "my_behaviour:Wider", "share": 0.5, "factor": 1.5}]
+    trainer = run(project, behaviours=listed, train={"group": 400, "micro_batch": 400})
+    parts = trainer.sources.draw(trainer.sampler, [0], 0, 1.0)
+    for name, expected in {"posterior": 1.0, "wider": 1.5**2}.items():
+        trajectory = parts[name].trajectory
+        dense = trajectory.stochastic
+        constant = torch.log(2 * torch.pi * trajectory.std[dense].double() ** 2)  # of two dimensions
+        squares = -2 * (trajectory.log_prob[:, dense] + constant)
+        assert float(squares.mean() / 2) == pytest.approx(expected, rel=0.1)
 
 
 def test_the_metric_measures(project: Path) -> None:
