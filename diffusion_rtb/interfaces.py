@@ -4,7 +4,8 @@
 * `Prior`     a frozen pretrained chain and the posterior that shares its network (`pipelines/`)
 * `Objective` log-densities and rewards in, a scalar loss out                     (`diffusion_rtb/objectives/`)
 
-None of them knows about the others: `train.py` and `eval.py` bring them together by the names in a config.
+None of them knows about the others: `train.py` and `eval.py` bring them together by the names in a config. What else a plug-in may
+have, because not each of its kind needs it, is in `abilities.py`.
 
 Vocabulary: a *trajectory* x_T … x_0 is one denoising chain, its *transition* x_t -> x_s (s < t) is
 Normal(mean, std²·I). log_q and log_p are the posterior's and the prior's log-density of a transition, **summed over all
@@ -23,21 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Loss", "Objective", "Prior", "Reward", "Terms", "TwoPhase"]
-
-
-@runtime_checkable
-class TwoPhase(Protocol):
-    """A prior or a reward that is described before it is built. Inherit from it, or just have the method.
-
-    Its constructor checks its arguments, raises a ValueError for what no annotation can exclude, and keeps them: that takes no
-    time and happens for everything in a config before anything is loaded, and by `diffusion-rtb config`. What takes time waits
-    for `load_weights`. A class without that method is constructed only when it is needed.
-    """
-
-    def load_weights(self) -> None:
-        """Read files, fetch what is missing, start programs; called once. Nothing, unless it is overridden."""
-        return
+__all__ = ["Loss", "Objective", "Prior", "Reward", "Terms"]
 
 
 @runtime_checkable
@@ -47,8 +34,8 @@ class Reward(Protocol):
     Samples are images in [0, 1], (batch, 3, height, width), or the vectors (batch, n) of an analytic prior.
 
     A third parameter, if there is one called `metadata`, gets a mapping per sample: what the run's prompt file says of its prompt
-    besides the prompt, empty where it says nothing. A method `check_prompts(prompts, metadata)` sees all of a run's prompts
-    before training and refuses by a ValueError those that the reward cannot judge; see `scoring/prompts.py`.
+    besides the prompt, empty where it says nothing. What a reward may have besides is in `abilities.py`: `load_weights`,
+    `check_prompts`, `embed`, `classify`, and a mapping `rewards` of those that it is made of; a memory is in `scoring/memory.py`.
     """
 
     def __call__(self, images: Float[Tensor, "batch *shape"], prompts: Sequence[str]) -> Float[Tensor, " batch"]: ...
@@ -166,18 +153,7 @@ class Loss:
 class Objective(Protocol):
     """A loss on trajectories. It is a `torch.nn.Module` when it owns scalars (log Z) or a value network.
 
-    Optional attributes, False where an objective lacks them:
-
-    * `uses_kl`: it needs `Terms.kl`; one more network evaluation per step for the posterior's own trajectories;
-    * `on_policy_only`: its gradient is wrong on trajectories of another chain, so other behaviours are refused;
-    * `importance_weighted`: it reads `Terms.log_behaviour`, so behaviours that select trajectories by their reward, whose
-      density nobody knows, are refused.
-
-    Optional number `smallest_group`: trajectories per prompt that it needs at least, 2 where it compares them; fewer are refused.
-
-    Optional method: `warm_up(terms, beta, noise)`, called once before the first iteration with trajectories of the prior, as many
-    per prompt as the `capacity` of `prior_buffer`; noise(x_0, timesteps, generator) is x_t by the scheduler's forward process.
-    Beside it `warm_up_updates`, 0 for none, and `warm_up_states`: where that is "noised", `terms.x` is x_0, (batch, 1, *dims).
+    What it may have besides: the attributes of `ObjectiveTraits`, and the methods of `WarmsUp` and `ChecksSteps` (`abilities.py`).
     """
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.config.components import Described, describe
 from diffusion_rtb.config.prompts import Metadata
-from diffusion_rtb.interfaces import Reward, TwoPhase
+from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.scoring.call import RewardError, evaluate_reward
 from diffusion_rtb.scoring.form import output_problem
 from diffusion_rtb.scoring.metadata import call_reward, takes_metadata

@@ -9,7 +9,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.interfaces import TwoPhase
+from diffusion_rtb.abilities import TwoPhase
 from rewards._models.linear_head import FirstHead, LinearHead, aesthetic_head
 from rewards._models.open_clip import OpenClip
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked

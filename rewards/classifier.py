@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.files.completeness import check_finite
-from diffusion_rtb.interfaces import TwoPhase
 from rewards._models.image_text import check_image_text_model, image_text_model
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
 from rewards._models.trained import check_architecture, check_file, labels, library_of, load_network

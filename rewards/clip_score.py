@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.interfaces import TwoPhase
+from diffusion_rtb.abilities import TwoPhase
 from rewards._models.image_text import check_image_text_model, image_text_model
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
 from rewards._models.two_towers import TwoTowers

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.exact import LogRatio
-from diffusion_rtb.interfaces import TwoPhase
 from rewards._densities import log_density
 
 __all__ = ["Density"]

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.files.completeness import check_finite
-from diffusion_rtb.interfaces import TwoPhase
 from rewards._models.blip import UNUSED, BlipReward, blip_sizes
 from rewards._models.linear_head import LinearHead
 from rewards._models.preprocess import Preprocess

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.config.prompts import Metadata
-from diffusion_rtb.interfaces import TwoPhase
 from rewards._levels import broken_is_nan, levels
 
 __all__ = ["Ocr", "edit_distance", "plain", "quoted", "score"]

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.interfaces import TwoPhase
+from diffusion_rtb.abilities import TwoPhase
 from rewards._models.settings import Dtype, check_settings, gradients_if_asked
 from rewards._models.transformers_clip import TransformersClip, check_transformers_clip
 

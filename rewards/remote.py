@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.config.prompts import Metadata
-from diffusion_rtb.interfaces import TwoPhase
 from diffusion_rtb.remote_reward.client import TOKEN_VARIABLE, Patience, RemoteRewardError, RewardClient, read_token
 from diffusion_rtb.remote_reward.http import check_url
 from diffusion_rtb.remote_reward.messages import ENCODINGS, Encoding

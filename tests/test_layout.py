@@ -95,7 +95,7 @@ def test_one_version() -> None:
 
 
 LAYERS = (
-    {"interfaces", "files"},
+    {"abilities", "interfaces", "files"},
     {"config", "estimates", "exact"},
     {"beta", "chain", "objectives", "scoring"},
     {"remote_reward", "run", "sampling"},
@@ -272,3 +272,34 @@ def test_no_file_names_the_machine_it_was_written_on() -> None:
         if path.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ""} and path.is_file() and path != Path(__file__):
             text = path.read_bytes().decode("utf-8", errors="ignore")
             assert not home.search(text), name
+
+
+PLUG_INS = {"objective", "reward", "prior", "embedder", "judge", "part", "inner", "plug_in", "behaviour", "source"}
+
+LOOKED_FOR_ELSEWHERE = {
+    "diffusion_rtb/chain/rollout.py": "a prior's entry",
+    "diffusion_rtb/run/export.py": "what a prior adds to its card",
+    "diffusion_rtb/scoring/metadata.py": "the call of a torch module is its forward",
+    "diffusion_rtb/run/members.py": "checks the optional members of priors",
+}
+"""Files that read an attribute of a plug-in with a default; `abilities.py` is where that belongs."""
+
+
+def _guesses(tree: ast.AST) -> Iterator[int]:
+    """Lines that ask a plug-in for an attribute which it may lack."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (ast.unparse(node.func), len(node.args)) in {("getattr", 3), ("hasattr", 2)}:
+            asked, name = ast.unparse(node.args[0]).split(".")[-1], ast.unparse(node.args[1])
+            if asked in PLUG_INS and not name.startswith("'__"):
+                yield node.lineno
+
+
+def test_what_a_plug_in_can_do_is_asked_in_one_place() -> None:
+    paths = _files(*PACKAGES)
+    found = {path.relative_to(ROOT).as_posix() for path in paths if [*_guesses(ast.parse(path.read_text("utf-8")))]}
+    assert found - {"diffusion_rtb/abilities.py"} <= LOOKED_FOR_ELSEWHERE.keys()
+
+
+def test_a_guess_would_be_seen() -> None:
+    source = "getattr(self.objective, 'clip_range', None)\nhasattr(reward, 'embed')\ngetattr(scheduler, 'order', 1)"
+    assert [*_guesses(ast.parse(source))] == [1, 2]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from diffusion_rtb.abilities import WarmsUp
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.whole import size_text
 from diffusion_rtb.interfaces import Objective, Prior
@@ -58,7 +59,7 @@ def stores(config: RunConfig, prior: Prior, objective: Objective, mixture: Mixtu
     chain = (steps + 1) * state + steps * DENSITIES
     turns = train.iterations * train.prompts_per_iteration
     drawn = min(len(texts), turns)
-    warmed = len(texts) if callable(getattr(objective, "warm_up", None)) else drawn
+    warmed = len(texts) if isinstance(objective, WarmsUp) else drawn
     _, own = next(iter(mixture.values()))
     found = []
     for source, count in mixture.values():

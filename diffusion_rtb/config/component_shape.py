@@ -90,6 +90,11 @@ def check_shape(name: str, kind: Kind, target: Any) -> None:
 
 
 def _check_class(what: str, kind: Kind, target: type) -> None:
+    if isinstance(inspect.getattr_static(target, "check", None), staticmethod):
+        raise ValueError(
+            f"{what} has a static method check, which nothing calls any more: let the constructor raise its ValueErrors, and move "
+            "what takes time from there to a method load_weights(self)."
+        )
     if kind == "reward":
         if not _has(target, "__call__"):
             if not any(_has(target, method) for method in _REWARD_LIKE):
@@ -105,7 +110,7 @@ def _check_class(what: str, kind: Kind, target: type) -> None:
 
 
 def loads_weights(target: Any) -> bool:
-    """Whether a class is in two phases, `interfaces.TwoPhase`: it has a `load_weights` that takes no arguments."""
+    """Whether a class is in two phases, `abilities.TwoPhase`: it has a `load_weights` that takes no arguments."""
     method = inspect.getattr_static(target, "load_weights", None) if inspect.isclass(target) else None
     return inspect.isfunction(method) and len(inspect.signature(method).parameters) == 1
 

@@ -137,10 +137,6 @@ def describe(component: Mapping[str, Any] | BaseModel, kind: Kind) -> Described:
     check_shape(name, kind, target)
     given = {key: value for key, value in _mapping(component).items() if key != "component"}
     found = Described(name, kind, target, _arguments(f"{kind} {name!r}", target, given))
-    own_check = inspect.isclass(target) and getattr(target, "check", None)
-    if callable(own_check):
-        with naming(f"{kind} {name!r}", target):
-            own_check(**found.arguments)
     if inspect.isclass(target) and (kind in ("objective", "metric") or loads_weights(target)):
         found.construct()
     return found

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusion_rtb.abilities import Embedder, Judge
 from diffusion_rtb.chain.rows import Rows
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import EvalConfig
@@ -123,11 +124,11 @@ def draw(
 
 
 def _check_tools(config: EvalConfig, embedder: Any, judge: Any) -> None:
-    if embedder is not None and not callable(getattr(embedder, "embed", None)):
+    if embedder is not None and not isinstance(embedder, Embedder):
         raise ValueError(
             f"eval.embedder {type(embedder).__name__} has no method embed(images); take `clip_score`, or null for no diversity."
         )
-    if config.factors and not callable(getattr(judge, "classify", None)):
+    if config.factors and not isinstance(judge, Judge):
         raise ValueError(
             f"eval.judge {type(judge).__name__} has no method classify(images, classes), which eval.factors need; "
             "`clip_score` and `classifier` have one."

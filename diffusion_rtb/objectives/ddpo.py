@@ -45,6 +45,7 @@ class DDPO(nn.Module):
     """
 
     on_policy_only = True
+    clips_ratios = True
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class DPOK(nn.Module):
     """
 
     on_policy_only = True
+    clips_ratios = True
     uses_kl = True
 
     value: nn.Module | None

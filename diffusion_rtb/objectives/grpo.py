@@ -53,6 +53,7 @@ class GRPO(nn.Module):
     """
 
     on_policy_only = True
+    clips_ratios = True
     smallest_group = 2
     """Trajectories per prompt that the baseline needs."""
 

@@ -184,7 +184,7 @@ class TrustPCL(nn.Module):
         self.length = length
         self.warm_up_states = warm_up_states
         self.value_loss = value_loss
-        self.importance_weighted = value_loss == "returns"
+        self.importance_weighted, self.value_stays = value_loss == "returns", value_loss == "none"
         self.width = width
         self.warm_up_updates = warm_up_updates
         self.penalty = Penalty(loss, huber_delta, dead_zone)

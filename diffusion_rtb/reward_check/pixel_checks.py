@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.abilities import inner_rewards
 from diffusion_rtb.reward_check import measures
 from diffusion_rtb.reward_check.subject import Check, Subject
 from diffusion_rtb.scoring.metadata import call_reward
@@ -88,8 +89,7 @@ def _parts(subject: Subject, count: int) -> tuple[list[str], list[str]]:
 
 def _inner(reward: Any) -> Iterator[tuple[str, Any]]:
     """The innermost rewards, by name."""
-    inner = getattr(reward, "rewards", None)
-    for name, one in inner.items() if isinstance(inner, Mapping) else ():
+    for name, one in inner_rewards(reward).items():
         deeper = list(_inner(one))
         yield from deeper or [(str(name), one)]
 

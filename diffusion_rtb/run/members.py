@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import torch
 
+from diffusion_rtb.abilities import ChecksSteps, ObjectiveTraits, WarmsUp
 from diffusion_rtb.chain.teacher_forcing import Entry
 
 __all__ = ["check_attached", "check_objective_members", "check_prior_members"]
@@ -109,14 +110,11 @@ def check_objective_members(objective: Any) -> None:
         ValueError: naming the attribute, what it is, and what it has to be.
     """
     what = f"The objective {type(objective).__name__}"
-    for name in ("uses_kl", "on_policy_only", "importance_weighted"):
-        value = getattr(objective, name, False)
-        if not isinstance(value, bool):
-            raise ValueError(f"{what}: {name} is {_shown(value)}; it is True, False or absent.")
-    for name, positions in (("warm_up", ("terms", "beta", "noise")), ("check_steps", ("steps",))):
-        method = getattr(objective, name, None)
-        if method is not None:
-            _check_call(what, name, method, positions, ())
+    ObjectiveTraits.of(objective)
+    if isinstance(objective, WarmsUp):
+        _check_call(what, "warm_up", objective.warm_up, ("terms", "beta", "noise"), ())
+    if isinstance(objective, ChecksSteps):
+        _check_call(what, "check_steps", objective.check_steps, ("steps",), ())
 
 
 def _check_call(what: str, name: str, method: Any, positions: tuple[str, ...], names: tuple[str, ...]) -> None:

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from diffusion_rtb.abilities import MemoryTraits, inner_rewards
+
 __all__ = [
     "Gather",
     "StatefulReward",
@@ -33,11 +35,7 @@ Gather = Callable[[Tensor], Tensor]
 class StatefulReward(Protocol):
     """A reward with a memory. Between `observe` and `settle` its calls are collected; outside they change nothing.
 
-    Optional attributes:
-
-    * `wanted`: samples of the prior to show it before training, inside one `observe` and `settle`; 0 where it lacks it;
-    * `moves`: False where its answers stay the same once it has seen those. Rewards that go on changing are refused beside
-      behaviours that keep trajectories with the rewards of their day.
+    What it may say besides is in `abilities.MemoryTraits`.
     """
 
     def tensors(self) -> dict[str, Tensor]:
@@ -56,22 +54,20 @@ class StatefulReward(Protocol):
 def stateful_rewards(reward: Any, path: str = "") -> dict[str, StatefulReward]:
     """The rewards with a memory, `reward` itself and those inside it, by their path ("fit/inner/"; "" is `reward`)."""
     found: dict[str, StatefulReward] = {path: reward} if isinstance(reward, StatefulReward) else {}
-    inner = getattr(reward, "rewards", None)
-    if isinstance(inner, Mapping):
-        for name, part in inner.items():
-            found |= stateful_rewards(part, f"{path}{name}/")
+    for name, part in inner_rewards(reward).items():
+        found |= stateful_rewards(part, f"{path}{name}/")
     return found
 
 
 def wanting_rewards(reward: Any) -> dict[str, int]:
     """How many samples of the prior each reward with a memory still wants to be shown, by path; those that want some."""
-    wanted = {path: int(getattr(part, "wanted", 0)) for path, part in stateful_rewards(reward).items()}
+    wanted = {path: MemoryTraits.of(part).wanted for path, part in stateful_rewards(reward).items()}
     return {path: count for path, count in wanted.items() if count > 0}
 
 
 def moving_rewards(reward: Any) -> list[str]:
     """Names of the rewards with a memory whose answers go on changing while training."""
-    return [type(part).__name__ for part in stateful_rewards(reward).values() if getattr(part, "moves", True)]
+    return [type(part).__name__ for part in stateful_rewards(reward).values() if MemoryTraits.of(part).moves]
 
 
 def innermost(paths: Collection[str]) -> list[str]:

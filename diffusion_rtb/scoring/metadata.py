@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
+from diffusion_rtb.abilities import says_metadata
 from diffusion_rtb.config.prompts import Metadata
 
 __all__ = ["call_reward", "takes_metadata"]
@@ -20,8 +21,8 @@ NAME = "metadata"
 
 def takes_metadata(reward: Any) -> bool:
     """Whether a reward, or one inside it, is to be given the metadata of the prompts."""
-    own = getattr(reward, "takes_metadata", None)
-    return own if isinstance(own, bool) else _parameter(reward) is not None
+    own = says_metadata(reward)
+    return _parameter(reward) is not None if own is None else own
 
 
 def call_reward(reward: Any, images: Any, prompts: Sequence[str], metadata: Sequence[Metadata] | None = None) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from diffusion_rtb.abilities import ChecksPrompts, inner_rewards
 from diffusion_rtb.config.components import locate
 from diffusion_rtb.config.prompts import Metadata
 
@@ -50,11 +51,9 @@ def check_reward_prompts(reward: Any, prompts: Sequence[str], metadata: Sequence
         ValueError: one of them does not take a prompt.
     """
     name = name or type(reward).__name__
-    own = getattr(reward, "check_prompts", None)
-    if callable(own) and not isinstance(_check(type(reward)), staticmethod | classmethod):
-        _asked(own, name, prompts, metadata, {})
-    inner = getattr(reward, "rewards", None)
-    for part, found in inner.items() if isinstance(inner, Mapping) else ():
+    if isinstance(reward, ChecksPrompts) and not isinstance(_check(type(reward)), staticmethod | classmethod):
+        _asked(reward.check_prompts, name, prompts, metadata, {})
+    for part, found in inner_rewards(reward).items():
         check_reward_prompts(found, prompts, metadata, part)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diffusion_rtb.abilities import ChecksSteps, ObjectiveTraits
 from diffusion_rtb.chain.recordable import check_single_step
 from diffusion_rtb.config.sections import BetaConfig, RunConfig
 from diffusion_rtb.interfaces import Objective, Prior, Reward
@@ -67,14 +68,14 @@ def check_behaviours(objective: Objective, mixture: Mixture) -> None:
     """
     name = type(objective).__name__
     others = [type(source).__name__ for source in _drawing(mixture) if source.off_policy]
-    if getattr(objective, "on_policy_only", False) and others:
+    if ObjectiveTraits.of(objective).on_policy_only and others:
         raise ValueError(
             f"objective {name} is on-policy: its gradient is an average over the posterior's own trajectories, and wrong on "
             f"those of behaviours {', '.join(others)}. Take them out, and on_policy without exploration; or use rtb, trust_pcl or "
             "an importance-weighted objective."
         )
     unknown = [source.density_unknown for source in _drawing(mixture) if source.density_unknown]
-    if getattr(objective, "importance_weighted", False) and unknown:
+    if ObjectiveTraits.of(objective).importance_weighted and unknown:
         raise ValueError(
             f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows {unknown[0]}; or use "
             "rtb or trust_pcl."
@@ -108,7 +109,7 @@ def check_reward_memory(reward: Reward, objective: Objective, mixture: Mixture) 
     moving = moving_rewards(reward)
     kept = [type(source).__name__ for source in _drawing(mixture) if source.kept(1, 1) is not None]
     keeping = [f"behaviour {name} keeps trajectories" for name in kept]
-    if getattr(objective, "value_loss", None) == "none":
+    if ObjectiveTraits.of(objective).value_stays:
         keeping.append(f"objective {type(objective).__name__} with value_loss: none keeps its V")
     if moving and keeping:
         raise ValueError(
@@ -123,7 +124,7 @@ def check_beta(objective: Objective, beta: BetaConfig) -> None:
     Raises:
         ValueError: both are asked for.
     """
-    if beta.moved_by is not None and getattr(objective, "value_loss", None) == "none":
+    if beta.moved_by is not None and ObjectiveTraits.of(objective).value_stays:
         raise ValueError(
             f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and {beta.moved_by} moves "
             f"beta. Use value_loss: consistency, or no {beta.moved_by}."
@@ -133,12 +134,13 @@ def check_beta(objective: Objective, beta: BetaConfig) -> None:
 def check_updates(objective: Objective, updates: int) -> None:
     """Refuse several updates on the same trajectories for an on-policy objective that does not notice the posterior moving.
 
-    Those that clip ratios to the chain that drew, and have a `clip_range`, do.
+    Those that clip ratios to the chain that drew do.
 
     Raises:
         ValueError: it would average over a posterior of some updates ago.
     """
-    if updates > 1 and getattr(objective, "on_policy_only", False) and not hasattr(objective, "clip_range"):
+    traits = ObjectiveTraits.of(objective)
+    if updates > 1 and traits.on_policy_only and not traits.clips_ratios:
         raise ValueError(
             f"objective {type(objective).__name__} is on-policy and has no ratios to the chain that drew: from the second of "
             f"train.updates_per_iteration {updates} on, the trajectories are those of another posterior. Set that to 1, or use "
@@ -152,7 +154,7 @@ def check_group(objective: Objective, group: int) -> None:
     Raises:
         ValueError: e.g. one trajectory, which has nothing to be compared with.
     """
-    smallest = getattr(objective, "smallest_group", 1)
+    smallest = ObjectiveTraits.of(objective).smallest_group
     if group < smallest:
         raise ValueError(
             f"train.group is {group}, and objective {type(objective).__name__} compares the trajectories of one prompt: it needs "
@@ -166,9 +168,9 @@ def check_steps(objective: Objective, arguments: dict[str, Any]) -> None:
     Raises:
         ValueError: e.g. a length of Trust-PCL that does not divide it.
     """
-    own_check, steps = getattr(objective, "check_steps", None), _steps(arguments)
-    if own_check is not None and steps is not None:
-        own_check(steps)
+    steps = _steps(arguments)
+    if isinstance(objective, ChecksSteps) and steps is not None:
+        objective.check_steps(steps)
 
 
 def check_step_weights(config: RunConfig, arguments: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.beta import Beta
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
@@ -85,7 +86,7 @@ class Trainer:
         self.begun = begun
         self.observers: list[Observer] = [*observers, Checkpoints(self.save, config.train.checkpoint_every)]
         self.target = target
-        self.uses_kl = bool(getattr(objective, "uses_kl", False))
+        self.uses_kl = ObjectiveTraits.of(objective).uses_kl
         self.optimizer = adam(self.prior.parameters().values(), objective, config.train)
         self.parts = parts_of(sampler, objective, self.optimizer) | {"beta": Number(lambda: self.beta, target.load)}
         self.memories = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diffusion_rtb.abilities import ObjectiveTraits, WarmsUp
 from diffusion_rtb.chain.forward_process import noised
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.interfaces import Terms
@@ -72,9 +73,10 @@ def warm_up(
     Returns:
         Whether the objective warms up.
     """
-    if not hasattr(objective, "warm_up") or getattr(objective, "warm_up_updates", 1) == 0:
+    traits = ObjectiveTraits.of(objective)
+    if not isinstance(objective, WarmsUp) or traits.warm_up_updates == 0:
         return False
-    clean = getattr(objective, "warm_up_states", "recorded") == "noised"
+    clean = traits.warm_up_states == "noised"
     drawn = buffer.everything(sampler) if keep else buffer.passing(sampler, between)
     terms = prior_terms(sampler, drawn, clean)
 

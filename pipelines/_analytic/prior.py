@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.interfaces import TwoPhase
+from diffusion_rtb.abilities import TwoPhase
 from pipelines._analytic.schedule import Schedule, StepCoefficients, build_vector_scheduler, step_coefficients
 from pipelines._diffusers.scheduler import check_eta, check_sampler, takes_eta
 from pipelines._diffusers.settings import check_device, check_dtype

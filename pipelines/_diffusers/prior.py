@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
-from diffusion_rtb.interfaces import TwoPhase
+from diffusion_rtb.abilities import TwoPhase
 from pipelines._diffusers.export import snippet, write_lora
 from pipelines._diffusers.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
 from pipelines._diffusers.lora import adapters_off, add_lora, lora_parameters

@@ -38,6 +38,14 @@ class Brightness:
     def __call__(self, images, prompts):
         return self.scale * images[:, list(self.channels)].flatten(1).mean(1)
 
+class Old:
+    @staticmethod
+    def check(**arguments):
+        raise AssertionError
+
+    def __call__(self, images, prompts):
+        return images.flatten(1).mean(1)
+
 class OnePhase:
     constructed = 0
 
@@ -190,6 +198,12 @@ def test_weights_are_loaded_once_and_last(mine: Callable[[str, str], str]) -> No
     assert locate("phases:OnePhase").constructed == 0
     assert type(plain.build()) is locate("phases:OnePhase")
     assert locate("phases:OnePhase").constructed == 1
+
+
+def test_a_static_check_is_told_where_it_goes(mine: Callable[[str, str], str]) -> None:
+    mine("old_ways", BRIGHTNESS)
+    with pytest.raises(ValueError, match=r"let the constructor raise its ValueErrors.* load_weights\(self\)"):
+        describe({"component": "old_ways:Old"}, "reward")
 
 
 def test_arguments_are_converted_to_their_annotation(mine: Callable[[str, str], str]) -> None:

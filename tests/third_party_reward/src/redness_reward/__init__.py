@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from diffusion_rtb.interfaces import TwoPhase
+from diffusion_rtb.abilities import TwoPhase
 
 __all__ = ["Redness", "red_share"]
 

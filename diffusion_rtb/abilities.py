@@ -1,0 +1,152 @@
+"""What a plug-in may have besides what its kind must have (`interfaces.py`): all of it optional, none of it needs torch.
+
+Who wants to know what a plug-in can do asks here. Nothing else in the package reads an attribute with a default of a plug-in, so
+that an author finds in these two files everything that is ever looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion_rtb.interfaces import Terms
+
+__all__ = [
+    "ChecksPrompts",
+    "ChecksSteps",
+    "Embedder",
+    "Judge",
+    "MemoryTraits",
+    "ObjectiveTraits",
+    "TwoPhase",
+    "WarmsUp",
+    "inner_rewards",
+    "says_metadata",
+]
+
+
+@runtime_checkable
+class TwoPhase(Protocol):
+    """A prior or a reward that is described before it is built. Inherit from it, or just have the method.
+
+    Its constructor checks its arguments, raises a ValueError for what no annotation can exclude, and keeps them: that takes no
+    time and happens for everything in a config before anything is loaded, and by `diffusion-rtb config`. What takes time waits
+    for `load_weights`. A class without that method is constructed only when it is needed.
+    """
+
+    def load_weights(self) -> None:
+        """Read files, fetch what is missing, start programs; called once. Nothing, unless it is overridden."""
+        return
+
+
+@dataclass(frozen=True)
+class ObjectiveTraits:
+    """What an objective says of itself, by attributes of these names; where it lacks one, the value here holds."""
+
+    uses_kl: bool = False
+    """It needs `Terms.kl`; one more network evaluation per step for the posterior's own trajectories."""
+    on_policy_only: bool = False
+    """Its gradient is wrong on trajectories of another chain, so other behaviours are refused."""
+    importance_weighted: bool = False
+    """It reads `Terms.log_behaviour`, so behaviours that select trajectories by their reward, whose density nobody knows, are
+    refused."""
+    clips_ratios: bool = False
+    """It clips ratios to the chain that drew, so that an on-policy objective too bears several updates on the same trajectories."""
+    value_stays: bool = False
+    """Its V is learned once, by the warm-up: for one beta and one reward, so that neither may change."""
+    smallest_group: int = 1
+    """Trajectories per prompt that it needs, 2 where it compares them."""
+    warm_up_updates: int | None = None
+    """Of an objective with `warm_up`: 0 for none, else how many; None where it does not say."""
+    warm_up_states: Literal["recorded", "noised"] = "recorded"
+    """Which states `warm_up` reads: where it noises them anew, `terms.x` has x_0 alone, (batch, 1, *dims)."""
+
+    @classmethod
+    def of(cls, objective: Any) -> ObjectiveTraits:
+        """What this objective says.
+
+        Raises:
+            ValueError: an attribute is of another kind than it is taken for.
+        """
+        said: dict[str, Any] = {field.name: getattr(objective, field.name, field.default) for field in fields(cls)}
+        for field in fields(cls):
+            value, kind = said[field.name], "True, False" if isinstance(field.default, bool) else "a whole number"
+            if isinstance(field.default, bool | int) and type(value) is not type(field.default):
+                shown = f"{str(value)[:60]!r} ({type(value).__name__})"
+                raise ValueError(
+                    f"The objective {type(objective).__name__}: {field.name} is {shown}; it is {kind} or absent."
+                )
+        return cls(**said)
+
+
+@runtime_checkable
+class WarmsUp(Protocol):
+    """An objective that learns from trajectories of the prior before the first iteration."""
+
+    def warm_up(self, terms: Terms, beta: float, noise: Callable[..., Tensor]) -> None:
+        """Called once, with as many trajectories per prompt as the `capacity` of `prior_buffer`; noise(x_0, timesteps, generator)
+        is x_t by the scheduler's forward process.
+        """
+
+
+@runtime_checkable
+class ChecksSteps(Protocol):
+    """An objective that does not go with every number of denoising steps."""
+
+    def check_steps(self, steps: int) -> None:
+        """Raise a ValueError for a number that it cannot use; asked before the prior is loaded where the config says the number."""
+
+
+@runtime_checkable
+class ChecksPrompts(Protocol):
+    """A reward that cannot judge every prompt."""
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+        """Raise a ValueError where one of a run's prompts will not do; see `scoring/prompts.py` for when it is asked."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A reward, or another class, that `eval.embedder` may name: diversity is measured between its vectors."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit vectors (batch, dim) of images."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A reward, or another class, that `eval.judge` may name."""
+
+    def classify(self, images: Tensor, classes: Sequence[str]) -> Tensor:
+        """log p(class | image), (batch, classes), nats."""
+
+
+@dataclass(frozen=True)
+class MemoryTraits:
+    """What a reward with a memory (`scoring/memory.py`) says of itself; where it lacks an attribute, the value here holds."""
+
+    wanted: int = 0
+    """Samples of the prior to show it before training."""
+    moves: bool = True
+    """Its answers go on changing while training; it is then refused beside what keeps trajectories with the rewards of a day."""
+
+    @classmethod
+    def of(cls, reward: Any) -> MemoryTraits:
+        """What this reward says."""
+        return cls(int(getattr(reward, "wanted", cls.wanted)), bool(getattr(reward, "moves", cls.moves)))
+
+
+def inner_rewards(reward: Any) -> Mapping[str, Any]:
+    """The rewards that a reward is made of, by name: its mapping `rewards`; none for any other reward."""
+    found = getattr(reward, "rewards", None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def says_metadata(reward: Any) -> bool | None:
+    """Whether a reward made of others is to be given the metadata of prompts: its `takes_metadata`; None where the call tells."""
+    found = getattr(reward, "takes_metadata", None)
+    return found if isinstance(found, bool) else None
