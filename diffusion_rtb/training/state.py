@@ -185,5 +185,6 @@ def load_training(found: Checkpoint, facts: Facts, parts: Mapping[str, Stateful]
     """
     check_compatible(found.state["prior"], facts.prior)
     was = Facts(**{name: found.state[name] for name in vars(facts)})
-    load(parts, {name: State(found.tensors[name], found.state.get(name)) for name in parts})
+    valued = {name: part.state().values is not None for name, part in parts.items()}
+    load(parts, {name: State(found.tensors[name], found.state[name] if valued[name] else None) for name in parts})
     return was
