@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffusion_rtb.interfaces import Terms
+    from diffusion_rtb.interfaces import Entry, Terms
 
 __all__ = [
     "ChecksPrompts",
     "ChecksSteps",
     "Embedder",
+    "HasBaseModel",
+    "HasElsewhere",
+    "HasEntry",
+    "HasSnippet",
     "Judge",
     "MemoryTraits",
     "ObjectiveTraits",
@@ -150,3 +154,37 @@ def says_metadata(reward: Any) -> bool | None:
     """Whether a reward made of others is to be given the metadata of prompts: its `takes_metadata`; None where the call tells."""
     found = getattr(reward, "takes_metadata", None)
     return found if isinstance(found, bool) else None
+
+
+@runtime_checkable
+class HasEntry(Protocol):
+    """A prior that says how `pipe` gets to a recorded first state, where that does not follow from its call."""
+
+    @property
+    def entry(self) -> Entry | None:
+        """See `rollout.replay`; None: it follows from the call."""
+
+
+@runtime_checkable
+class HasBaseModel(Protocol):
+    """A prior that the model card calls by another text than the component's name."""
+
+    @property
+    def base_model(self) -> str:
+        """Such as a hub id."""
+
+
+@runtime_checkable
+class HasSnippet(Protocol):
+    """A prior with code for its model card. Without it a LoRA's card has `load_lora_weights`, and any other that there is none."""
+
+    def snippet(self, *, prompt: str) -> str:
+        """Python that samples what `export` wrote."""
+
+
+@runtime_checkable
+class HasElsewhere(Protocol):
+    """A prior whose `export` writes files for other programs too."""
+
+    def elsewhere(self) -> str:
+        """Markdown on them for the model card."""

@@ -18,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Loss", "Objective", "Prior", "Reward", "Terms"]
+__all__ = ["Entry", "Loss", "Objective", "Prior", "Reward", "Terms"]
 
 
 @runtime_checkable
@@ -41,6 +41,10 @@ class Reward(Protocol):
     def __call__(self, images: Float[Tensor, "batch *shape"], prompts: Sequence[str]) -> Float[Tensor, " batch"]: ...
 
 
+Entry = Literal["latents", "noise", "step"]
+"""How a pipeline gets to the first state; see `replay`."""
+
+
 @runtime_checkable
 class Prior(Protocol):
     """A stock diffusers pipeline, made stochastic, whose network also carries the trainable posterior.
@@ -48,16 +52,8 @@ class Prior(Protocol):
     The posterior is the network with its adapters on, the prior is the same network with its adapters off:
     there is no second copy of the weights.
 
-    Optional members; all of them are looked at before training (`run/members.py`):
-
-    * `load_weights()`, see `TwoPhase`;
-    * `entry`: how `pipe` gets to a recorded first state, "latents", "noise" or "step" (see `rollout.replay`), where that does
-      not follow from its call;
-    * `base_model`: by what text the model card calls the prior; default: the component's name;
-    * `snippet(prompt=...)`: Python that samples what `export` wrote, for the card; without it a LoRA's card has
-      `load_lora_weights`, and any other card says that there is no such code;
-    * `elsewhere()`: Markdown for the card on files for other programs;
-    * `exact_target(reward, beta)`: the posterior where it is known, for `diffusion-rtb compare` (`exact.py`).
+    What some priors can do besides is a protocol each, in `abilities.py` (`TwoPhase`, `HasEntry`, `HasBaseModel`, `HasSnippet`,
+    `HasElsewhere`) and in `exact.py` (`HasExactTarget`). All members are looked at before training (`run/members.py`).
 
     `rollout` gives `pipe` one generator per trajectory. A loop of one's own draws all noise of a call by
     `seeds.trajectory_noise`: trajectory by trajectory and step by step it takes several times as long.

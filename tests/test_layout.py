@@ -277,8 +277,6 @@ def test_no_file_names_the_machine_it_was_written_on() -> None:
 PLUG_INS = {"objective", "reward", "prior", "embedder", "judge", "part", "inner", "plug_in", "behaviour", "source"}
 
 LOOKED_FOR_ELSEWHERE = {
-    "diffusion_rtb/chain/rollout.py": "a prior's entry",
-    "diffusion_rtb/run/export.py": "what a prior adds to its card",
     "diffusion_rtb/scoring/metadata.py": "the call of a torch module is its forward",
     "diffusion_rtb/run/members.py": "checks the optional members of priors",
 }

@@ -20,14 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.abilities import HasEntry
 from diffusion_rtb.chain.noise import GivenStart
 from diffusion_rtb.chain.normal import gaussian_kl
 from diffusion_rtb.chain.recordable import check_single_step
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.seeds import generators, global_seed, seed_of
-from diffusion_rtb.chain.teacher_forcing import Entry, TeacherForcing, Visit
+from diffusion_rtb.chain.teacher_forcing import TeacherForcing, Visit
 from diffusion_rtb.chain.trajectory import Trajectory
-from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.interfaces import Entry, Prior
 
 __all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means"]
 
@@ -85,8 +86,7 @@ def score_with_means(
 
 def entry_of(prior: Prior) -> Entry | None:
     """How the prior's pipeline gets to a recorded first state, where the prior says so; see `replay`."""
-    entry: Entry | None = getattr(prior, "entry", None)
-    return entry
+    return prior.entry if isinstance(prior, HasEntry) else None
 
 
 def replay(

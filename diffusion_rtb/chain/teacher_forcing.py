@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -16,14 +16,13 @@ from diffusion_rtb.chain.normal import normal_log_prob
 from diffusion_rtb.chain.recordable import check_recordable, solver_order
 from diffusion_rtb.chain.scheduler import StepCall, in_place_of, kept_state, previous_sample, with_previous_sample
 from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.interfaces import Entry
 
-__all__ = ["Entry", "TeacherForcing", "Visit", "is_state", "place_in"]
+__all__ = ["TeacherForcing", "Visit", "is_state", "place_in"]
 
 Visit = Callable[[int, Tensor, Tensor], None]
 """`visit(i, log_prob, mean)`: log-density (batch,) and mean (batch, *dims) of step i under the network as it is now."""
 
-Entry = Literal["latents", "noise", "step"]
-"""How a pipeline gets to the first state; see `replay`."""
 
 SAME = "call the pipeline with the arguments it was recorded with"
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_rtb.abilities import HasBaseModel, HasElsewhere, HasSnippet
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.whole import whole_folder
 from diffusion_rtb.interfaces import Prior
@@ -32,14 +33,12 @@ def export_posterior(
         evaluation: The card's table, metric -> {"prior": value, "posterior": value}; None: not evaluated yet.
     """
     target = Path(folder, "lora")
-    # A pipeline family may know where its base model comes from and how plain diffusers samples it.
-    snippet, elsewhere = getattr(prior, "snippet", None), getattr(prior, "elsewhere", None)
     card = model_card(
         config.model_dump(mode="json"),
-        base_model=getattr(prior, "base_model", config.prior.component),
-        snippet=snippet(prompt=config.prompts.texts()[0]) if snippet else "",
+        base_model=prior.base_model if isinstance(prior, HasBaseModel) else config.prior.component,
+        snippet=prior.snippet(prompt=config.prompts.texts()[0]) if isinstance(prior, HasSnippet) else "",
         fingerprint=prior.fingerprint(),
-        elsewhere=elsewhere() if elsewhere else "",
+        elsewhere=prior.elsewhere() if isinstance(prior, HasElsewhere) else "",
         trained=trained,
         evaluation=evaluation,
     )

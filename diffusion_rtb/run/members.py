@@ -15,8 +15,16 @@ from typing import Any, get_args
 
 import torch
 
-from diffusion_rtb.abilities import ChecksSteps, ObjectiveTraits, WarmsUp
-from diffusion_rtb.chain.teacher_forcing import Entry
+from diffusion_rtb.abilities import (
+    ChecksSteps,
+    HasBaseModel,
+    HasElsewhere,
+    HasEntry,
+    HasSnippet,
+    ObjectiveTraits,
+    WarmsUp,
+)
+from diffusion_rtb.interfaces import Entry
 
 __all__ = ["check_attached", "check_objective_members", "check_prior_members"]
 
@@ -33,7 +41,7 @@ CALLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Methods of a prior: what they get by position, and by name. The last two are optional. What `attach` gets is the config's."""
 
-OPTIONAL = ("snippet", "elsewhere")
+OPTIONAL: Mapping[str, type] = {"snippet": HasSnippet, "elsewhere": HasElsewhere}
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "adapter": (),
@@ -52,9 +60,8 @@ def check_prior_members(prior: Any) -> None:
     """
     what = f"The prior {type(prior).__name__}"
     for name, (positions, names) in CALLS.items():
-        method = getattr(prior, name, None)
-        if not (method is None and name in OPTIONAL):
-            _check_call(what, name, method, positions, names)
+        if isinstance(prior, OPTIONAL.get(name, object)):
+            _check_call(what, name, getattr(prior, name, None), positions, names)
     dims = prior.dims
     if not (isinstance(dims, tuple) and dims and all(isinstance(n, int) and n > 0 for n in dims)):
         raise ValueError(
@@ -64,12 +71,12 @@ def check_prior_members(prior: Any) -> None:
         raise ValueError(
             f"{what}: device is {prior.device!r}; it must be a torch.device: torch.device({prior.device!r})."
         )
-    entry = getattr(prior, "entry", None)
-    if entry is not None and entry not in get_args(Entry):
-        raise ValueError(f"{what}: entry is {entry!r}; it is one of {get_args(Entry)}, None or absent.")
-    base = getattr(prior, "base_model", "")
-    if not isinstance(base, str):
-        raise ValueError(f"{what}: base_model is {base!r}; it is the text by which the model card calls the prior.")
+    if isinstance(prior, HasEntry) and prior.entry not in (None, *get_args(Entry)):
+        raise ValueError(f"{what}: entry is {prior.entry!r}; it is one of {get_args(Entry)}, None or absent.")
+    if isinstance(prior, HasBaseModel) and not isinstance(prior.base_model, str):
+        raise ValueError(
+            f"{what}: base_model is {prior.base_model!r}; it is the text by which the model card calls the prior."
+        )
     block = prior.as_prior()
     if not isinstance(block, AbstractContextManager):
         raise ValueError(f"{what}: as_prior returned a {type(block).__name__}; decorate it with @contextmanager.")
@@ -96,9 +103,9 @@ def check_attached(prior: Any, prompt: str) -> None:
     for name, parameter in parameters.items():
         if not isinstance(parameter, torch.nn.Parameter):
             raise ValueError(f"{what}: parameters()[{name!r}] is a {type(parameter).__name__}; it must be a Parameter.")
-    for name, options in (("snippet", {"prompt": prompt}), ("elsewhere", {})):
-        method = getattr(prior, name, None)
-        text = "" if method is None else method(**options)
+    texts = {"snippet": prior.snippet(prompt=prompt)} if isinstance(prior, HasSnippet) else {}
+    texts |= {"elsewhere": prior.elsewhere()} if isinstance(prior, HasElsewhere) else {}
+    for name, text in texts.items():
         if not isinstance(text, str):
             raise ValueError(f"{what}: {name}(...) returned {_shown(text)}; it is a text for the model card.")
 
