@@ -6,19 +6,19 @@ that an author finds in these two files everything that is ever looked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffusion_rtb.interfaces import Entry, Terms
 
 __all__ = [
     "ChecksPrompts",
     "ChecksSteps",
     "Embedder",
+    "Entry",
     "HasBaseModel",
     "HasElsewhere",
     "HasEntry",
@@ -27,10 +27,12 @@ __all__ = [
     "MemoryTraits",
     "ObjectiveTraits",
     "TwoPhase",
-    "WarmsUp",
     "inner_rewards",
     "says_metadata",
 ]
+
+Entry = Literal["latents", "noise", "step"]
+"""How a pipeline gets to the first state; see `replay`."""
 
 
 @runtime_checkable
@@ -85,16 +87,6 @@ class ObjectiveTraits:
                     f"The objective {type(objective).__name__}: {field.name} is {shown}; it is {kind} or absent."
                 )
         return cls(**said)
-
-
-@runtime_checkable
-class WarmsUp(Protocol):
-    """An objective that learns from trajectories of the prior before the first iteration."""
-
-    def warm_up(self, terms: Terms, beta: float, noise: Callable[..., Tensor]) -> None:
-        """Called once, with as many trajectories per prompt as the `capacity` of `prior_buffer`; noise(x_0, timesteps, generator)
-        is x_t by the scheduler's forward process.
-        """
 
 
 @runtime_checkable

@@ -14,17 +14,17 @@ dimensions, in nats, fp32**. beta is in nats per unit of reward: the target is p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Entry", "Loss", "Objective", "Prior", "Reward", "Terms"]
+__all__ = ["Loss", "Objective", "Prior", "Reward", "Terms", "WarmsUp"]
 
 
 @runtime_checkable
@@ -39,10 +39,6 @@ class Reward(Protocol):
     """
 
     def __call__(self, images: Float[Tensor, "batch *shape"], prompts: Sequence[str]) -> Float[Tensor, " batch"]: ...
-
-
-Entry = Literal["latents", "noise", "step"]
-"""How a pipeline gets to the first state; see `replay`."""
 
 
 @runtime_checkable
@@ -149,7 +145,7 @@ class Loss:
 class Objective(Protocol):
     """A loss on trajectories. It is a `torch.nn.Module` when it owns scalars (log Z) or a value network.
 
-    What it may have besides: the attributes of `ObjectiveTraits`, and the methods of `WarmsUp` and `ChecksSteps` (`abilities.py`).
+    What it may have besides: the attributes of `ObjectiveTraits`, and the method of `ChecksSteps` (`abilities.py`), and `WarmsUp` below.
     """
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
@@ -158,3 +154,13 @@ class Objective(Protocol):
     def __call__(self, terms: Terms, beta: float) -> Loss: ...
 
     def state_dict(self) -> Mapping[str, Tensor]: ...
+
+
+@runtime_checkable
+class WarmsUp(Protocol):
+    """An objective that learns from trajectories of the prior before the first iteration."""
+
+    def warm_up(self, terms: Terms, beta: float, noise: Callable[..., Tensor]) -> None:
+        """Called once, with as many trajectories per prompt as the `capacity` of `prior_buffer`; noise(x_0, timesteps, generator)
+        is x_t by the scheduler's forward process.
+        """

@@ -95,9 +95,8 @@ def test_one_version() -> None:
 
 
 LAYERS = (
-    {"abilities", "interfaces", "files"},
-    {"config", "estimates", "exact"},
-    {"beta", "chain", "objectives", "scoring"},
+    {"abilities", "config", "estimates", "files", "interfaces"},
+    {"beta", "chain", "exact", "objectives", "scoring"},
     {"remote_reward", "run", "sampling"},
     {"behaviours", "evaluation", "reward_check"},
     {"training"},

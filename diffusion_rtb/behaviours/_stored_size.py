@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from diffusion_rtb.abilities import WarmsUp
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.whole import size_text
-from diffusion_rtb.interfaces import Objective, Prior
+from diffusion_rtb.interfaces import Objective, Prior, WarmsUp
 
 __all__ = ["Store", "check_room", "stores"]
 

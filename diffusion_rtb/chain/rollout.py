@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.abilities import HasEntry
+from diffusion_rtb.abilities import Entry, HasEntry
 from diffusion_rtb.chain.noise import GivenStart
 from diffusion_rtb.chain.normal import gaussian_kl
 from diffusion_rtb.chain.recordable import check_single_step
@@ -28,7 +28,7 @@ from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.seeds import generators, global_seed, seed_of
 from diffusion_rtb.chain.teacher_forcing import TeacherForcing, Visit
 from diffusion_rtb.chain.trajectory import Trajectory
-from diffusion_rtb.interfaces import Entry, Prior
+from diffusion_rtb.interfaces import Prior
 
 __all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means"]
 

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from diffusion_rtb.abilities import Entry
 from diffusion_rtb.chain.noise import ProbeNoise
 from diffusion_rtb.chain.normal import normal_log_prob
 from diffusion_rtb.chain.recordable import check_recordable, solver_order
 from diffusion_rtb.chain.scheduler import StepCall, in_place_of, kept_state, previous_sample, with_previous_sample
 from diffusion_rtb.chain.trajectory import Trajectory
-from diffusion_rtb.interfaces import Entry
 
 __all__ = ["TeacherForcing", "Visit", "is_state", "place_in"]
 

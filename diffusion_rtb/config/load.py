@@ -16,12 +16,10 @@ from pydantic_core import ErrorDetails
 
 from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.config.moved import MOVED
+from diffusion_rtb.config.nested import leaves
 from diffusion_rtb.config.prompt_files import find_file, read_prompts
 from diffusion_rtb.config.sections import Component, EvalConfig, Factor, PromptsConfig, RunConfig, Section, TrainConfig
 from diffusion_rtb.config.yaml_text import read_yaml, write_yaml
-from diffusion_rtb.files.nested import leaves
-from diffusion_rtb.files.plain_text import plain
-from diffusion_rtb.files.whole import write_text
 
 __all__ = [
     "Component",
@@ -35,7 +33,6 @@ __all__ = [
     "config_text",
     "field_types",
     "load_config",
-    "save_config",
 ]
 
 CONFIG, PROMPTS = "config.yaml", "prompts.jsonl"
@@ -78,7 +75,7 @@ class ConfigError(ValueError):
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a config file, or the one in a run's folder.
 
-    Prompts from a file are read now; `save_config` keeps them beside the config. A config without a name is named after its
+    Prompts from a file are read now; a run keeps them beside its config. A config without a name is named after its
     file.
 
     Args:
@@ -110,17 +107,6 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 def config_text(config: RunConfig) -> str:
     """The resolved config as YAML, defaults included; `load_config` reads it back to an equal one."""
     return write_yaml(config.model_dump(mode="json"))
-
-
-def save_config(config: RunConfig, folder: Path | str) -> Path:
-    """Write `config.yaml` into `folder`, whole or not at all, and return its path; prompts of a file go to `prompts.jsonl`."""
-    path = Path(folder, CONFIG)
-    if config.prompts.file is not None:
-        write_text(Path(folder, PROMPTS), config.prompts.table().lines)
-        own = config.prompts.model_copy(update={"file": PROMPTS})
-        config = config.model_copy(update={"prompts": own})
-    write_text(path, config_text(config))
-    return path
 
 
 def config_diff(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -219,7 +205,7 @@ def _validate(data: Mapping[str, Any], source: str) -> RunConfig:
         if len(found) > LISTED:
             problems.append(f"... and {len(found) - LISTED} more.")
         count = "one problem" if len(found) == 1 else f"{len(found)} problems"
-        raise ConfigError("\n  ".join([f"{plain(source, SHOWN)}: {count}", *problems])) from None
+        raise ConfigError("\n  ".join([f"{_short(_escaped(source))}: {count}", *problems])) from None
 
 
 def _problem(detail: ErrorDetails, data: Mapping[str, Any]) -> str:
@@ -262,7 +248,16 @@ def _nearest_key(key: str) -> str:
 
 
 def _cut(value: Any) -> str:
-    return plain(repr(value), SHOWN)
+    return _short(repr(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def _escaped(text: str) -> str:
+    """Control characters as `repr` writes them, without its quotes."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:

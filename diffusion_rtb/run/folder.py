@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffusion_rtb.config.changes import MAY_CHANGE, changes
-from diffusion_rtb.config.load import CONFIG, PROMPTS, ConfigError, RunConfig, load_config, save_config
+from diffusion_rtb.config.load import CONFIG, PROMPTS, ConfigError, RunConfig, config_text, load_config
 from diffusion_rtb.config.yaml_text import write_yaml
 from diffusion_rtb.files.lock import LOCK, folder_lock
 from diffusion_rtb.files.whole import clear_unfinished, write_text
@@ -40,6 +40,7 @@ __all__ = [
     "name_free_again",
     "open_run",
     "run_folder",
+    "save_config",
 ]
 
 CHECKPOINTS = "checkpoints"
@@ -105,6 +106,17 @@ def open_run(config: RunConfig, folder: Path | None = None) -> Checkpoint | None
     save_config(config, folder)
     note_start(config, folder)
     return found
+
+
+def save_config(config: RunConfig, folder: Path | str) -> Path:
+    """Write `config.yaml` into `folder`, whole or not at all, and return its path; prompts of a file go to `prompts.jsonl`."""
+    path = Path(folder, CONFIG)
+    if config.prompts.file is not None:
+        write_text(Path(folder, PROMPTS), config.prompts.table().lines)
+        own = config.prompts.model_copy(update={"file": PROMPTS})
+        config = config.model_copy(update={"prompts": own})
+    write_text(path, config_text(config))
+    return path
 
 
 @contextmanager

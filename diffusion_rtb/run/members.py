@@ -17,14 +17,14 @@ import torch
 
 from diffusion_rtb.abilities import (
     ChecksSteps,
+    Entry,
     HasBaseModel,
     HasElsewhere,
     HasEntry,
     HasSnippet,
     ObjectiveTraits,
-    WarmsUp,
 )
-from diffusion_rtb.interfaces import Entry
+from diffusion_rtb.interfaces import WarmsUp
 
 __all__ = ["check_attached", "check_objective_members", "check_prior_members"]
 

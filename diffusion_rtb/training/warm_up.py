@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffusion_rtb.abilities import ObjectiveTraits, WarmsUp
+from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.chain.forward_process import noised
 from diffusion_rtb.chain.seeds import seed_of
-from diffusion_rtb.interfaces import Terms
+from diffusion_rtb.interfaces import Terms, WarmsUp
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import innermost, observing, wanting_rewards

@@ -22,9 +22,9 @@ from diffusion_rtb.config.load import (
     config_text,
     field_types,
     load_config,
-    save_config,
 )
 from diffusion_rtb.config.yaml_text import read_yaml, write_yaml
+from diffusion_rtb.run.folder import save_config
 from tests.oracles.reads import fields_read
 
 ROOT = Path(__file__).parents[2]

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from diffusion_rtb.cli.main import app
-from diffusion_rtb.config.load import ConfigError, RunConfig, config_diff, load_config, save_config
+from diffusion_rtb.config.load import ConfigError, RunConfig, config_diff, load_config
 from diffusion_rtb.config.prompt_files import read_prompts
 from diffusion_rtb.config.prompts import PromptTable
 from diffusion_rtb.config.sections import PromptsConfig
-from diffusion_rtb.run.folder import RunFolderError, open_run
+from diffusion_rtb.run.folder import RunFolderError, open_run, save_config
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

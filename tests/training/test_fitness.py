@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from diffusion_rtb.behaviours._mixture import Mixture, sources
-from diffusion_rtb.config.load import RunConfig, load_config, save_config
+from diffusion_rtb.config.load import RunConfig, load_config
 from diffusion_rtb.interfaces import Objective
 from diffusion_rtb.objectives.ddpo import DDPO
 from diffusion_rtb.objectives.dpok import DPOK
@@ -19,6 +19,7 @@ from diffusion_rtb.objectives.reinforce_naive import ReinforceNaive
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from diffusion_rtb.run.checks import describe_components
+from diffusion_rtb.run.folder import save_config
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.compatibility import (
