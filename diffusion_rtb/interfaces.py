@@ -145,7 +145,7 @@ class Loss:
 class Objective(Protocol):
     """A loss on trajectories. It is a `torch.nn.Module` when it owns scalars (log Z) or a value network.
 
-    What it may have besides: the attributes of `ObjectiveTraits`, and the method of `ChecksSteps` (`abilities.py`), and `WarmsUp` below.
+    What it may have besides: what `ObjectiveTraits` and `ChecksSteps` say (`abilities.py`), and `WarmsUp` below.
     """
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
