@@ -9,10 +9,10 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.abilities import TwoPhase
 from rewards._models.linear_head import FirstHead, LinearHead, aesthetic_head
+from rewards._models.network import Dtype
 from rewards._models.open_clip import OpenClip
-from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.two_towers import ImageTextReward
 from rewards._models.weights import check_weights, fetch, fill, read_weights
 
 __all__ = ["Aesthetic"]
@@ -23,7 +23,7 @@ ARCHITECTURES = {name: f"{name}-quickgelu" for name in ("ViT-L-14", "ViT-B-16", 
 """OpenAI's, for each of which LAION trained a head: with the plain GELU of "ViT-L-14" its weights give other embeddings."""
 
 
-class Aesthetic(TwoPhase):
+class Aesthetic(ImageTextReward):
     r"""r(x) = head(e_image(x)), a rating: 1 to 10 in its data, most images 4 to 7; the prompt plays no part.
 
     e_image is the unit embedding of OpenAI's CLIP ViT-L/14, head five linear layers trained on ratings of the SAC, LAION logos
@@ -55,13 +55,11 @@ class Aesthetic(TwoPhase):
     ) -> None:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture is {architecture!r}: use one of {tuple(ARCHITECTURES)}.")
-        check_settings(batch, dtype)
+        super().__init__(batch=batch, dtype=dtype, grad=grad)
         check_weights(weights)
         if clip != "openai":
             check_weights(clip)
-        self.grad = grad
         self.weights, self._clip, self.architecture = weights, clip, architecture
-        self.batch, self.dtype = batch, dtype
 
     @cached_property
     def head(self) -> LinearHead | FirstHead:
@@ -72,9 +70,8 @@ class Aesthetic(TwoPhase):
         fill(head, state, path, "an aesthetic head")
         return head
 
-    @cached_property
-    def clip(self) -> OpenClip:
-        """CLIP, loaded; ValueError where the head was trained on another one."""
+    def _load(self) -> OpenClip:
+        """ValueError where the head was trained on another CLIP."""
         name, head = ARCHITECTURES[self.architecture], self.head
         found = (
             OpenClip(name, self._clip, batch=self.batch, dtype=self.dtype)
@@ -84,13 +81,7 @@ class Aesthetic(TwoPhase):
         self._check_fit(found, head)
         return found
 
-    def load_weights(self) -> None:
-        _ = self.clip
-
-    @gradients_if_asked
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         self.head.to(images.device)
         return self.head(self.clip.images(images))
 

@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.files.completeness import check_finite
 from rewards._models.image_text import check_image_text_model, image_text_model
-from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.network import Dtype, NetworkReward
 from rewards._models.trained import check_architecture, check_file, labels, library_of, load_network
 from rewards._models.two_towers import TwoTowers
 
@@ -24,7 +23,7 @@ __all__ = ["Classifier"]
 KINDS = ("clip",)
 
 
-class Classifier(TwoPhase):
+class Classifier(NetworkReward):
     r"""r(x) = log p(target | x), nats, with p = softmax(logits / temperature); at most 0.
 
     With an image-text model the classes are prompts (zero-shot) and the logits scaled cosine similarities; with
@@ -59,7 +58,7 @@ class Classifier(TwoPhase):
         for name, value in (("temperature", temperature), ("size", size), ("batch", batch)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}: it must be positive.")
-        check_settings(batch, dtype)
+        super().__init__(batch=batch, dtype=dtype, grad=grad)
         self.trained = library_of(model) is not None
         if self.trained:
             check_architecture(model)
@@ -71,22 +70,20 @@ class Classifier(TwoPhase):
         self.targets = _targets(target, self.labels)
         if self.trained:
             check_file(weights, model)
-        self.temperature, self.batch, self.grad = temperature, batch, grad
-        self.model, self.weights, self.size, self._dtype = model, weights, size, dtype
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.model, self.weights, self.size, self.temperature = model, weights, size, temperature
 
     @cached_property
     def clip(self) -> TwoTowers | None:
         """The image-text model, loaded; None where a trained network classifies."""
         if self.trained:
             return None
-        return image_text_model(self.model, self.weights, KINDS, batch=self.batch, dtype=self._dtype)
+        return image_text_model(self.model, self.weights, KINDS, batch=self.batch, dtype=self.dtype)
 
     @cached_property
     def _trained(self) -> tuple[Any, Any]:
         """The trained network, loaded, and how images are prepared for it."""
         network, preprocess = load_network(self.model, str(self.weights), len(self.labels), self.size)
-        check_finite(network.to(self.dtype), str(self.weights))
+        check_finite(network.to(self.precision), str(self.weights))
         return network, preprocess
 
     @property
@@ -97,10 +94,7 @@ class Classifier(TwoPhase):
     def load_weights(self) -> None:
         _ = self._trained if self.trained else self.clip
 
-    @gradients_if_asked
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         return self._log_probs(images)[:, self.targets].logsumexp(1).clamp(max=0)  # rounding may put it a hair above
 
     @torch.no_grad()
@@ -127,7 +121,7 @@ class Classifier(TwoPhase):
             return self.clip.log_probs(images, self.labels, temperature=self.temperature)
         network, preprocess = self._trained
         network.to(images.device)
-        logits = torch.cat([network(preprocess(x).to(self.dtype)) for x in images.split(self.batch)])
+        logits = torch.cat([network(preprocess(x).to(self.precision)) for x in images.split(self.batch)])
         return (logits.float() / self.temperature).log_softmax(1)
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.abilities import TwoPhase
 from rewards._models.image_text import check_image_text_model, image_text_model
-from rewards._models.settings import Dtype, check_settings, gradients_if_asked
-from rewards._models.two_towers import TwoTowers
+from rewards._models.network import Dtype
+from rewards._models.two_towers import ImageTextReward, TwoTowers
 
 __all__ = ["ClipScore"]
 
 KINDS = ("clip",)
 
 
-class ClipScore(TwoPhase):
+class ClipScore(ImageTextReward):
     r"""r(x) = scale · <e_image(x), e_text(prompt)>, the cosine similarity of image and prompt, in [-scale, scale].
 
     Images are rounded to 8 bits first, as a saved file would be: r is a step function of the pixels, and the gradient that
@@ -47,23 +45,14 @@ class ClipScore(TwoPhase):
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        check_settings(batch, dtype, scale)
+        super().__init__(batch=batch, dtype=dtype, grad=grad, scale=scale)
         check_image_text_model(model, weights, KINDS)
-        self.scale, self.grad = scale, grad
-        self._load = partial(image_text_model, model, weights, KINDS, batch=batch, dtype=dtype)
+        self.model, self.weights = model, weights
 
-    @cached_property
-    def clip(self) -> TwoTowers:
-        """The image-text model, loaded."""
-        return self._load()
+    def _load(self) -> TwoTowers:
+        return image_text_model(self.model, self.weights, KINDS, batch=self.batch, dtype=self.dtype)
 
-    def load_weights(self) -> None:
-        _ = self.clip
-
-    @gradients_if_asked
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         return self.scale * self.clip.cosines(images, prompts)
 
     @torch.no_grad()

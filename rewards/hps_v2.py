@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.abilities import TwoPhase
+from rewards._models.network import Dtype
 from rewards._models.open_clip import OpenClip
-from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.two_towers import ImageTextReward
 from rewards._models.weights import check_weights
 
 __all__ = ["HpsV2"]
@@ -22,7 +21,7 @@ PUBLISHED = {
 }
 
 
-class HpsV2(TwoPhase):
+class HpsV2(ImageTextReward):
     r"""r(x) = scale · <e_image(x), e_text(prompt)>, the preference score in [-scale, scale]; real images lie near 0.2 to 0.35.
 
     As published, an image is resized until its longer side is the network's (224 pixels) and padded with black to a square: a
@@ -53,22 +52,12 @@ class HpsV2(TwoPhase):
     ) -> None:
         if version not in PUBLISHED:
             raise ValueError(f"version is {version!r}: use one of {tuple(PUBLISHED)}.")
-        check_settings(batch, dtype, scale)
-        file = weights or PUBLISHED[version]
-        check_weights(file)
-        self.scale, self.grad = scale, grad
-        self._load = partial(OpenClip.of_file, "ViT-H-14", file, "fit", batch=batch, dtype=dtype)
+        super().__init__(batch=batch, dtype=dtype, grad=grad, scale=scale)
+        self.weights = weights or PUBLISHED[version]
+        check_weights(self.weights)
 
-    @cached_property
-    def clip(self) -> OpenClip:
-        """The tuned CLIP, loaded."""
-        return self._load()
+    def _load(self) -> OpenClip:
+        return OpenClip.of_file("ViT-H-14", self.weights, "fit", batch=self.batch, dtype=self.dtype)
 
-    def load_weights(self) -> None:
-        _ = self.clip
-
-    @gradients_if_asked
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         return self.scale * self.clip.cosines(images, prompts)

@@ -11,12 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.files.completeness import check_finite
 from rewards._models.blip import UNUSED, BlipReward, blip_sizes
 from rewards._models.linear_head import LinearHead
+from rewards._models.network import Dtype, NetworkReward
 from rewards._models.preprocess import Preprocess
-from rewards._models.settings import Dtype, check_settings, gradients_if_asked
 from rewards._models.weights import check_weights, fetch, fill, read_weights
 
 __all__ = ["ImageReward"]
@@ -34,7 +33,7 @@ LENGTH = 35
 PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class ImageReward(TwoPhase):
+class ImageReward(NetworkReward):
     r"""r(x) = (head(BERT(prompt, ViT(x))_[CLS]) - mean) / std: about zero mean and unit spread, most images -2.3 to 2.
 
     ImageReward-v1.0: BLIP's ViT-L/16 at 224 pixels, BERT-base with cross-attention to it, five linear layers.
@@ -60,14 +59,13 @@ class ImageReward(TwoPhase):
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        check_settings(batch, dtype, scale)
+        super().__init__(batch=batch, dtype=dtype, grad=grad, scale=scale)
         check_weights(weights)
         folder = Path(tokenizer)
         if folder.is_dir() and not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
             raise FileNotFoundError(f"{folder} is not a tokenizer's: it has no vocab.txt.")
         if not folder.is_dir() and (tokenizer.startswith((".", "/")) or tokenizer.count("/") > 1):
             raise FileNotFoundError(f"tokenizer is {tokenizer!r}: neither a folder nor a hub id such as {TOKENIZER!r}.")
-        self.scale, self.grad, self.batch, self.dtype = scale, grad, batch, getattr(torch, dtype)
         self.weights, self._tokenizer_name = weights, tokenizer
         self.device = torch.device("cpu")
 
@@ -81,7 +79,7 @@ class ImageReward(TwoPhase):
             empty = BlipReward(seeing, reading, LinearHead.sized(state, path, "mlp."))
         network = empty.to_empty(device="cpu")
         fill(network, state, path, "ImageReward", UNUSED, others="told")
-        network.requires_grad_(False).eval().blip.to(self.dtype)
+        network.requires_grad_(False).eval().blip.to(self.precision)
         check_finite(network, path)
         self.preprocess = Preprocess((seeing["image_size"],) * 2, (seeing["image_size"],) * 2, *PIXELS)
         self.tokenizer = _tokenizer(self._tokenizer_name, reading["vocab_size"])
@@ -90,17 +88,14 @@ class ImageReward(TwoPhase):
     def load_weights(self) -> None:
         _ = self.network
 
-    @gradients_if_asked
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         network = self.network
         if self.device != images.device:
             network.to(images.device)
             self.device = images.device
         tokens, mask = (x.to(images.device) for x in self._tokens(prompts))
         parts = zip(images.split(self.batch), tokens.split(self.batch), mask.split(self.batch), strict=True)
-        raw = torch.cat([network(self.preprocess(x).to(self.dtype), t, m) for x, t, m in parts])
+        raw = torch.cat([network(self.preprocess(x).to(self.precision), t, m) for x, t, m in parts])
         return self.scale * (raw - MEAN) / STD
 
     def _tokens(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
 
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.abilities import TwoPhase
-from rewards._models.settings import Dtype, check_settings, gradients_if_asked
+from rewards._models.network import Dtype
 from rewards._models.transformers_clip import TransformersClip, check_transformers_clip
+from rewards._models.two_towers import ImageTextReward
 
 __all__ = ["PickScore"]
 
 MODEL, PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class PickScore(TwoPhase):
+class PickScore(ImageTextReward):
     r"""r(x) = scale · exp(logit_scale) · <e_image(x), e_text(prompt)>: logits, for most images 18 to 24.
 
     For two images of one prompt, sigmoid(r_1 - r_2) is the probability that people prefer the first.
@@ -43,27 +42,12 @@ class PickScore(TwoPhase):
         dtype: Dtype = "float32",
         batch: int = 64,
     ) -> None:
-        check_settings(batch, dtype, scale)
+        super().__init__(batch=batch, dtype=dtype, grad=grad, scale=scale)
         check_transformers_clip(model, processor, ("clip",))
-        self.grad = grad
-        self.factor = scale
-        self._load = partial(TransformersClip, model, processor, batch=batch, dtype=dtype)
+        self.model, self.processor = model, processor
 
-    @cached_property
-    def clip(self) -> TransformersClip:
-        """The tuned CLIP, loaded."""
-        return self._load()
+    def _load(self) -> TransformersClip:
+        return TransformersClip(self.model, self.processor, batch=self.batch, dtype=self.dtype)
 
-    @property
-    def scale(self) -> float:
-        """Factor on the cosine."""
-        return self.factor * self.clip.scale
-
-    def load_weights(self) -> None:
-        _ = self.clip
-
-    @gradients_if_asked
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
-        return self.scale * self.clip.cosines(images, prompts)
+    def forward(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        return self.scale * self.clip.scale * self.clip.cosines(images, prompts)

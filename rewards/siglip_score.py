@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffusion_rtb.abilities import TwoPhase
 from rewards._models.image_text import check_image_text_model, image_text_model
-from rewards._models.settings import Dtype, check_settings, gradients_if_asked
-from rewards._models.two_towers import TwoTowers
+from rewards._models.network import Dtype
+from rewards._models.two_towers import ImageTextReward, TwoTowers
 
 __all__ = ["SiglipScore"]
 
@@ -22,7 +20,7 @@ OUTPUTS = ("logit", "log_prob", "cosine")
 KINDS = ("siglip", "siglip2")
 
 
-class SiglipScore(TwoPhase):
+class SiglipScore(ImageTextReward):
     r"""r(x) = scale · logit, with logit = exp(t) · <e_image(x), e_text(prompt)> + b of the model's own t and b.
 
     `output` "log_prob" is log sigmoid(logit) <= 0, the log-probability in nats that image and prompt belong together: with it,
@@ -55,27 +53,18 @@ class SiglipScore(TwoPhase):
     ) -> None:
         if output not in OUTPUTS:
             raise ValueError(f"output is {output!r}: use one of {OUTPUTS}.")
-        check_settings(batch, dtype, scale)
+        super().__init__(batch=batch, dtype=dtype, grad=grad, scale=scale)
         check_image_text_model(model, weights, KINDS)
-        self.output, self.scale, self.grad = output, scale, grad
-        self._load = partial(image_text_model, model, weights, KINDS, batch=batch, dtype=dtype)
-        self.model = model
+        self.output, self.model, self.weights = output, model, weights
 
-    @cached_property
-    def clip(self) -> TwoTowers:
-        """The image-text model, loaded; ValueError where it is no SigLIP."""
-        found = self._load()
+    def _load(self) -> TwoTowers:
+        """ValueError where it is no SigLIP."""
+        found = image_text_model(self.model, self.weights, KINDS, batch=self.batch, dtype=self.dtype)
         if getattr(found.model, "logit_bias", None) is None:
             raise ValueError(f"{self.model!r} has no logit_bias: it is not a SigLIP model; use clip_score.")
         return found
 
-    def load_weights(self) -> None:
-        _ = self.clip
-
-    @gradients_if_asked
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         cosines = self.clip.cosines(images, prompts)
         if self.output == "cosine":
             return self.scale * cosines

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rewards._models.network import Dtype
 from rewards._models.open_clip import BUNDLED, FOLDER, OpenClip, check_open_clip
-from rewards._models.settings import Dtype
 from rewards._models.transformers_clip import TransformersClip, check_transformers_clip
 from rewards._models.two_towers import TwoTowers
 from rewards._models.weights import HUB

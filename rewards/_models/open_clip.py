@@ -16,8 +16,8 @@ from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.files.completeness import check_names, looks_like, refuse_lora, tensor_shapes
 from diffusion_rtb.files.vocabulary import check_rows, check_tokenizer
 from rewards import emoji_clip
+from rewards._models.network import Dtype
 from rewards._models.preprocess import Preprocess
-from rewards._models.settings import Dtype
 from rewards._models.torchscript import is_torchscript
 from rewards._models.two_towers import TwoTowers
 from rewards._models.weights import HUB, check_weights, fetch, fill, read_weights

@@ -12,8 +12,8 @@ from torch import Tensor
 from diffusion_rtb.files.completeness import check_transformers, read_json, weight_files
 from diffusion_rtb.files.vocabulary import check_rows, load_tokenizer
 from rewards._models.naflex import Naflex
+from rewards._models.network import Dtype
 from rewards._models.preprocess import Preprocess
-from rewards._models.settings import Dtype
 from rewards._models.two_towers import TwoTowers
 from rewards._models.weights import check_weights
 

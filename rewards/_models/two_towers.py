@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffusion_rtb.files.completeness import check_finite
-from rewards._models.settings import Dtype
+from rewards._models.network import Dtype, NetworkReward
 
-__all__ = ["TwoTowers"]
+__all__ = ["ImageTextReward", "TwoTowers"]
 
 REMEMBERED = 10_000
 """Texts whose vectors are kept; the oldest go first."""
@@ -29,6 +30,9 @@ class TwoTowers(ABC):
         batch: Images per network call.
         dtype: Of the network; the vectors are normalised in float32.
     """
+
+    preprocess: Any
+    tokenizer: Any
 
     def __init__(self, model: Any, name: str, *, batch: int, dtype: Dtype) -> None:
         self.model = model.requires_grad_(False).eval().to(getattr(torch, dtype))
@@ -90,3 +94,19 @@ class TwoTowers(ABC):
             self.model.to(device)
             self._texts = {text: vector.to(device) for text, vector in self._texts.items()}
             self._device = device
+
+
+class ImageTextReward(NetworkReward):
+    """One by an image-text model, which is loaded on first use, or by `load_weights`."""
+
+    @abstractmethod
+    def _load(self) -> TwoTowers:
+        """The model."""
+
+    @cached_property
+    def clip(self) -> TwoTowers:
+        """The image-text model, loaded."""
+        return self._load()
+
+    def load_weights(self) -> None:
+        _ = self.clip

@@ -89,8 +89,8 @@ def test_the_published_names_are_taken_from_the_hub_s_cache(tmp_path: Path, monk
 def test_the_learned_scale_is_a_factor() -> None:
     reward = a_reward()
     images = some_images(5)
-    assert reward.scale == pytest.approx(2.718281828**4.6, rel=1e-5)
-    cosines = reward(images, PROMPTS) / reward.scale
+    assert reward.clip.scale == pytest.approx(2.718281828**4.6, rel=1e-5)
+    cosines = reward(images, PROMPTS) / reward.clip.scale
     assert cosines.abs().max() <= 1
 
 
