@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.densities import matrix, point
 from diffusion_rtb.exact import ExactTarget, HasLogRatio, LogRatio
 from diffusion_rtb.interfaces import Reward
 from pipelines._analytic.linear_gaussian import AffineChain, Quadratic, Tilt
@@ -66,7 +67,7 @@ class Gaussian(VectorPrior):
         dtype: Literal["float32", "float64"] = "float32",
         device: str | None = None,
     ) -> None:
-        m, C = vector("mean", mean).tolist(), matrix("covariance", covariance, len(mean))
+        m, C = point("mean", mean).tolist(), matrix("covariance", covariance, len(mean))
         smallest = float(torch.linalg.eigvalsh(C)[0])
         if smallest <= 1e-12 * float(C.abs().max()):
             raise ValueError(f"covariance has the eigenvalue {smallest:.4g}: it must be positive definite.")
@@ -130,7 +131,7 @@ class Gaussian(VectorPrior):
         if precision is None and linear is None:
             raise ValueError("The reward needs `precision`, `linear` or both: without them it is the same everywhere.")
         dim = self.dims[0]
-        m, a = (vector(name, given or [0.0] * dim, dim) for name, given in (("mean", mean), ("linear", linear)))
+        m, a = (point(name, given or [0.0] * dim, dim) for name, given in (("mean", mean), ("linear", linear)))
         P = matrix("precision", precision or 0.0, dim)
         r = Quadratic(P, P @ m + a, constant - 0.5 * m @ P @ m)
         denoiser = self.pipe.denoiser
@@ -221,44 +222,3 @@ def quadratic(density: Mapping[str, Any]) -> dict[str, Any]:
     C = matrix("covariance", density["covariance"], len(mean))
     constant = -0.5 * float(torch.logdet(2 * torch.pi * C))
     return {"mean": mean, "precision": torch.linalg.inv(C).tolist(), "constant": constant}
-
-
-def vector(name: str, given: Sequence[float], dim: int | None = None) -> Float[Tensor, " dim"]:
-    """Finite numbers, float64.
-
-    Raises:
-        ValueError: they are not, or not `dim` of them.
-    """
-    found = _numbers(name, given)
-    if found.ndim != 1 or len(found) == 0 or (dim is not None and len(found) != dim):
-        wanted = f"{dim} numbers" if dim is not None else "a list of at least one number"
-        raise ValueError(f"{name} has shape {tuple(found.shape)}: give {wanted}.")
-    return found
-
-
-def matrix(name: str, given: Matrix, dim: int) -> Float[Tensor, "dim dim"]:
-    """A symmetric matrix from itself, its diagonal, or one number; float64.
-
-    Raises:
-        ValueError: the shape does not fit, or it is not symmetric.
-    """
-    found = _numbers(name, given)
-    if found.ndim == 0 or found.shape == (dim,):
-        return torch.diag(found.expand(dim))
-    if found.shape != (dim, dim):
-        raise ValueError(
-            f"{name} has shape {tuple(found.shape)}: give a {dim} x {dim} matrix, its diagonal, or one number."
-        )
-    if not torch.allclose(found, found.T, rtol=1e-6, atol=0):
-        raise ValueError(f"{name} is not symmetric: {found.tolist()}.")
-    return (found + found.T) / 2
-
-
-def _numbers(name: str, given: Any) -> Tensor:
-    try:
-        found = torch.as_tensor(given, dtype=torch.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is {given!r}: give numbers, in lists of equal length ({error}).") from None
-    if not bool(found.isfinite().all()):
-        raise ValueError(f"{name} is {given!r}: every number must be finite.")
-    return found

@@ -10,16 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.densities import Numbers, normalised, numbers, point, symmetric
+
 __all__ = ["LogDensity", "gaussian", "log_density", "mixture", "quadratic"]
 
 LogDensity = Callable[[Tensor], Tensor]
 """x (batch, dim), float64 -> (batch,) nats."""
-
-TOLERANCE = 1e-4
-"""By how much weights written with a few digits may miss a sum of 1."""
-
-Numbers = Any
-"""As a config has them, integers among floats; checked here, with better words than an annotation's."""
 
 
 def log_density(given: str | Mapping[str, Any]) -> LogDensity:
@@ -53,21 +49,12 @@ def mixture(means: Numbers, variance: Numbers, weights: Numbers = None) -> LogDe
         variance: v, one for all or one per component; positive.
         weights: w; positive, sum 1. None: all equal.
     """
-    m = _tensor("means", means, 2)
+    m = numbers("means", means, 2)
     count, dim = m.shape
-    v = _tensor("variance", variance, 0, 1).expand(count)
-    w = _tensor("weights", [1 / count] * count if weights is None else weights, 1)
-    if len(w) != count:
-        raise ValueError(f"There are {count} means and {len(w)} weights: give one weight per mean.")
+    v = numbers("variance", variance, 0, 1).expand(count)
     if not (v > 0).all():
         raise ValueError(f"variance is {variance}: every variance must be positive.")
-    if not (w > 0).all():
-        raise ValueError(f"weights are {weights}: every weight must be positive; leave out a component without weight.")
-    total = float(w.sum())
-    if abs(total - 1) > TOLERANCE:
-        right = ", ".join(f"{share:.6f}" for share in (w / total).tolist())
-        raise ValueError(f"weights sum to {total:.6g} instead of 1; divided by it they are [{right}].")
-    offset = (w / total).log() - dim / 2 * (2 * math.pi * v).log()
+    offset = normalised(weights, count, zero=False).log() - dim / 2 * (2 * math.pi * v).log()
 
     def log_prob(x: Tensor) -> Tensor:
         squares = (_points(x, dim)[:, None] - m.to(x.device)).square().sum(2)
@@ -83,8 +70,8 @@ def gaussian(mean: Numbers, covariance: Numbers) -> LogDensity:
         mean: A point.
         covariance: C: a matrix, its diagonal, or one variance for all; positive definite.
     """
-    m = _tensor("mean", mean, 1)
-    C = _symmetric("covariance", covariance, len(m))
+    m = point("mean", mean)
+    C = symmetric("covariance", covariance, len(m))
     eigenvalues = C if C.ndim == 1 else torch.linalg.eigvalsh(C)
     if eigenvalues.min() <= 0:
         raise ValueError(f"covariance has the eigenvalue {eigenvalues.min():.4g}: it must be positive definite.")
@@ -110,9 +97,7 @@ def quadratic(
     """
     if linear is None and (mean is None or precision is None):
         raise ValueError("A quadratic density needs `linear`, or both `mean` and `precision`.")
-    points = {
-        name: _tensor(name, given, 1) for name, given in (("mean", mean), ("linear", linear)) if given is not None
-    }
+    points = {name: point(name, given) for name, given in (("mean", mean), ("linear", linear)) if given is not None}
     dims = {name: len(point) for name, point in points.items()}
     if len(set(dims.values())) > 1:
         raise ValueError(
@@ -120,11 +105,11 @@ def quadratic(
         )
     (dim,) = set(dims.values())
     m, a = (points.get(name, torch.zeros(dim, dtype=torch.float64)) for name in ("mean", "linear"))
-    P = _symmetric("precision", 0.0 if precision is None else precision, dim)
+    P = symmetric("precision", 0.0 if precision is None else precision, dim)
     smallest = float(P.min() if P.ndim == 1 else torch.linalg.eigvalsh(P)[0])
     if smallest < -1e-9 * float(P.abs().max()):
         raise ValueError(f"precision has the eigenvalue {smallest:.4g}: it must be positive semi-definite.")
-    c = float(_tensor("constant", constant, 0))
+    c = float(numbers("constant", constant, 0))
 
     def log_prob(x: Tensor) -> Tensor:
         apart = _points(x, dim) - m.to(x.device)
@@ -156,34 +141,6 @@ def _points(x: Tensor, dim: int) -> Tensor:
     if x.shape[1] != dim:
         raise ValueError(f"The density is over {dim} numbers, each sample has {x.shape[1]}.")
     return x
-
-
-def _tensor(name: str, value: Any, *ndims: int) -> Float[Tensor, "..."]:
-    """Finite numbers, float64."""
-    try:
-        found = torch.tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is {value!r}: it must be numbers in lists of equal length ({error}).") from None
-    if found.ndim not in ndims or found.numel() == 0:
-        kinds = ("a number", "a list of numbers", "a list of lists of numbers")
-        raise ValueError(
-            f"{name} has the shape {tuple(found.shape)}: it must be {' or '.join(kinds[n] for n in ndims)}."
-        )
-    if not found.isfinite().all():
-        raise ValueError(f"{name} is {value!r}: every number must be finite.")
-    return found
-
-
-def _symmetric(name: str, value: Any, dim: int) -> Float[Tensor, "..."]:
-    """A symmetric matrix (dim, dim), or the diagonal (dim,) of one."""
-    found = _tensor(name, value, 0, 1, 2)
-    if found.ndim == 0:
-        return found.expand(dim)
-    if found.shape not in ((dim,), (dim, dim)):
-        raise ValueError(f"{name} has the shape {tuple(found.shape)}, its space {dim} dimensions.")
-    if found.ndim == 2 and not torch.allclose(found, found.T, rtol=1e-6, atol=0):
-        raise ValueError(f"{name} is not symmetric: {found.tolist()}.")
-    return found if found.ndim == 1 else (found + found.T) / 2
 
 
 def _form(matrix: Float[Tensor, "..."], x: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:

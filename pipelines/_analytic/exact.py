@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 
@@ -49,22 +48,16 @@ def known_posterior(prior: Mixture, reward: Reward, beta: float) -> Mixture:
         variance = given.get("variance")
         if not isinstance(variance, int | float) or not math.isclose(variance, prior.variance, rel_tol=1e-9):
             raise _unknown(f"{name}.variance is {variance}, the prior's is {prior.variance:g}")
-    subtracted = prior.weighted(g["means"], _weights(g))
+    subtracted = prior.weighted(g["means"], g.get("weights"))
     if not torch.allclose(subtracted.weights, prior.weights, atol=1e-6):
         raise _unknown("`minus` has other weights than the prior, which it must be")
-    return prior.weighted(f["means"], _weights(f))
+    return prior.weighted(f["means"], f.get("weights"))
 
 
 def target_of(prior: Mixture, posterior: Mixture, as_exact: Callable[[], AbstractContextManager[None]]) -> ExactTarget:
     """What a comparison asks of a posterior of log Z = 0 with the modes of its prior."""
     modes = Modes(prior.means, posterior.weights, math.sqrt(posterior.variance))
     return ExactTarget(0.0, posterior.sample, as_exact, modes, posterior.log_prob)
-
-
-def _weights(given: Mapping[str, Any]) -> list[float]:
-    count = len(given["means"])
-    weights = given.get("weights")
-    return [1 / count] * count if weights is None else list(weights)
 
 
 def _unknown(why: str) -> ValueError:

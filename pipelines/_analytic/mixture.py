@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Mixture"]
+from diffusion_rtb.densities import normalised, numbers
 
-TOLERANCE = 1e-4
-"""By how much weights written with a few digits may miss a sum of 1."""
+__all__ = ["Mixture"]
 
 WITHIN = 4.0
 """Standard deviations from the nearest mean within which a vector belongs to a mode; 0.03 % of a mode's own lie outside in 2-D."""
@@ -36,21 +35,20 @@ class Mixture:
             ValueError: shapes do not fit, means coincide, a number is not finite, the variance is not positive, a weight is
                 negative, or the weights do not sum to 1.
         """
-        m = _means(means)
+        m = numbers("means", means, 2)
         if not (math.isfinite(variance) and variance > 0):
             raise ValueError(f"variance={variance}: it must be positive and finite, for example 0.3.")
-        w = [1 / len(m)] * len(m) if weights is None else weights
-        return Mixture(m, check_weights(w, len(m)), float(variance))
+        return Mixture(m, normalised(weights, len(m), zero=True), float(variance))
 
-    def weighted(self, modes: Sequence[Sequence[float]], weights: Sequence[float]) -> Mixture:
-        """The same modes with other weights: those given, and 0 for every other mode.
+    def weighted(self, modes: Sequence[Sequence[float]], weights: Sequence[float] | None) -> Mixture:
+        """The same modes with other weights: those given (None: all equal), and 0 for every other mode.
 
         Raises:
             ValueError: a point is no mode of this mixture, or the weights are impossible.
         """
         if len(modes) == 0:
             raise ValueError("modes is empty: give at least one of the prior's means.")
-        w = check_weights(weights, len(modes))
+        w = normalised(weights, len(modes), zero=True)
         points = torch.as_tensor(modes, dtype=torch.float64)
         if points.ndim != 2 or points.shape[1] != self.means.shape[1]:
             raise ValueError(
@@ -86,33 +84,3 @@ class Mixture:
         mode = self.mode(x, within)
         counts = torch.bincount(torch.where(mode < 0, len(self.means), mode), minlength=len(self.means) + 1)
         return counts.double() / len(mode)
-
-
-def check_weights(weights: Sequence[float], modes: int) -> Float[Tensor, " modes"]:
-    """Weights as a tensor that sums to 1.
-
-    Raises:
-        ValueError: their number is wrong, one is negative or not finite, or their sum is not 1.
-    """
-    w = torch.as_tensor(weights, dtype=torch.float64)
-    if w.ndim != 1 or len(w) != modes:
-        raise ValueError(f"There are {modes} modes and weights of shape {tuple(w.shape)}: give one weight per mode.")
-    if not bool(w.isfinite().all()) or bool((w < 0).any()):
-        raise ValueError(f"weights are {w.tolist()}: every weight must be finite and not negative.")
-    total = float(w.sum())
-    if abs(total - 1) > TOLERANCE:
-        right = f"; divided by it they are [{', '.join(f'{v:.6f}' for v in (w / total).tolist())}]" if total > 0 else ""
-        raise ValueError(f"weights sum to {total:.6g} instead of 1{right}.")
-    return w / total
-
-
-def _means(means: Sequence[Sequence[float]]) -> Float[Tensor, "modes dim"]:
-    try:
-        m = torch.as_tensor(means, dtype=torch.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"means must be points of equal length ({error}).") from None
-    if m.ndim != 2 or m.numel() == 0:
-        raise ValueError(f"means have shape {tuple(m.shape)}: give one point per mode, for example [[-5, 0], [5, 0]].")
-    if not bool(m.isfinite().all()):
-        raise ValueError(f"means are {m.tolist()}: every number must be finite.")
-    return m

@@ -503,7 +503,7 @@ def test_components_are_checked_by_their_annotations() -> None:
     ("reward", "message"),
     [
         ({}, "needs `precision`, `linear` or both"),
-        ({"linear": [1.0]}, "linear has shape .* give 2 numbers"),
+        ({"linear": [1.0]}, "linear has the shape .* give 2 numbers"),
         ({"precision": [[1.0]]}, "2 x 2"),
         ({"precision": -5.0}, r"E\[exp\(beta·r\)\] is infinite"),
     ],

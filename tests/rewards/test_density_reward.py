@@ -180,7 +180,7 @@ def test_other_shapes_are_flattened() -> None:
         ({"mean": [0.0, 0.0], "covariance": [[1.0, 2.0], [2.0, 1.0]]}, "has the eigenvalue -1: it must be positive definite"),
         ({"mean": [0.0, 0.0], "covariance": [1.0, 0.0]}, "covariance has the eigenvalue 0"),
         ({"mean": [0.0, 0.0], "covariance": [[1.0, 0.5], [0.0, 1.0]]}, "covariance is not symmetric"),
-        ({"mean": [0.0, 0.0], "covariance": [1.0, 1.0, 1.0]}, r"covariance has the shape \(3,\), its space 2"),
+        ({"mean": [0.0, 0.0], "covariance": [1.0, 1.0, 1.0]}, r"covariance has the shape \(3,\): give a 2 x 2 matrix"),
         ({"mean": [0.0], "precision": -1.0}, "precision has the eigenvalue -1"),
         ({"mean": [0.0], "linear": [0.0, 1.0]}, "mean has 1 numbers and linear 2"),
         ({"mean": [0.0]}, "needs `linear`, or both"),
