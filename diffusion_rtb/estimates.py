@@ -29,7 +29,6 @@ __all__ = [
     "log_weights",
     "log_z_from_prior",
     "log_z_importance",
-    "residual_statistics",
     "reweighted_mean",
     "reweighted_shares",
     "standard_error",
@@ -129,17 +128,6 @@ def standard_error(values: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"
     if any(len(group) < 2 for group in groups):
         return math.nan  # one value per prompt says nothing about spread
     return math.sqrt(math.fsum(float(group.var()) / len(group) for group in groups)) / len(groups)
-
-
-def residual_statistics(
-    residual: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None
-) -> dict[str, float]:
-    """Mean, spread and largest magnitude of log Z + log_q − log_p − beta·r, nats; `std` is within prompts, biased."""
-    return {
-        "mean": within_prompts(_mean, residual, prompt),
-        "std": math.sqrt(within_prompts(lambda v: float(v.var(correction=0)), residual, prompt)),
-        "max": float(residual.detach().double().abs().max()),
-    }
 
 
 def total_variation(p: Float[Tensor, " classes"], q: Float[Tensor, " classes"]) -> float:

@@ -11,7 +11,6 @@ from torch import Tensor
 __all__ = ["Baseline", "group_baseline", "group_std"]
 
 Baseline = Literal["mean", "leave_one_out"]
-BASELINES = ("mean", "leave_one_out")
 
 STD_FLOOR = 1e-4
 """Added to a group's standard deviation, nats: equal rewards up to rounding are no reason to move."""
@@ -20,24 +19,25 @@ STD_FLOOR = 1e-4
 def group_baseline(
     values: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"], kind: Baseline = "mean"
 ) -> Float[Tensor, " batch"]:
-    """The mean of each trajectory's group, with or without the trajectory itself; units of `values`.
+    """The mean of each trajectory's group, with or without the trajectory itself; units of `values`. See `check_groups`."""
+    n = check_groups("A baseline", prompt)
+    mean = mean_of_group(values, prompt)
+    if kind == "mean":
+        return mean
+    return mean - (values - mean) / (n - 1)  # = (n·mean - value) / (n - 1), without the cancellation
 
-    Raises:
-        ValueError: a group of one trajectory: it has nothing to be compared with.
-    """
+
+def check_groups(what: str, prompt: Int[Tensor, " batch"], otherwise: str = "") -> Int[Tensor, " batch"]:
+    """The size of each trajectory's group; ValueError where one is alone: it has nothing to be compared with."""
     member, rows = same_prompt(prompt)
     sizes = member.sum(dim=1)
     if bool((sizes < 2).any()):
         single = rows[sizes < 2].tolist()
         raise ValueError(
-            f"A baseline compares the trajectories of one prompt: prompt {single[0]} has a group of size 1 ({len(single)} of "
-            f"{len(rows)} prompts in the batch do). Draw at least 2 trajectories per prompt (train.group)."
+            f"{what} compares the trajectories of one prompt: prompt {single[0]} has a group of size 1 ({len(single)} of "
+            f"{len(rows)} prompts in the batch do). Draw at least 2 trajectories per prompt (train.group){otherwise}."
         )
-    mean = mean_of_group(values, prompt)
-    if kind == "mean":
-        return mean
-    n = torch.where(member, sizes[:, None], 0).sum(dim=0)
-    return mean - (values - mean) / (n - 1)  # = (n·mean - value) / (n - 1), without the cancellation
+    return torch.where(member, sizes[:, None], 0).sum(dim=0)
 
 
 def group_std(reward: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"], beta: float) -> Float[Tensor, " batch"]:

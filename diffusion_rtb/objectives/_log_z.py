@@ -27,7 +27,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusion_rtb.objectives._groups import group_mean, same_prompt
+from diffusion_rtb.objectives._checks import check_choice
+from diffusion_rtb.objectives._groups import check_groups, group_mean, mean_of_group, same_prompt
 
 __all__ = ["LearnedLogZ", "VarGrad", "build_log_z"]
 
@@ -48,17 +49,8 @@ class VarGrad(nn.Module):
         Raises:
             ValueError: a prompt has a single trajectory: its own mean would make its residual 0 whatever it is.
         """
-        member, rows = same_prompt(prompt)
-        sizes = member.sum(dim=1)
-        if bool((sizes < 2).any()):
-            single = rows[sizes < 2].tolist()
-            raise ValueError(
-                f'log_z="vargrad" compares the trajectories of one prompt: prompt {single[0]} has a group of size 1 '
-                f"({len(single)} of {len(rows)} prompts in the batch do). Draw at least 2 trajectories per prompt "
-                '(train.group), or use log_z="per_prompt".'
-            )
-        means = group_mean(log_w.detach(), member)
-        return torch.where(member, means[:, None], 0).sum(dim=0)
+        check_groups('log_z="vargrad"', prompt, ', or use log_z="per_prompt"')
+        return mean_of_group(log_w.detach(), prompt)
 
 
 class LearnedLogZ(nn.Module):
@@ -89,11 +81,7 @@ class LearnedLogZ(nn.Module):
         self.register_buffer("unit", torch.ones(()))
 
     def prepare(self, prompts: int) -> None:
-        """Create one value per prompt; one value in all unless `per_prompt`.
-
-        Raises:
-            ValueError: there are no prompts.
-        """
+        """Create one value per prompt; one value in all unless `per_prompt`. ValueError without prompts."""
         if prompts < 1:
             raise ValueError(f"log Z needs at least one prompt, got {prompts}.")
         self._create(prompts if self.per_prompt else 1)
@@ -138,13 +126,7 @@ class LearnedLogZ(nn.Module):
 
 
 def build_log_z(kind: str, *, in_reward_units: bool = False) -> VarGrad | LearnedLogZ:
-    """The log Z named `kind`: "learned", "per_prompt" or "vargrad".
-
-    Raises:
-        ValueError: no such kind.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"log_z must be one of {', '.join(KINDS)}, got {kind!r}.")
-    if kind == "vargrad":
+    """The log Z named `kind`; ValueError where there is none."""
+    if check_choice("log_z", kind, KINDS) == "vargrad":
         return VarGrad()
     return LearnedLogZ(kind == "per_prompt", in_reward_units=in_reward_units)

@@ -20,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
+from diffusion_rtb.objectives._checks import check_choice
+
 __all__ = ["Penalty"]
 
 KINDS = ("squared", "huber")
@@ -37,8 +39,7 @@ class Penalty:
     """c: residuals with d² <= c cost nothing; units of the residual, squared."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"loss must be one of {', '.join(KINDS)}, got {self.kind!r}.")
+        check_choice("loss", self.kind, KINDS)
         if not (math.isfinite(self.huber_delta) and self.huber_delta > 0):
             raise ValueError(
                 f"huber_delta must be a positive finite number in the units of the residual, got {self.huber_delta}; "

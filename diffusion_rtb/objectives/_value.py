@@ -17,7 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
-__all__ = ["ValueNetwork", "time_embedding"]
+from diffusion_rtb.interfaces import Terms
+
+__all__ = ["ValueNetwork", "time_embedding", "values_along"]
 
 SMALLEST = 4
 """Height and width below which there is nothing left to convolve; larger ones are halved until they fit in it."""
@@ -91,6 +93,21 @@ class ValueNetwork(nn.Module):
             h = silu(h * (1 + scale) + shift)
         value: Tensor = self.unit * self.output(h.flatten(1)).squeeze(1)
         return value
+
+
+def values_along(
+    network: nn.Module | None, terms: Terms, start: Float[Tensor, ""], beta: float, length: int = 1
+) -> Float[Tensor, "batch stretches"]:
+    """V at x_T and then every `length` steps; reward units. A network that was never trained begins at `start`."""
+    if network is None:
+        raise RuntimeError("There is no value network yet: call prepare(prompts, dims, features) first.")
+    batch, steps = terms.log_q.shape
+    if isinstance(network, ValueNetwork) and not network.initialised:
+        network.start(start, 1 / beta)
+    t = terms.timesteps[::length].repeat(batch)
+    features = terms.features.repeat_interleave(steps // length, dim=0)
+    values: Tensor = network(terms.x[:, :steps:length].flatten(0, 1), t, features)
+    return values.unflatten(0, (batch, -1))
 
 
 def trunk(dims: tuple[int, ...], width: int) -> tuple[list[nn.Module], int]:

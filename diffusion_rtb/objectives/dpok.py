@@ -23,14 +23,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_choice, check_clip_range, check_policy_terms
 from diffusion_rtb.objectives._policy import behaviour, clipped_loss, report
-from diffusion_rtb.objectives._value import ValueNetwork
+from diffusion_rtb.objectives._value import ValueNetwork, values_along
 
 __all__ = ["DPOK"]
 
@@ -85,7 +84,7 @@ class DPOK(nn.Module):
         check_policy_terms(terms, beta, uses_kl=True)
         assert terms.kl is not None
         to_go = self.returns(terms, beta)
-        value = self.values(terms, to_go, beta)
+        value = values_along(self.value, terms, to_go.mean(), beta)
         advantage = to_go - value.detach()
         policy = clipped_loss(terms.log_q, behaviour(terms), advantage, self.clip_range)
         fit = 0.5 * beta * (value - to_go).square().mean()
@@ -100,14 +99,3 @@ class DPOK(nn.Module):
         kl = terms.kl.detach()
         after = kl.sum(dim=1, keepdim=True) - kl.cumsum(dim=1)
         return reward - after / beta
-
-    def values(self, terms: Terms, to_go: Float[Tensor, "batch steps"], beta: float) -> Float[Tensor, "batch steps"]:
-        """V at x_t of every step; reward units. A network that was never trained starts at the mean return."""
-        if self.value is None:
-            raise RuntimeError("DPOK has no value network yet: call prepare(prompts, dims, features) first.")
-        batch, steps = terms.log_q.shape
-        if isinstance(self.value, ValueNetwork) and not self.value.initialised:
-            self.value.start(to_go.mean(), 1 / beta)
-        t, features = terms.timesteps.repeat(batch), terms.features.repeat_interleave(steps, dim=0)
-        value: Tensor = self.value(terms.x[:, :steps].flatten(0, 1), t, features)
-        return torch.unflatten(value, 0, (batch, steps))

@@ -24,7 +24,7 @@ https://openreview.net/forum?id=r1lgTGL5DE.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -33,12 +33,11 @@ from torch import Tensor, nn
 from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_choice, check_policy_terms
-from diffusion_rtb.objectives._groups import BASELINES, Baseline, group_baseline, same_prompt
+from diffusion_rtb.objectives._groups import Baseline, group_baseline, same_prompt
 
 __all__ = ["ReinforceKL"]
 
 Importance = Literal["none", "exact", "self_normalised", "tempered"]
-IMPORTANCE = ("none", "exact", "self_normalised", "tempered")
 
 
 class ReinforceKL(nn.Module):
@@ -58,8 +57,8 @@ class ReinforceKL(nn.Module):
 
     def __init__(self, baseline: Baseline = "leave_one_out", importance: Importance = "none") -> None:
         super().__init__()
-        check_choice("baseline", baseline, BASELINES)
-        check_choice("importance", importance, IMPORTANCE)
+        check_choice("baseline", baseline, get_args(Baseline))
+        check_choice("importance", importance, get_args(Importance))
         self.baseline: Baseline = baseline
         self.importance: Importance = importance
         self.on_policy_only = importance == "none"
@@ -93,11 +92,7 @@ class ReinforceKL(nn.Module):
         return torch.softmax(torch.where(counted, self.log_weights(terms), -torch.inf), dim=1) @ value
 
     def log_weights(self, terms: Terms) -> Float[Tensor, " batch"]:
-        """log w before normalisation, detached; nats.
-
-        Raises:
-            ValueError: the density under the drawing chain is unknown.
-        """
+        """log w before normalisation, detached; nats. ValueError where the density under the drawing chain is unknown."""
         if terms.log_behaviour is None:
             raise ValueError(
                 f'importance="{self.importance}" needs the log-density of the chain that drew the trajectories '

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives._checks import check_terms
+from diffusion_rtb.objectives._checks import check_choice, check_terms
 from diffusion_rtb.objectives._log_z import build_log_z
 from diffusion_rtb.objectives._penalty import Penalty
 
@@ -77,7 +77,7 @@ class RTB(nn.Module):
         scale: Literal["nats", "reward"] = "nats",
     ) -> None:
         super().__init__()
-        self.log_z = build_log_z(log_z, in_reward_units=check_scale(scale) == "reward")
+        self.log_z = build_log_z(log_z, in_reward_units=check_choice("scale", scale, SCALES) == "reward")
         self.smallest_group = 2 if log_z == "vargrad" else 1
         self.penalty = Penalty(loss, huber_delta, dead_zone)
         self.scale = scale
@@ -99,14 +99,3 @@ class RTB(nn.Module):
         residual = rtb_residual(terms.log_q, terms.log_p, terms.reward, log_z, beta)
         loss, to_nats = torch.mean(self.penalty(residual)), beta**2 if self.scale == "reward" else 1.0
         return Loss(loss / to_nats, residual.detach(), log_z.detach(), to_nats)
-
-
-def check_scale(scale: str) -> str:
-    """The scale itself, where it is one.
-
-    Raises:
-        ValueError: no such scale.
-    """
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}.")
-    return scale

@@ -41,10 +41,10 @@ from torch import Tensor, nn
 
 from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
-from diffusion_rtb.objectives._checks import check_beta, check_terms
+from diffusion_rtb.objectives._checks import check_beta, check_choice, check_terms
 from diffusion_rtb.objectives._penalty import Penalty
 from diffusion_rtb.objectives._policy import behaviour
-from diffusion_rtb.objectives._value import ValueNetwork
+from diffusion_rtb.objectives._value import ValueNetwork, values_along
 from diffusion_rtb.objectives.rtb import RTB, rtb_residual
 
 __all__ = ["TrustPCL", "trust_pcl_residual"]
@@ -173,11 +173,8 @@ class TrustPCL(nn.Module):
                 f"warm_up_updates={warm_up_updates} is for the value network: at least 0, and only with a length; got "
                 f"length={length}."
             )
-        if warm_up_states not in WARM_UP_STATES:
-            raise ValueError(f"warm_up_states must be one of {', '.join(WARM_UP_STATES)}, got {warm_up_states!r}.")
-        if value_loss not in VALUE_LOSSES:
-            raise ValueError(f"value_loss must be one of {', '.join(VALUE_LOSSES)}, got {value_loss!r}.")
-        if value_loss == "none" and warm_up_updates == 0:
+        check_choice("warm_up_states", warm_up_states, WARM_UP_STATES)
+        if check_choice("value_loss", value_loss, VALUE_LOSSES) == "none" and warm_up_updates == 0:
             raise ValueError(
                 'value_loss="none" leaves V untrained: set warm_up_updates, e.g. 600, or another value_loss.'
             )
@@ -269,25 +266,14 @@ class TrustPCL(nn.Module):
 
     def boundary_values(self, terms: Terms, beta: float) -> Float[Tensor, "batch boundaries"]:
         """V at x_T and then every `length` steps, the last one being the reward of x_0; reward units."""
-        if self.value is None:
-            raise RuntimeError("TrustPCL has no value network yet: call prepare(prompts, dims, features) first.")
-        batch, steps = terms.log_q.shape
-        length = check_length(self.length, steps)
-        if isinstance(self.value, ValueNetwork) and not self.value.initialised:
-            self.value.start(torch.mean(log_weight(terms.log_q, terms.log_p, terms.reward, beta)) / beta, 1 / beta)
-        states = terms.x[:, :steps:length].flatten(0, 1)
-        t = terms.timesteps[::length].repeat(batch)
-        features = terms.features.repeat_interleave(steps // length, dim=0)
-        values: Tensor = self.value(states, t, features)
-        return torch.cat([values.unflatten(0, (batch, -1)), terms.reward[:, None]], dim=1)
+        length = check_length(self.length, terms.log_q.shape[1])
+        start = torch.mean(log_weight(terms.log_q, terms.log_p, terms.reward, beta)) / beta
+        values = values_along(self.value, terms, start, beta, length)
+        return torch.cat([values, terms.reward[:, None]], dim=1)
 
 
 def check_length(length: int | None, steps: int) -> int:
-    """The length itself, where it divides the steps of a trajectory.
-
-    Raises:
-        ValueError: it does not; the message lists those that do.
-    """
+    """The length itself where it divides the steps of a trajectory; ValueError where not, with those that do."""
     allowed = [d for d in range(1, steps + 1) if steps % d == 0]
     if length not in allowed:
         raise ValueError(

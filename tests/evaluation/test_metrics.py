@@ -124,11 +124,6 @@ def test_standard_error_is_that_of_stratified_means() -> None:
     assert math.isnan(metrics.standard_error(values, torch.arange(5)))
 
 
-def test_residual_statistics_are_within_prompts() -> None:
-    found = metrics.residual_statistics(float64([1.0, 3.0, -10.0, -10.0]), torch.tensor([0, 0, 1, 1]))
-    assert found == {"mean": -4.0, "std": pytest.approx(math.sqrt(0.5)), "max": 10.0}
-
-
 @pytest.mark.parametrize(("values", "message"), [([], "got none"), ([0.0, math.nan], r"NaN at rows \[1\]")])
 def test_meaningless_input_is_refused(values: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
