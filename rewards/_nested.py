@@ -14,8 +14,7 @@ from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.config.components import Described, describe
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Reward
-from diffusion_rtb.scoring.call import RewardError, evaluate_reward
-from diffusion_rtb.scoring.form import output_problem
+from diffusion_rtb.scoring.call import RewardError, evaluate_reward, output_problem
 from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
 
 __all__ = ["Nested", "entry_name", "inner_values"]

@@ -110,11 +110,7 @@ class StepCall:
 
     @property
     def timestep(self) -> float:
-        """One number, also where the pipeline passes one per row.
-
-        Raises:
-            ValueError: the rows are at different timesteps.
-        """
+        """One number, also where the pipeline passes one per row. ValueError: the rows are at different timesteps."""
         t = self.get(self.names[1])
         if not isinstance(t, Tensor) or t.numel() == 1:
             return float(t)

@@ -1,6 +1,6 @@
 """From a name in a config to an object: `{component: NAME, argument: value, ...}`.
 
-NAME is `module:attribute`, a file of the kind's folder (`clip_score` is the first public reward of `rewards/clip_score.py`)
+NAME is `module:attribute`, a file of the kind's folder (`clip_score` is the first public class of `rewards/clip_score.py`)
 or a name that an installed package registered under the entry-point group `diffusion_rtb.<kind>s`. A new file is found
 without being registered anywhere. The core imports no pipeline and no reward: only names lead to them.
 """
@@ -39,23 +39,14 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class _Shelf:
-    """Where components of one kind live, and the methods, one of which a class must define itself to be known as one."""
-
-    package: str
-    methods: frozenset[str]
-    argument: str | None = None
-    """A parameter that tells the method from others of the same name."""
-
-
-_SHELVES: Mapping[str, _Shelf] = {
-    "prior": _Shelf("pipelines", frozenset({"arguments", "attach", "as_prior"})),
-    "reward": _Shelf("rewards", frozenset({"__call__", "forward"})),
-    "objective": _Shelf("diffusion_rtb.objectives", frozenset({"prepare"}), "dims"),
-    "behaviour": _Shelf("diffusion_rtb.behaviours", frozenset({"draw"}), "sampler"),
-    "metric": _Shelf("diffusion_rtb.evaluation.metrics", frozenset({"of"})),
+_SHELVES: Mapping[str, str] = {
+    "prior": "pipelines",
+    "reward": "rewards",
+    "objective": "diffusion_rtb.objectives",
+    "behaviour": "diffusion_rtb.behaviours",
+    "metric": "diffusion_rtb.evaluation.metrics",
 }
+"""The package in which components of a kind live."""
 
 
 def locate(name: str, kind: Kind | None = None) -> Any:
@@ -190,9 +181,9 @@ def short_names(kind: Kind) -> dict[str, str]:
 
 
 @lru_cache
-def _files(shelf: _Shelf) -> dict[str, str]:
+def _files(package: str) -> dict[str, str]:
     try:
-        spec = importlib.util.find_spec(shelf.package)
+        spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
         spec = None
     found: dict[str, str] = {}
@@ -201,28 +192,22 @@ def _files(shelf: _Shelf) -> dict[str, str]:
             if module.name.startswith("_"):  # a helper of others in its folder
                 continue
             path = Path(folder, module.name, "__init__.py") if module.ispkg else Path(folder, f"{module.name}.py")
-            attribute = _component(path, shelf)
+            attribute = _component(path)
             if attribute is not None:
-                found[module.name] = f"{shelf.package}.{module.name}:{attribute}"
+                found[module.name] = f"{package}.{module.name}:{attribute}"
     return found
 
 
-def _component(path: Path, shelf: _Shelf) -> str | None:
-    """The first name in a file's `__all__` that is a class of the shelf's kind, or None."""
+def _component(path: Path) -> str | None:
+    """The first name in a file's `__all__` that is a class of it, or None."""
     public: list[str] = []
     classes: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and any(_marks(item, shelf) for item in node.body):
+        if isinstance(node, ast.ClassDef):
             classes.add(node.name)
         elif isinstance(node, ast.Assign) and any(ast.unparse(target) == "__all__" for target in node.targets):
             public = list(ast.literal_eval(node.value))
     return next((name for name in public if name in classes), None)
-
-
-def _marks(item: ast.stmt, shelf: _Shelf) -> bool:
-    if not isinstance(item, ast.FunctionDef) or item.name not in shelf.methods:
-        return False
-    return shelf.argument is None or shelf.argument in {argument.arg for argument in item.args.args}
 
 
 def _attribute(path: str) -> Any:
@@ -248,7 +233,7 @@ def _attribute(path: str) -> Any:
 def _beside(module_name: str) -> str:
     """What a mistyped module could have been; Python's path is the remedy for one's own file."""
     package = module_name.rpartition(".")[0]
-    names = [path.partition(":")[0] for shelf in _SHELVES.values() for path in _files(shelf).values()]
+    names = [path.partition(":")[0] for package in _SHELVES.values() for path in _files(package).values()]
     beside = [name for name in names if name.startswith(f"{package}.")] if package else names
     hint = nearest(module_name, beside)
     return hint or " A module of your own must lie in the working directory, on PYTHONPATH, or be installed."

@@ -91,11 +91,7 @@ class PromptsConfig(Section):
         return self
 
     def holding(self, table: PromptTable) -> PromptsConfig:
-        """The same with what the file holds.
-
-        Raises:
-            ValueError: it is not what it was when `sha256` was written down.
-        """
+        """The same with what the file holds. ValueError: it is not what it was when `sha256` was written down."""
         if self.sha256 is not None and self.sha256 != table.sha256:
             raise ValueError(
                 f"{self.file} no longer holds the prompts it did (sha256 {table.sha256[:12]}…, "
@@ -106,11 +102,7 @@ class PromptsConfig(Section):
         return held
 
     def table(self) -> PromptTable:
-        """The prompts with their metadata.
-
-        Raises:
-            ValueError: they are in a file that was not read; `load_config` reads it.
-        """
+        """The prompts with their metadata. ValueError: they are in a file that was not read; `load_config` reads it."""
         if self.list is not None:
             return PromptTable.of(self.list)
         if self._table is None:

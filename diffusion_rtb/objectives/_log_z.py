@@ -89,11 +89,7 @@ class LearnedLogZ(nn.Module):
     def forward(
         self, log_w: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"], beta: float
     ) -> Float[Tensor, " batch"]:
-        """log Z of each trajectory; nats.
-
-        Raises:
-            ValueError: a prompt is not a row of the table.
-        """
+        """log Z of each trajectory; nats. ValueError: a prompt is not a row of the table."""
         row = self._rows(prompt)
         self._initialise(log_w.detach(), row, beta)
         return self.value[row] * self._nats(beta)

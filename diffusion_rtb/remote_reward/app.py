@@ -27,9 +27,8 @@ from starlette.routing import Route
 
 from diffusion_rtb import __version__
 from diffusion_rtb.files.plain_text import plain_lines
-from diffusion_rtb.remote_reward.bodies import Bodies
 from diffusion_rtb.remote_reward.codec import Batch, as_float, decode, decode_prompts
-from diffusion_rtb.remote_reward.connections import holders_of
+from diffusion_rtb.remote_reward.connections import Bodies, holders_of
 from diffusion_rtb.remote_reward.messages import (
     ENCODINGS,
     JSON_TYPE,

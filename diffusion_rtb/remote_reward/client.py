@@ -24,7 +24,7 @@ from jaxtyping import Float32, Float64
 from urllib3.exceptions import HTTPError
 
 from diffusion_rtb.config.prompts import Metadata
-from diffusion_rtb.remote_reward.codec import encode_prompts
+from diffusion_rtb.remote_reward.codec import Post, encode_prompts, posts
 from diffusion_rtb.remote_reward.http import Endpoint, Reply
 from diffusion_rtb.remote_reward.messages import (
     JSON_TYPE,
@@ -37,7 +37,6 @@ from diffusion_rtb.remote_reward.messages import (
     WireError,
     parsed,
 )
-from diffusion_rtb.remote_reward.posts import Post, posts
 
 __all__ = ["TOKEN_VARIABLE", "Patience", "RemoteRewardError", "RewardClient", "check_token", "read_token"]
 

@@ -34,7 +34,7 @@ from diffusion_rtb.remote_reward.messages import (
     parsed,
 )
 
-__all__ = ["Batch", "as_float", "decode", "decode_prompts", "encode", "encode_prompts", "quantised"]
+__all__ = ["Batch", "Post", "as_float", "decode", "decode_prompts", "encode", "encode_prompts", "posts", "quantised"]
 
 Pixels = UInt8[np.ndarray, "batch 3 height width"]
 Floats = Float32[np.ndarray, "batch 3 height width"]
@@ -89,6 +89,44 @@ def encode(
         return save({"images": np.ascontiguousarray(images), "request": request}), SAFETENSORS_TYPE
     files = [base64.b64encode(_png(image)).decode() for image in quantised(images)]
     return _json(header | {"images": files}), JSON_TYPE
+
+
+@dataclass(frozen=True)
+class Post:
+    """One request."""
+
+    body: bytes
+    media_type: str
+    images: int
+    """How many it holds."""
+
+
+def posts(
+    images: Float32[np.ndarray, "batch 3 height width"],
+    prompts: Sequence[str],
+    metadata: Sequence[Metadata] | None,
+    encoding: Encoding,
+    *,
+    size: int,
+    most_bytes: int,
+) -> list[Post]:
+    """Requests of at most `size` images and, down to single images, `most_bytes` bytes, in the order of the images.
+
+    Raises:
+        ValueError: see `encode`.
+    """
+    found = []
+    for start in range(0, len(images), size):
+        cut = slice(start, start + size)
+        rows = None if metadata is None else metadata[cut]
+        body, media_type = encode(images[cut], prompts[cut], encoding, rows)
+        count = len(images[cut])
+        if len(body) <= most_bytes or count == 1:
+            found.append(Post(body, media_type, count))
+        else:  # how well images compress is known only afterwards
+            half = (count + 1) // 2
+            found += posts(images[cut], prompts[cut], rows, encoding, size=half, most_bytes=most_bytes)
+    return found
 
 
 def encode_prompts(prompts: Sequence[str], metadata: Sequence[Metadata]) -> bytes:

@@ -1,23 +1,28 @@
-"""Connections to a reward server: who has not shown the token cannot keep them from those who have.
+"""Connections to a reward server and the bodies that arrive on them: nobody can keep others out by holding them.
 
 uvicorn waits for the head of a request without end, and counts such connections among those that are too many. Here a head has
 some seconds; a connection on which no valid token was seen yet is a *stranger*, of whom only a number stay: one more closes the
-oldest. So whoever has the token always finds room, whatever others hold open. Needs the extra `server`.
+oldest. So whoever has the token always finds room, whatever others hold open. What all bodies hold together, and how slowly one
+may come, is bounded too. Needs the extra `server`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 import h11
+from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["Patience", "guarded_protocol", "holders_of"]
+from diffusion_rtb.remote_reward.messages import WireError
+
+__all__ = ["Bodies", "Patience", "guarded_protocol", "holders_of"]
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -109,6 +114,81 @@ class _Guarded(H11Protocol):
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
+
+
+HELD = 8
+"""Bodies of the largest size that all requests together may hold."""
+
+SLOWEST, GRACE = 64 * 1024, 5.0
+"""Bytes per second at least, on average and after some seconds: below it a sender only keeps others out."""
+
+
+class Bodies:
+    """Reads the bodies of a server's requests.
+
+    Args:
+        most: Bytes of one body.
+        seconds: For one body to arrive.
+        readers: Bodies that may be arriving at one time.
+    """
+
+    def __init__(self, most: int, seconds: float, readers: int) -> None:
+        self._most, self._seconds, self._free = most, seconds, readers
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The body; its bytes count as held until the block ends.
+
+        Raises:
+            WireError: it is too long (413), too slow or its sender has gone (408), or there is no room for it (503).
+        """
+        if self._free < 1:
+            raise _busy("too many requests are arriving")
+        declared = request.headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > self._most:
+            raise self._too_long()
+        body = bytearray()
+        try:
+            await self._fill(body, request)
+            yield bytes(body)
+        finally:
+            self._held -= len(body)
+
+    async def _fill(self, body: bytearray, request: Request) -> None:
+        loop, stream = asyncio.get_running_loop(), aiter(request.stream())
+        start = loop.time()
+        self._free -= 1
+        try:
+            while True:
+                allowed = min(self._seconds, GRACE + len(body) / SLOWEST)
+                async with asyncio.timeout_at(start + allowed):
+                    chunk = await anext(stream, None)
+                if chunk is None:
+                    return
+                if len(body) + len(chunk) > self._most:
+                    raise self._too_long()
+                if self._held + len(chunk) > HELD * self._most:
+                    raise _busy("the requests that are waiting fill the memory set aside for them")
+                body += chunk
+                self._held += len(chunk)
+        except TimeoutError:
+            slow = f"; it comes at less than {SLOWEST // 1024} KiB/s" if allowed < self._seconds else ""
+            message = f"The body did not arrive within {allowed:.3g} s{slow}."
+            raise WireError(message, status=408, code="timeout") from None
+        except ClientDisconnect:
+            raise WireError("The client left before its body was complete.", status=408, code="gone") from None
+        finally:
+            self._free += 1
+
+    def _too_long(self) -> WireError:
+        return WireError(
+            f"The body is above max_body_bytes={self._most}: send fewer images.", status=413, code="too_large"
+        )
+
+
+def _busy(why: str) -> WireError:
+    return WireError(f"{why[0].upper()}{why[1:]}; try again.", status=503, code="busy")
 
 
 def holders_of(token: str | None) -> Callable[[Headers], bool]:

@@ -130,12 +130,13 @@ def _wanted_levels(subject: Subject) -> str:
 def check_repeat(subject: Subject) -> Check:
     """The same samples again, twice."""
     apart = max(subject.apart(subject.ask_all(), subject.values) for _ in range(2))
-    message = "the same samples, the same values"
-    if apart > subject.limits.repeat:
-        message = (
-            f"two calls on the same samples differ by {apart:.2g} standard deviations: dropout, or noise of its own"
-        )
-    return Check("repeat", "fail" if apart > subject.limits.repeat else "pass", message, apart)
+    bad = f"two calls on the same samples differ by {apart:.2g} standard deviations: dropout, or noise of its own"
+    return _compared("repeat", apart, subject.limits.repeat, "the same samples, the same values", bad)
+
+
+def _compared(name: str, apart: float, limit: float, good: str, bad: str) -> Check:
+    """A failure beyond the limit."""
+    return Check(name, "fail", bad, apart) if apart > limit else Check(name, "pass", good, apart)
 
 
 def check_one_by_one(subject: Subject) -> Check:
@@ -143,13 +144,12 @@ def check_one_by_one(subject: Subject) -> Check:
     pairs = zip(subject.images.split(1), subject.prompts, strict=True)
     alone = torch.cat([_alone(subject, image, prompt) for image, prompt in pairs])
     apart = subject.apart(alone, subject.values)
-    message = f"one by one as all at once, up to {apart:.1g} standard deviations"
-    if apart > subject.limits.difference:
-        message = (
-            f"one by one differs from all at once by {apart:.2g} standard deviations: a value must not depend on the rest of "
-            "the batch (batch statistics, ranks, padding)"
-        )
-    return Check("one by one", "fail" if apart > subject.limits.difference else "pass", message, apart)
+    good = f"one by one as all at once, up to {apart:.1g} standard deviations"
+    bad = (
+        f"one by one differs from all at once by {apart:.2g} standard deviations: a value must not depend on the rest of the "
+        "batch (batch statistics, ranks, padding)"
+    )
+    return _compared("one by one", apart, subject.limits.difference, good, bad)
 
 
 def _alone(subject: Subject, image: Tensor, prompt: str) -> Tensor:
@@ -167,12 +167,9 @@ def check_order(subject: Subject) -> Check:
         places = order.to(subject.images.device)
         values = subject.ask(subject.images[places], [subject.prompts[i] for i in order.tolist()])
         worst = max(worst, subject.apart(values, subject.values[order]))
-    message = f"any order, the same values, up to {worst:.1g} standard deviations"
-    if worst > subject.limits.difference:
-        message = (
-            f"another order changes values by {worst:.2g} standard deviations: a value must not depend on its place"
-        )
-    return Check("order", "fail" if worst > subject.limits.difference else "pass", message, worst)
+    good = f"any order, the same values, up to {worst:.1g} standard deviations"
+    bad = f"another order changes values by {worst:.2g} standard deviations: a value must not depend on its place"
+    return _compared("order", worst, subject.limits.difference, good, bad)
 
 
 def check_prompts(subject: Subject) -> Check:
@@ -229,10 +226,9 @@ def check_device(subject: Subject, other: torch.device | None) -> Check:
     there = subject.ask(subject.images.to(other), subject.prompts)
     back = subject.ask(subject.images, subject.prompts)
     apart = max(subject.apart(values, subject.values) for values in (there, back))
-    message = f"{here} and {other} agree up to {apart:.1g} standard deviations"
-    if apart > subject.limits.difference:
-        message = f"{here} and {other} differ by {apart:.2g} standard deviations"
-    return Check("device", "fail" if apart > subject.limits.difference else "pass", message, apart)
+    good = f"{here} and {other} agree up to {apart:.1g} standard deviations"
+    bad = f"{here} and {other} differ by {apart:.2g} standard deviations"
+    return _compared("device", apart, subject.limits.difference, good, bad)
 
 
 def check_speed(subject: Subject) -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from diffusion_rtb.reward_check import measures
 from diffusion_rtb.reward_check.subject import Check, Subject
 from diffusion_rtb.scoring.metadata import call_reward
 
-__all__ = ["check_along", "check_gradient", "check_hacks", "check_levels"]
+__all__ = ["check_along", "check_cheap", "check_gradient", "check_levels"]
 
 
 def check_levels(subject: Subject) -> Check:
@@ -94,15 +94,11 @@ def _inner(reward: Any) -> Iterator[tuple[str, Any]]:
         yield from deeper or [(str(name), one)]
 
 
-def check_hacks(subject: Subject) -> list[Check]:
+def check_cheap(what: str, measure: Callable[[Tensor], Tensor], subject: Subject) -> Check:
     """Does the reward go along with something cheap? Then that is what training will find first."""
     if subject.images.ndim != 4 or subject.images.shape[1] != 3:
-        return [Check("file size", "skip", "not pictures"), Check("brightness", "skip", "not pictures")]
-    limit = subject.limits.correlation
-    return [
-        check_along("file size", subject.values, measures.jpeg_bits(subject.images), limit),
-        check_along("brightness", subject.values, measures.brightness(subject.images), limit),
-    ]
+        return Check(what, "skip", "not pictures")
+    return check_along(what, subject.values, measure(subject.images), subject.limits.correlation)
 
 
 def check_along(

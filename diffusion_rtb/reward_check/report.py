@@ -19,7 +19,7 @@ from diffusion_rtb.config.components import describe
 from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.reward_check import checks
 from diffusion_rtb.reward_check import pixel_checks as pixels
-from diffusion_rtb.reward_check.measures import peak_memory
+from diffusion_rtb.reward_check.measures import brightness, jpeg_bits, peak_memory
 from diffusion_rtb.reward_check.samples import Samples
 from diffusion_rtb.reward_check.subject import Broken, Check, Limits, Subject
 from diffusion_rtb.run.process_state import accelerator
@@ -32,10 +32,22 @@ __all__ = ["Report", "Reports", "check_reward", "check_rewards", "reward_compone
 NOT_REACHED = "not reached"
 """What is said of checks that an earlier fault leaves without an answer."""
 
-AFTER_CALL = (
-    "spread", "repeat", "one by one", "order", "prompts", "broken", "levels", "precision", "device", "gradient", "speed",
-    "file size", "brightness",
-)  # fmt: skip
+AFTER_CALL: Mapping[str, Callable[[Subject], Check]] = {
+    "spread": checks.check_spread,
+    "repeat": checks.check_repeat,
+    "one by one": checks.check_one_by_one,
+    "order": checks.check_order,
+    "prompts": checks.check_prompts,
+    "broken": checks.check_broken,
+    "levels": pixels.check_levels,
+    "precision": checks.check_precision,
+    "device": lambda subject: checks.check_device(subject, _other_device(subject.images.device)),
+    "gradient": pixels.check_gradient,
+    "speed": checks.check_speed,
+    "file size": partial(pixels.check_cheap, "file size", jpeg_bits),
+    "brightness": partial(pixels.check_cheap, "brightness", brightness),
+}
+"""The checks that need a first call; speed comes after those that call the reward on the clock."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,44 +230,22 @@ def _findings(subject: Subject) -> list[Check]:
         if cause is not None and not remedy(cause, reward):  # the exception itself does not say why
             said += other_form(reward, subject.images, subject.prompts)
         return [Check(problem.name, "fail", said), *rest]
-    for other, check in _after_call(subject, _other_device(here)).items():
-        found += _guarded(other, check)
+    found += [_guarded(other, check, subject) for other, check in AFTER_CALL.items()]
     found.append(checks.check_memory(subject, memory.mib, memory.what))
     return found
 
 
-def _after_call(subject: Subject, other: torch.device | None) -> dict[str, Callable[[], Check | list[Check]]]:
-    """The checks that need a first call; speed comes after those that call the reward on the clock."""
-    return {
-        "spread": lambda: checks.check_spread(subject),
-        "repeat": lambda: checks.check_repeat(subject),
-        "one by one": lambda: checks.check_one_by_one(subject),
-        "order": lambda: checks.check_order(subject),
-        "prompts": lambda: checks.check_prompts(subject),
-        "broken": lambda: checks.check_broken(subject),
-        "levels": lambda: pixels.check_levels(subject),
-        "precision": lambda: checks.check_precision(subject),
-        "device": lambda: checks.check_device(subject, other),
-        "gradient": lambda: pixels.check_gradient(subject),
-        "speed": lambda: checks.check_speed(subject),
-        "hacks": lambda: pixels.check_hacks(subject),
-    }
-
-
-def _guarded(name: str, check: Callable[[], Check | list[Check]]) -> list[Check]:
-    """A check's findings; a call that goes wrong in it is one of this check."""
+def _guarded(name: str, check: Callable[[Subject], Check], subject: Subject) -> Check:
+    """What a check finds; a call that goes wrong in it is that."""
     try:
-        found = check()
+        return check(subject)
     except Broken as problem:
-        return [Check(name, "fail", str(problem))]
-    return found if isinstance(found, list) else [found]
+        return Check(name, "fail", str(problem))
 
 
 def _other_device(here: torch.device) -> torch.device | None:
     """The CPU for an accelerator, an accelerator for the CPU, None if there is none."""
-    if here.type != "cpu":
-        return torch.device("cpu")
-    return accelerator()
+    return accelerator() if here.type == "cpu" else torch.device("cpu")
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.reward_check.measures import seconds
-from diffusion_rtb.scoring.form import output_problem
+from diffusion_rtb.scoring.call import output_problem
 from diffusion_rtb.scoring.metadata import call_reward
 from diffusion_rtb.scoring.remedies import remedy
 

@@ -82,11 +82,7 @@ def reward_tensors(reward: Any) -> dict[str, Tensor]:
 
 
 def load_reward(reward: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what `reward_tensors` gave.
-
-    Raises:
-        ValueError: some of it belongs to no reward here; nothing is loaded then.
-    """
+    """Restore what `reward_tensors` gave. ValueError: some of it belongs to no reward here; nothing is loaded then."""
     parts = stateful_rewards(reward)
     owners: dict[str, dict[str, Tensor]] = {path: {} for path in parts}
     for key, tensor in tensors.items():

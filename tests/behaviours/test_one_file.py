@@ -63,8 +63,7 @@ def component(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     (package / "fresh_prior.py").write_text(FILE)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    shelf = components._Shelf("their_shelf", frozenset({"draw"}), "sampler")
-    monkeypatch.setattr(components, "_SHELVES", components._SHELVES | {"behaviour": shelf})  # type: ignore[operator]
+    monkeypatch.setattr(components, "_SHELVES", components._SHELVES | {"behaviour": "their_shelf"})  # type: ignore[operator]
     yield "fresh_prior" if request.param == "by name" else "their_shelf.fresh_prior:FreshPrior"
     for name in [name for name in sys.modules if name.startswith("their_shelf")]:
         del sys.modules[name]

@@ -233,5 +233,5 @@ def test_files_are_listed_without_being_imported(tmp_path: Path, monkeypatch: py
     (package / "mine.py").write_text(body)
     (package / "_private.py").write_text("class A: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    found = module._files(module._Shelf("shelf", frozenset({"__call__"})))
+    found = module._files("shelf")
     assert found == {"mine": "shelf.mine:Mine"}

@@ -73,7 +73,7 @@ def dropped(tmp_path: Path) -> Iterator[Callable[[str], None]]:
 
     def drop(kind: str) -> None:
         (tmp_path / "brand_new.py").write_text(FILES[kind])
-        shelf = importlib.import_module(components._SHELVES[kind].package)
+        shelf = importlib.import_module(components._SHELVES[kind])
         shelf.__path__.append(str(tmp_path))
         shelves.append(shelf)
         importlib.invalidate_caches()

@@ -11,9 +11,10 @@ import pytest
 from torch import Tensor
 
 from diffusion_rtb.interfaces import Objective
+from diffusion_rtb.objectives._checks import check_choice
 from diffusion_rtb.objectives._log_z import VarGrad, build_log_z
 from diffusion_rtb.objectives._penalty import Penalty
-from diffusion_rtb.objectives.rtb import RTB
+from diffusion_rtb.objectives.rtb import RTB, SCALES
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from tests.oracles.terms import KlReinforce, random_terms
 
@@ -74,7 +75,7 @@ def test_value_network_must_be_prepared() -> None:
         (lambda: Penalty("huber", 0.0), "huber_delta must be a positive finite number .* got 0.0"),
         (lambda: Penalty(dead_zone=-0.1), "dead_zone must be a finite number >= 0 .* got -0.1"),
         (lambda: build_log_z("network"), "log_z must be one of learned, per_prompt, vargrad, got 'network'"),
-        (lambda: RTB(scale="dollars"), "scale must be one of nats, reward, got 'dollars'"),  # type: ignore[arg-type]
+        (lambda: check_choice("scale", "dollars", SCALES), "scale must be one of nats, reward, got 'dollars'"),
         (lambda: TrustPCL(0), "length must be at least 1 step, .* got 0"),
         (lambda: TrustPCL(2, "vargrad"), "log_z='vargrad' is for whole trajectories; .* Remove log_z"),
         (lambda: TrustPCL(2, width=0), "width must be at least 1 channel, got 0"),

@@ -28,7 +28,7 @@ from diffusion_rtb.estimates import log_z_from_prior, log_z_importance
 from diffusion_rtb.evaluation.metric import Metric
 from diffusion_rtb.evaluation.samples import Drawn
 
-__all__ = ["FEW", "LogZ", "LogZMetric", "log_z_with_error"]
+__all__ = ["FEW", "LogZMetric", "log_z_with_error"]
 
 FEW = 30
 """Effective samples per prompt below which an interval holds log Z clearly less often than it says."""

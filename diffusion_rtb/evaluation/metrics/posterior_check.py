@@ -21,7 +21,7 @@ from diffusion_rtb.evaluation.bootstrap import Interval, check_bootstrap, resamp
 from diffusion_rtb.evaluation.metric import Metric
 from diffusion_rtb.evaluation.samples import Drawn
 
-__all__ = ["PosteriorCheck", "PosteriorCheckMetric", "check_posterior"]
+__all__ = ["PosteriorCheckMetric", "check_posterior"]
 
 
 class PosteriorCheckMetric(Metric):
