@@ -70,15 +70,9 @@ def log_weights(
     return log_weight(log_q.detach().double(), log_p.detach().double(), reward.detach().double(), beta)
 
 
-def elbo(
-    reward: Float[Tensor, " batch"],
-    log_q: Float[Tensor, "batch steps"],
-    log_p: Float[Tensor, "batch steps"],
-    beta: float,
-    prompt: Int[Tensor, " batch"] | None = None,
-) -> float:
+def elbo(log_w: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None) -> float:
     """ELBO = E_q[beta·r − (log_q − log_p)] <= log Z, nats: the lower bound on log Z that training raises."""
-    return within_prompts(_mean, log_weights(reward, log_q, log_p, beta), prompt)
+    return within_prompts(_mean, log_w, prompt)
 
 
 def kl(

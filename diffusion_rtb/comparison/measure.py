@@ -69,7 +69,7 @@ def draw_posterior(
 
 def look(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) -> dict[str, float]:
     """What a curve shows: TV and off where the target has modes, and the ELBO; nats."""
-    numbers = {"elbo": elbo(drawn.reward, *drawn.densities, beta)}
+    numbers = {"elbo": elbo(drawn.log_weights(beta))}
     if target.modes is not None:
         shares = mode_shares(x, target.modes)
         numbers |= {"tv": mode_distance(shares, target.modes), "off": float(shares[-1])}

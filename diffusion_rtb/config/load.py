@@ -16,8 +16,8 @@ from pydantic_core import ErrorDetails
 
 from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.config.moved import MOVED
-from diffusion_rtb.config.nested import leaves
 from diffusion_rtb.config.prompt_files import find_file, read_prompts
+from diffusion_rtb.config.section import leaves
 from diffusion_rtb.config.sections import Component, EvalConfig, Factor, PromptsConfig, RunConfig, Section, TrainConfig
 from diffusion_rtb.config.yaml_text import read_yaml, write_yaml
 

@@ -1,13 +1,14 @@
-"""What all sections of a config share."""
+"""What all sections of a config share, and nested mappings by dotted keys."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Section", "at_home"]
+__all__ = ["Section", "at_home", "leaves"]
 
 
 class Section(BaseModel):
@@ -16,6 +17,15 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a mapping inside that is empty is a value."""
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
 
 
 def at_home(value: Any) -> Any:

@@ -11,13 +11,22 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._groups import mean_of_group
 
-__all__ = ["behaviour", "clipped_loss", "report"]
+__all__ = ["PolicyGradient", "behaviour", "clipped_loss", "report"]
+
+
+class PolicyGradient(nn.Module):
+    """Base of objectives on the posterior's own trajectories that own nothing."""
+
+    on_policy_only = True
+
+    def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
+        """Owns nothing."""
 
 
 def behaviour(terms: Terms) -> Float[Tensor, "batch steps"]:

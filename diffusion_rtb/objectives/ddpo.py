@@ -20,19 +20,19 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_choice, check_clip_range, check_policy_terms, check_positive
 from diffusion_rtb.objectives._groups import STD_FLOOR, group_baseline, group_std
-from diffusion_rtb.objectives._policy import behaviour, clipped_loss, report
+from diffusion_rtb.objectives._policy import PolicyGradient, behaviour, clipped_loss, report
 
 __all__ = ["DDPO"]
 
 NORMALISE = ("prompt", "batch")
 
 
-class DDPO(nn.Module):
+class DDPO(PolicyGradient):
     """Clipped policy gradient of E_q[r], an `Objective` that goes to the highest reward and not to the posterior.
 
     Args:
@@ -44,7 +44,6 @@ class DDPO(nn.Module):
         ValueError: an argument is none of those allowed.
     """
 
-    on_policy_only = True
     clips_ratios = True
 
     def __init__(
@@ -59,9 +58,6 @@ class DDPO(nn.Module):
         self.normalise = check_choice("normalise", normalise, NORMALISE)
         self.smallest_group = 2 if normalise == "prompt" else 1
         self.advantage_clip = check_positive("advantage_clip", advantage_clip)
-
-    def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
-        """Owns nothing."""
 
     def forward(self, terms: Terms, beta: float) -> Loss:
         """The loss of a batch; `beta` is read for the logged residuals and the floor of the standard deviation.

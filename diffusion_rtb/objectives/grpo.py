@@ -26,20 +26,19 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import nn
 
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_choice, check_clip_range, check_policy_terms, check_positive
 from diffusion_rtb.objectives._groups import group_baseline, group_std
 from diffusion_rtb.objectives._kl_estimators import KlEstimator, KlOption
-from diffusion_rtb.objectives._policy import behaviour, clipped_loss, report
+from diffusion_rtb.objectives._policy import PolicyGradient, behaviour, clipped_loss, report
 
 __all__ = ["GRPO"]
 
 NORMALISE = ("std", "none")
 
 
-class GRPO(nn.Module):
+class GRPO(PolicyGradient):
     """Group-relative policy optimisation with a KL to the prior, an `Objective`.
 
     Args:
@@ -52,7 +51,6 @@ class GRPO(nn.Module):
         ValueError: an argument is none of those allowed.
     """
 
-    on_policy_only = True
     clips_ratios = True
     smallest_group = 2
     """Trajectories per prompt that the baseline needs."""
@@ -73,9 +71,6 @@ class GRPO(nn.Module):
         self.kl_weight = None if kl_weight is None else check_positive("kl_weight", kl_weight)
         if kl == "none" and kl_weight is not None:
             raise ValueError(f'kl_weight={kl_weight} has no KL to weigh: kl is "none". Remove it, or choose a kl.')
-
-    def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
-        """Owns nothing."""
 
     def forward(self, terms: Terms, beta: float) -> Loss:
         """The loss of a batch; `beta` in nats per unit of reward.

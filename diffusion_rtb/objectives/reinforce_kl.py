@@ -28,19 +28,20 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_choice, check_policy_terms
 from diffusion_rtb.objectives._groups import Baseline, group_baseline, same_prompt
+from diffusion_rtb.objectives._policy import PolicyGradient
 
 __all__ = ["ReinforceKL"]
 
 Importance = Literal["none", "exact", "self_normalised", "tempered"]
 
 
-class ReinforceKL(nn.Module):
+class ReinforceKL(PolicyGradient):
     """KL-regularised REINFORCE, an `Objective`.
 
     Args:
@@ -63,9 +64,6 @@ class ReinforceKL(nn.Module):
         self.importance: Importance = importance
         self.on_policy_only = importance == "none"
         self.importance_weighted = importance != "none"
-
-    def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
-        """Owns nothing."""
 
     def forward(self, terms: Terms, beta: float) -> Loss:
         """The loss of a batch, in reward units; `beta` in nats per unit of reward.

@@ -20,17 +20,16 @@ https://arxiv.org/abs/2509.01632.
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_policy_terms, check_positive
 from diffusion_rtb.objectives._groups import group_baseline
-from diffusion_rtb.objectives._policy import report
+from diffusion_rtb.objectives._policy import PolicyGradient, report
 
 __all__ = ["ReinforceNaive"]
 
 
-class ReinforceNaive(nn.Module):
+class ReinforceNaive(PolicyGradient):
     """REINFORCE on exp(beta·r) with a squared log-ratio penalty, an `Objective` whose optimum is *not* the posterior.
 
     Args:
@@ -40,16 +39,12 @@ class ReinforceNaive(nn.Module):
         ValueError: kl_weight is not a positive finite number.
     """
 
-    on_policy_only = True
     smallest_group = 2
     """Trajectories per prompt that the baseline needs."""
 
     def __init__(self, kl_weight: float = 0.5) -> None:
         super().__init__()
         self.kl_weight = check_positive("kl_weight", kl_weight)
-
-    def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
-        """Owns nothing."""
 
     def forward(self, terms: Terms, beta: float) -> Loss:
         """The loss of a batch; its residual is that of the posterior it does not go to.

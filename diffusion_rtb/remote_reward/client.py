@@ -151,7 +151,7 @@ class RewardClient:
         for start in range(0, len(prompts), PROMPTS):
             cut = slice(start, start + PROMPTS)
             body = encode_prompts(prompts[cut], metadata[cut])
-            url, content = self._ask(self._endpoints, "POST", "/prompts", body, JSON_TYPE, threading.Event())
+            url, content = self._ask(self._endpoints, "/prompts", threading.Event(), body, JSON_TYPE)
             refusal = self._understood(Checked.model_validate_json, content, url).refusal
             if refusal is not None:
                 raise ValueError(f"{url}: {refusal}")
@@ -218,7 +218,7 @@ class RewardClient:
     def _score(self, post: Post, stop: threading.Event) -> Float64[np.ndarray, " _"]:
         turn = next(self._turn) % len(self._endpoints)
         order = self._endpoints[turn:] + self._endpoints[:turn]
-        url, content = self._ask(order, "POST", "/score", post.body, post.media_type, stop)
+        url, content = self._ask(order, "/score", stop, post.body, post.media_type)
         answer = self._understood(Answer.model_validate_json, content, url)
         if answer.reward_id != self.reward_id:
             raise RemoteRewardError(
@@ -231,7 +231,7 @@ class RewardClient:
     # One request
 
     def _info(self, endpoint: Endpoint) -> Info:
-        url, content = self._ask([endpoint], "GET", "/info", None, None, threading.Event())
+        url, content = self._ask([endpoint], "/info", threading.Event())
         return self._understood(Info.model_validate_json, content, url)
 
     def _agreed(self) -> str:
@@ -243,11 +243,10 @@ class RewardClient:
     def _ask(
         self,
         order: Sequence[Endpoint],
-        method: str,
         path: str,
-        body: bytes | None,
-        media_type: str | None,
         stop: threading.Event,
+        body: bytes | None = None,
+        media_type: str | None = None,
     ) -> tuple[str, bytes]:
         """Address and content of the first good answer; rounds over the servers, with growing pauses between them."""
         start, reasons = monotonic(), dict[str, str]()
@@ -256,7 +255,7 @@ class RewardClient:
             for endpoint in sorted(order, key=lambda e: self._resting[e.url] > monotonic()):
                 if stop.is_set():
                     raise RemoteRewardError("Another request of the same batch failed.")
-                reply = self._try(endpoint, method, path, body, media_type)
+                reply = self._try(endpoint, path, body, media_type)
                 if isinstance(reply, bytes):
                     return endpoint.url, reply
                 reasons[endpoint.url], wanted = reply
@@ -270,11 +269,11 @@ class RewardClient:
         )
 
     def _try(
-        self, endpoint: Endpoint, method: str, path: str, body: bytes | None, media_type: str | None
+        self, endpoint: Endpoint, path: str, body: bytes | None, media_type: str | None
     ) -> bytes | tuple[str, float]:
         """The content of a good answer, or why there is none yet and the seconds that the server asks to wait."""
         try:
-            reply = endpoint.exchange(method, path, body, media_type)
+            reply = endpoint.exchange("GET" if body is None else "POST", path, body, media_type)
         except ssl.SSLCertVerificationError as error:
             raise RemoteRewardError(f"{endpoint.url} is not who it says: {error}") from error
         except (OSError, HTTPException, HTTPError) as error:

@@ -163,6 +163,11 @@ def _too_large(what: str, limit: str, value: int) -> WireError:
     return WireError(f"{what}, above {limit}={value}: send fewer images at once.", status=413, code="too_large")
 
 
+def _odd(message: str) -> WireError:
+    """A request that can be read and is not of the format."""
+    return WireError(message, status=422, code="schema")
+
+
 def _header(prompts: Sequence[str], metadata: Sequence[Metadata] | None) -> dict[str, Any]:
     for prompt in prompts:
         if HALVES.search(prompt):
@@ -182,8 +187,7 @@ def _metadata(request: PromptsRequest) -> Any:
     if request.metadata is None:
         return None
     if len(request.metadata) != len(request.prompts):
-        message = f"{len(request.prompts)} prompts and {len(request.metadata)} rows of metadata: one per prompt."
-        raise WireError(message, status=422, code="schema")
+        raise _odd(f"{len(request.prompts)} prompts and {len(request.metadata)} rows of metadata: one per prompt.")
     largest = max(len(text.encode()) for text in request.metadata)
     if largest > MOST_METADATA:
         message = f"the metadata of a prompt has {largest} bytes, above {MOST_METADATA}"
@@ -191,17 +195,14 @@ def _metadata(request: PromptsRequest) -> Any:
     try:
         return tuple(json_object(text, f"metadata.{i}") for i, text in enumerate(request.metadata))
     except ValueError as error:
-        raise WireError(str(error), status=422, code="schema") from None
+        raise _odd(str(error)) from None
 
 
 def _check_shape(shape: Sequence[int], prompts: Sequence[str], limits: Limits) -> None:
     if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
-        raise WireError(
-            f"images has shape {tuple(shape)}: it must be (batch, 3, height, width).", status=422, code="schema"
-        )
+        raise _odd(f"images has shape {tuple(shape)}: it must be (batch, 3, height, width).")
     if shape[0] != len(prompts):
-        message = f"{shape[0]} images and {len(prompts)} prompts: a request needs one prompt per image."
-        raise WireError(message, status=422, code="schema")
+        raise _odd(f"{shape[0]} images and {len(prompts)} prompts: a request needs one prompt per image.")
     if shape[0] > limits.max_batch:
         raise _too_large(f"{shape[0]} images", "max_batch", limits.max_batch)
     pixels = math.prod(shape) // 3
@@ -225,7 +226,7 @@ def _from_json(body: bytes, limits: Limits) -> Batch:
     files = [_base64(file) for file in request.images]
     sizes = [_png_size(file) for file in files]
     if len(set(sizes)) > 1:
-        raise WireError("The images of one request must be of one size.", status=422, code="schema")
+        raise _odd("The images of one request must be of one size.")
     _check_shape((len(files), 3, *sizes[0]), request.prompts, limits)
     images = np.empty((len(files), 3, *sizes[0]), np.uint8)
     for place, file in zip(images, files, strict=True):  # one after the other: nothing is held twice
@@ -237,7 +238,7 @@ def _base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise WireError(f"images is not base64: {error}.", status=422, code="schema") from None
+        raise _odd(f"images is not base64: {error}.") from None
 
 
 def _png(image: UInt8[np.ndarray, "3 height width"]) -> bytes:
@@ -251,11 +252,10 @@ def _png(image: UInt8[np.ndarray, "3 height width"]) -> bytes:
 def _png_size(file: bytes) -> tuple[int, int]:
     """Height and width as the head of the file says; other kinds of PNG would be converted silently, so they are refused."""
     if len(file) < 33 or file[:8] != PNG_START or file[12:16] != b"IHDR":
-        raise WireError("An image is not a PNG file.", status=422, code="schema")
+        raise _odd("An image is not a PNG file.")
     width, height, depth, colour = struct.unpack(">IIBB", file[16:26])
     if (depth, colour) != (8, 2):
-        message = f"An image is a PNG of {depth} bits and colour type {colour}: send 8-bit RGB (colour type 2)."
-        raise WireError(message, status=422, code="schema")
+        raise _odd(f"An image is a PNG of {depth} bits and colour type {colour}: send 8-bit RGB (colour type 2).")
     return height, width
 
 
@@ -268,7 +268,7 @@ def _pixels(file: bytes) -> UInt8[np.ndarray, "3 height width"]:
         with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
             return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:  # noqa: BLE001 — whatever a parser raises on foreign bytes, they are what is wrong
-        raise WireError(f"An image is a damaged PNG file: {error}.", status=422, code="schema") from None
+        raise _odd(f"An image is a damaged PNG file: {error}.") from None
 
 
 def _from_safetensors(body: bytes, limits: Limits) -> Batch:
@@ -279,8 +279,7 @@ def _from_safetensors(body: bytes, limits: Limits) -> Batch:
     found = {name: tensor["dtype"] for name, tensor in tensors.items()}
     if found != ALLOWED:
         shown = f"{len(found)}: " + ", ".join(f"{name!r} {found[name]}" for name in sorted(found)[:4])
-        message = f"The body must hold the tensors images, F32, and request, U8, and nothing else; it has {shown}."
-        raise WireError(message, status=422, code="schema")
+        raise _odd(f"The body must hold the tensors images, F32, and request, U8, and nothing else; it has {shown}.")
     request = parsed(PromptsRequest.model_validate_json, bytes(tensors["request"]["data"]), "request")
     shape = tensors["images"]["shape"]
     _check_shape(shape, request.prompts, limits)
@@ -288,5 +287,5 @@ def _from_safetensors(body: bytes, limits: Limits) -> Batch:
     try:
         _check_floats(images)
     except ValueError as error:
-        raise WireError(str(error), status=422, code="schema") from None
+        raise _odd(str(error)) from None
     return Batch(images, tuple(request.prompts), _metadata(request))

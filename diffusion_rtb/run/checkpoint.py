@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from diffusion_rtb.config.nested import leaves
+from diffusion_rtb.config.section import leaves
 from diffusion_rtb.files.whole import flush, reason_and_remedy
 from diffusion_rtb.run.checkpoint_reading import (
     FORMAT,

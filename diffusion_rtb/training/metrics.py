@@ -83,14 +83,13 @@ def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
         own: The posterior's own trajectories, drawn without exploration noise.
         beta: nats per unit of reward.
     """
-    prior = torch.zeros_like(own.log_ratio)
-    profile = own.log_ratio.mean(0)
+    profile, log_w = own.log_ratio.mean(0), beta * own.reward - own.log_ratio.sum(1)
     return {
         "reward": within_prompts(lambda r: float(r.mean()), own.reward, own.prompt),
         "reward_std": float(own.reward.std(correction=0)),
-        "elbo": elbo(own.reward, own.log_ratio, prior, beta, own.prompt),
-        "kl": kl(own.log_ratio, prior, own.prompt),
-        "ess": ess(beta * own.reward - own.log_ratio.sum(1), own.prompt),
+        "elbo": elbo(log_w, own.prompt),
+        "kl": kl(own.log_ratio, torch.zeros_like(own.log_ratio), own.prompt),
+        "ess": ess(log_w, own.prompt),
         "kl_peak_step": float(profile.abs().argmax()),
         "kl_peak_share": float(profile.abs().max() / profile.abs().sum().clamp(min=1e-12)),
     }

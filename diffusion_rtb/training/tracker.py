@@ -17,7 +17,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from diffusion_rtb.config.nested import leaves
+from diffusion_rtb.config.section import leaves
 from diffusion_rtb.files.terminal import console
 from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows

@@ -17,4 +17,4 @@ class ELBO(Metric):
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> float:
         """Mean over prompts."""
-        return elbo(posterior.reward, *posterior.densities, beta, posterior.prompt)
+        return elbo(posterior.log_weights(beta), posterior.prompt)
