@@ -274,7 +274,7 @@ def test_an_on_policy_objective_refuses_other_trajectories(
     name: str, behaviour: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"is on-policy: .*Set that to 0, or use rtb, trust_pcl or an importance-weighted"
+        ValueError, match=r"is on-policy: .*Take them out, .* or use rtb, trust_pcl or an importance-weighted"
     ):
         assemble(config(tmp_path, objective={"component": name}, behaviours=behaviour))
 
