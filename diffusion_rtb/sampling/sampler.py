@@ -20,7 +20,7 @@ from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.scoring.call import evaluate_reward
 
-__all__ = ["Sampler", "Stopwatch", "numbered", "occurrences"]
+__all__ = ["DecodingError", "Sampler", "Stopwatch", "decoded", "numbered", "occurrences"]
 
 
 class Stopwatch:
