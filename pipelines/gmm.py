@@ -140,7 +140,7 @@ class GMM(VectorPrior):
         """
         if modes is None:
             modes, weights = list(POSTERIOR), list(POSTERIOR.values()) if weights is None else weights
-        return self.mixture.weighted(modes, [1 / len(modes)] * len(modes) if weights is None else weights)
+        return self.mixture.weighted(modes, weights)
 
     @contextmanager
     def as_exact(self, posterior: Mixture) -> Iterator[None]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.chain.scheduler import StepCall, previous_sample
+from diffusion_rtb.config.component_errors import nearest
 from pipelines._diffusers.scheduler import takes_eta
 
 __all__ = ["SCHEDULERS", "Schedule", "StepCoefficients", "build_vector_scheduler", "step_coefficients"]
@@ -61,8 +61,7 @@ class Schedule:
         known = asdict(default)
         for key in given or {}:
             if key not in known:
-                near = get_close_matches(key, known, n=1) or known
-                raise ValueError(f"schedule has no {key!r}; did you mean {' or '.join(near)}?")
+                raise ValueError(f"schedule has no {key!r}.{nearest(key, known)} It has {', '.join(known)}.")
         return Schedule(**known | {key: float(value) for key, value in (given or {}).items()})
 
     def alpha_bar(self, steps: int) -> Float[Tensor, " steps_and_one"]:
@@ -97,9 +96,8 @@ def build_vector_scheduler(name: str, schedule: Schedule, steps: int) -> Any:
 def check_scheduler(name: str, steps: int) -> None:
     """Refuse schedulers whose chain the closed forms do not describe, and chains without a first and a last step."""
     if name not in SCHEDULERS:
-        near = get_close_matches(name, SCHEDULERS, n=1, cutoff=0.7)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(SCHEDULERS)}."
-        raise ValueError(f"scheduler={name!r} is not one that the vector priors run with: {hint}")
+        hint = f"{nearest(name, SCHEDULERS)} Choose one of {', '.join(SCHEDULERS)}."
+        raise ValueError(f"scheduler={name!r} is not one that the vector priors run with.{hint}")
     if steps < 2:
         raise ValueError(f"steps={steps}: a chain needs at least 2 steps, for example 50.")
 

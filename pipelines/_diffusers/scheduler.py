@@ -15,6 +15,7 @@ import torch
 
 from diffusion_rtb.chain.recordable import DeterministicStepError, check_single_step
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
+from diffusion_rtb.config.component_errors import nearest
 
 __all__ = ["build_scheduler", "check_eta", "check_sampler", "own_settings", "scheduler_class", "takes_eta"]
 
@@ -66,8 +67,7 @@ def build_scheduler(
     known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
     for key in arguments:
         if key not in known:
-            near = get_close_matches(key, known, n=1) or known
-            raise ValueError(f"{cls.__name__} has no argument {key!r}; did you mean {' or '.join(near)}?")
+            raise ValueError(f"{cls.__name__} has no argument {key!r}.{nearest(key, known)} It has {', '.join(known)}.")
     fixed = {key: value for key, value in (always or {}).items() if key in known}
     try:
         built = cls.from_config(dict(config), **(fixed | dict(arguments)))

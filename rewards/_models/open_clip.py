@@ -44,8 +44,7 @@ class OpenClip(TwoTowers):
         model: "emoji-clip", an architecture name of open_clip, a folder with `open_clip_config.json`, or `hf-hub:ID`.
         weights: For an architecture name: a local file, OpenAI's TorchScript archives included, or one of open_clip's tags,
             which downloads.
-        batch: Images per network call.
-        dtype: Of the network.
+        batch, dtype: See `TwoTowers`.
     """
 
     def __init__(self, model: str, weights: str | None = None, *, batch: int = 64, dtype: Dtype = "float32") -> None:
@@ -64,7 +63,8 @@ class OpenClip(TwoTowers):
             reason = " ".join(str(error).split())[:400]
             raise ValueError(f"The weights of open_clip model {model!r} do not load{source}: {reason}") from error
         _check_bias(network, _weights_in(folder) if folder else weights)
-        self._set(network, Preprocess.of_open_clip(network.visual.preprocess_cfg), _tokenizer(name, network))
+        self.preprocess = Preprocess.of_open_clip(network.visual.preprocess_cfg)
+        self.tokenizer = _tokenizer(name, network)
         super().__init__(network, model, batch=batch, dtype=dtype)
 
     @classmethod
@@ -77,8 +77,7 @@ class OpenClip(TwoTowers):
             architecture: A vision transformer of open_clip.
             weights: A local file, or `hf-hub:OWNER/NAME/FILE`, in open_clip's or OpenAI's layout.
             preprocess: How images are fitted into the network's input: "shortest", "fit", … (see `Preprocess`).
-            batch: Images per network call.
-            dtype: Of the network.
+            batch, dtype: See `TwoTowers`.
         """
         import open_clip
 
@@ -90,14 +89,10 @@ class OpenClip(TwoTowers):
         side, context = config["vision_cfg"]["image_size"], config["text_cfg"]["context_length"]
         settings = {**vars(open_clip.transform.PreprocessCfg(side)), "resize_mode": preprocess}
         model = cls.__new__(cls)
-        model._set(
-            network, Preprocess.of_open_clip(settings), open_clip.get_tokenizer(architecture, context_length=context)
-        )
+        model.preprocess = Preprocess.of_open_clip(settings)
+        model.tokenizer = open_clip.get_tokenizer(architecture, context_length=context)
         TwoTowers.__init__(model, network, str(path), batch=batch, dtype=dtype)
         return model
-
-    def _set(self, network: Any, preprocess: Preprocess, tokenizer: Any) -> None:
-        self.model, self.preprocess, self.tokenizer = network, preprocess, tokenizer
 
     def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """See `TwoTowers`."""

@@ -367,7 +367,7 @@ def test_the_constructor_checks_too() -> None:
             r"EulerDiscreteScheduler draws no noise.*DDIMScheduler \(with eta 1\.0\)",
         ),
         ({"scheduler": "DPMSolverMultistepScheduler"}, "sde-dpmsolver"),
-        ({"scheduler_arguments": {"timesteps_spacing": "trailing"}}, "did you mean timestep_spacing"),
+        ({"scheduler_arguments": {"timesteps_spacing": "trailing"}}, "Did you mean 'timestep_spacing'"),
         ({"scheduler": "DDPMScheduler", "eta": 0.5}, "DDPMScheduler has no eta"),
         ({"steps": 2000}, "0 to 999"),
         ({"steps": None, "timesteps": [900, 500]}, r"DDIMScheduler takes no timesteps.*DDPMScheduler"),
