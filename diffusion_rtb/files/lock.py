@@ -21,7 +21,7 @@ from pathlib import Path
 
 from diffusion_rtb.files.whole import explained
 
-__all__ = ["LOCK", "FolderInUseError", "folder_lock"]
+__all__ = ["LOCK", "FolderInUseError", "folder_lock", "one_at_a_time"]
 
 try:
     import fcntl
@@ -67,6 +67,21 @@ def folder_lock(folder: Path, use: bool = True) -> Iterator[None]:
     finally:
         _held.remove(key)
         os.close(descriptor)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for `folder`, which is made; without locks, `folder_lock` has to do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if descriptor is not None:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _locked(folder: Path) -> int:

@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffusion_rtb.config.section import leaves
+from diffusion_rtb.files.lock import one_at_a_time
 from diffusion_rtb.files.whole import flush, reason_and_remedy
 from diffusion_rtb.run.checkpoint_reading import (
     FORMAT,
@@ -47,12 +48,6 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
 ]
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 WRITING, REMOVING = ".writing-", ".removing-"
 """Folders with these prefixes are not checkpoints yet, and no longer checkpoints."""
@@ -92,7 +87,7 @@ def save_checkpoint(
     groups = {**tensors, **{name: each.rest for name, each in saving.items()}}
     room = _room(folder, [*groups.values(), *(each.fresh for each in saving.values())], text)
     final, temporary = folder / f"{iteration:08d}", folder / f"{WRITING}{iteration:08d}"
-    with _explained(folder, room), _one_at_a_time(folder):
+    with _explained(folder, room), one_at_a_time(folder):
         _sweep(folder)
         try:
             known = {}
@@ -226,7 +221,7 @@ def _publish(temporary: Path, final: Path) -> None:
 def clear_leftovers(folder: Path) -> None:
     """Clear what killed saves left behind; whoever calls it is the only one to write there."""
     if folder.is_dir():
-        with _one_at_a_time(folder):
+        with one_at_a_time(folder):
             _sweep(folder)
             _clear_memories(folder)
 
@@ -271,18 +266,3 @@ def _room(folder: Path, groups: Sequence[Mapping[str, Tensor]], state: bytes) ->
     )
     sizes = [sum(t.numel() * t.element_size() + 100 + len(name) for name, t in group.items()) for group in groups]
     return sum(-(-size // block) * block for size in (*sizes, len(state), 150 * (len(sizes) + 2), block))
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other process saves here; where folders cannot be locked, the run's own lock has to do."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY) if fcntl is not None else None
-    try:
-        if descriptor is not None:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)

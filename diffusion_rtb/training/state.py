@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,16 +30,14 @@ from diffusion_rtb.scoring.memory import load_reward, reward_tensors
 
 __all__ = [
     "Facts",
-    "Number",
-    "Optimizer",
+    "Part",
     "State",
-    "Stateful",
-    "Tensors",
     "load",
     "load_training",
     "parts_of",
     "save_training",
     "snapshot",
+    "tensors_alone",
 ]
 
 
@@ -51,59 +50,22 @@ class State:
     """What JSON can hold; None: the part is tensors alone."""
 
 
-@runtime_checkable
-class Stateful(Protocol):
-    """A part of a run that changes while it is trained."""
-
-    def state(self) -> State:
-        """All of it; its tensors may be the ones in use."""
-
-    def load(self, state: State) -> None:
-        """Go on from what `state` gave."""
-
-
 @dataclass(frozen=True, eq=False)
-class Tensors:
-    """A part that is tensors alone, by what gives and what takes them."""
+class Part:
+    """A part of a run that changes while it is trained, by what gives and what takes all of it."""
 
-    give: Callable[[], Mapping[str, Tensor]]
-    take: Callable[[Mapping[str, Tensor]], object]
-
-    def state(self) -> State:
-        return State(self.give())
-
-    def load(self, state: State) -> None:
-        self.take(state.tensors)
+    state: Callable[[], State]
+    """Its tensors may be the ones in use."""
+    load: Callable[[State], object]
+    """Go on from what `state` gave."""
 
 
-@dataclass(frozen=True, eq=False)
-class Number:
-    """A part that is one number."""
-
-    give: Callable[[], float]
-    take: Callable[[float], object]
-
-    def state(self) -> State:
-        return State({}, self.give())
-
-    def load(self, state: State) -> None:
-        self.take(float(state.values))
+def tensors_alone(give: Callable[[], Mapping[str, Tensor]], take: Callable[[Mapping[str, Tensor]], object]) -> Part:
+    """A part without other values."""
+    return Part(lambda: State(give()), lambda state: take(state.tensors))
 
 
-@dataclass(frozen=True, eq=False)
-class Optimizer:
-    """The moments of an optimizer, and its settings."""
-
-    optimizer: torch.optim.Optimizer
-
-    def state(self) -> State:
-        return State(*pack_optimizer(self.optimizer.state_dict()))
-
-    def load(self, state: State) -> None:
-        self.optimizer.load_state_dict(unpack_optimizer(state.tensors, state.values))
-
-
-def parts_of(sampler: Sampler, objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Stateful]:
+def parts_of(sampler: Sampler, objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Part]:
     """What every run has: posterior, objective, optimizer, the reward's memory, and the global generators."""
     prior = sampler.prior
 
@@ -112,15 +74,20 @@ def parts_of(sampler: Sampler, objective: Objective, optimizer: torch.optim.Opti
             objective.load_state_dict(dict(tensors))
 
     return {
-        "posterior": Tensors(prior.parameters, lambda tensors: load_parameters(prior, tensors)),
-        "objective": Tensors(objective.state_dict, take),
-        "optimizer": Optimizer(optimizer),
-        "rng": Tensors(rng_state, set_rng_state),
-        "reward": Tensors(lambda: reward_tensors(sampler.reward), lambda tensors: load_reward(sampler.reward, tensors)),
+        "posterior": tensors_alone(prior.parameters, partial(load_parameters, prior)),
+        "objective": tensors_alone(objective.state_dict, take),
+        "optimizer": Part(
+            lambda: State(*pack_optimizer(optimizer.state_dict())),
+            lambda state: optimizer.load_state_dict(unpack_optimizer(state.tensors, state.values)),
+        ),
+        "rng": tensors_alone(rng_state, set_rng_state),
+        "reward": tensors_alone(
+            lambda: reward_tensors(sampler.reward), lambda tensors: load_reward(sampler.reward, tensors)
+        ),
     }
 
 
-def snapshot(parts: Mapping[str, Stateful]) -> dict[str, State]:
+def snapshot(parts: Mapping[str, Part]) -> dict[str, State]:
     """A copy of the parts, on the CPU."""
     states = {name: part.state() for name, part in parts.items()}
     return {
@@ -129,7 +96,7 @@ def snapshot(parts: Mapping[str, Stateful]) -> dict[str, State]:
     }
 
 
-def load(parts: Mapping[str, Stateful], states: Mapping[str, State]) -> None:
+def load(parts: Mapping[str, Part], states: Mapping[str, State]) -> None:
     """Put every part back to its state."""
     for name, part in parts.items():
         part.load(states[name])
@@ -150,18 +117,9 @@ class Facts:
 
 
 def save_training(
-    folder: Path, facts: Facts, parts: Mapping[str, Stateful], config: Mapping[str, Any], keep: int, on_disk: Memories
+    folder: Path, facts: Facts, parts: Mapping[str, Part], config: Mapping[str, Any], keep: int, on_disk: Memories
 ) -> Path:
-    """Write all parts, atomically, see `run/checkpoint.py`.
-
-    Args:
-        folder: Of the run's checkpoints.
-        facts: Where the run is.
-        parts: By name: their tensors are a file each, their values are in state.json under that name.
-        config: The run's.
-        keep: Checkpoints that stay.
-        on_disk: What is known to be there already; brought up to date.
-    """
+    """Write all parts, see `save_checkpoint`: their tensors are a file each, their values are in state.json under their name."""
     states = {name: part.state() for name, part in parts.items()}
     tensors = {name: {key: tensor.detach() for key, tensor in state.tensors.items()} for name, state in states.items()}
     values = {name: state.values for name, state in states.items() if state.values is not None}
@@ -169,16 +127,8 @@ def save_training(
     return save_checkpoint(folder, facts.iteration, tensors, found, keep, on_disk)
 
 
-def load_training(found: Checkpoint, facts: Facts, parts: Mapping[str, Stateful]) -> Facts:
-    """Put all parts to where a checkpoint left them.
-
-    Args:
-        found: The checkpoint.
-        facts: Of this run, as it is.
-        parts: Of this run.
-
-    Returns:
-        Where the run was.
+def load_training(found: Checkpoint, facts: Facts, parts: Mapping[str, Part]) -> Facts:
+    """Put all parts to where a checkpoint left them; returns where the run was, `facts` are of this run as it is.
 
     Raises:
         CheckpointError: it was written with another prior, sampler or adapter, or by another version.

@@ -34,7 +34,17 @@ from diffusion_rtb.training.observers import Checkpoints, Observer
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.rounding_floor import first_floor
 from diffusion_rtb.training.schedules import learning_rate_factor, prompt_rows
-from diffusion_rtb.training.state import Facts, Number, Tensors, load, load_training, parts_of, save_training, snapshot
+from diffusion_rtb.training.state import (
+    Facts,
+    Part,
+    State,
+    load,
+    load_training,
+    parts_of,
+    save_training,
+    snapshot,
+    tensors_alone,
+)
 from diffusion_rtb.training.stop_signal import Stopped, StopSignal
 from diffusion_rtb.training.warm_up import learn_statistics, warm_up
 
@@ -88,9 +98,10 @@ class Trainer:
         self.target = target
         self.uses_kl = ObjectiveTraits.of(objective).uses_kl
         self.optimizer = adam(self.prior.parameters().values(), objective, config.train)
-        self.parts = parts_of(sampler, objective, self.optimizer) | {"beta": Number(lambda: self.beta, target.load)}
+        beta = Part(lambda: State({}, self.beta), lambda state: target.load(float(state.values)))
+        self.parts = parts_of(sampler, objective, self.optimizer) | {"beta": beta}
         self.memories = {
-            f"source-{name}": Tensors(source.tensors, source.load) for name, (source, _) in sources.items()
+            f"source-{name}": tensors_alone(source.tensors, source.load) for name, (source, _) in sources.items()
         }
         self.on_disk: Memories = {}
         self.iteration = 0
