@@ -51,12 +51,7 @@ def counted(records: Int[Tensor, "n 2"]) -> dict[int, int]:
 
 
 def pack(memory: Memory, added: Mapping[int, int]) -> dict[str, Tensor]:
-    """A memory as named tensors, of the form that `run/memories.py` writes; empty if it is.
-
-    Args:
-        memory: What is stored.
-        added: How many trajectories of each row were ever stored.
-    """
+    """A memory as named tensors, of the form that `run/memories.py` writes; `added` is how many each row was ever given."""
     if not memory:
         return {}
     held = Batch.cat([memory[row] for row in sorted(memory)])

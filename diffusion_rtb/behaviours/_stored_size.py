@@ -75,9 +75,6 @@ def check_room(config: RunConfig, prior: Prior, objective: Objective, mixture: M
 
     Full, they are held twice in memory while a checkpoint is written. Their files hold up to twice what is remembered, and may be
     there beside new ones until the last checkpoint that refers to them is gone.
-
-    Raises:
-        ValueError: with the arithmetic and what would fit.
     """
     found = stores(config, prior, objective, mixture)
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())

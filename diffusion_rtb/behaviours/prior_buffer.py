@@ -22,11 +22,8 @@ def prior_trajectories(
 ) -> Iterator[Batch]:
     """Trajectories of the prior, with log_p and reward: one micro-batch after the other, each on the CPU.
 
-    Args:
-        sampler: Draws them.
-        run_seed: The run's seed.
-        numbered: (prompt row, number) of each; the number decides its noise.
-        between: Called before each micro-batch; what it raises ends the drawing.
+    `numbered` is (prompt row, number) of each; the number decides its noise. `between` is called before each micro-batch; what it
+    raises ends the drawing.
     """
     for chunk in sampler.chunks(len(numbered)):
         between()

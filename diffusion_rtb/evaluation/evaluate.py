@@ -75,13 +75,14 @@ def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
         after, right = draw(sampler, config.eval, counts[1], config.seed, posterior=True, advance=advances[1], **tools)
     numbers = summarise(before, after, sampler.prompts, run.progress.beta, config.eval, metrics)
     numbers |= {"run": run.progress.as_json()}
+    picture, card = _picture(left, right, sampler.prompts), _card(numbers, metrics)
+    show(numbers, metrics, console())
     folder = run.folder / "eval"
     folder.mkdir(exist_ok=True)
     write_json(folder / "metrics.json", numbers)
-    save_png(_picture(left, right, sampler.prompts), folder / "side_by_side.png")
-    export_posterior(config, prior, run.folder, run.progress, evaluation=_card(numbers, metrics))
+    save_png(picture, folder / "side_by_side.png")
+    export_posterior(config, prior, run.folder, run.progress, evaluation=card)
     write_json(folder / "timing.json", {"seconds": perf_counter() - start} | sampler.stopwatch.read())
-    show(numbers, metrics, console())
     say(f"Pictures: {folder / 'side_by_side.png'}   numbers: {folder / 'metrics.json'}")
     return numbers
 

@@ -33,11 +33,7 @@ DOT, FRAME = (0.12, 0.35, 0.65), 0.85
 
 
 def to_pil(image: Float[Tensor, "*shape"]) -> Image.Image:
-    """One RGB picture from values in [0, 1]; values outside are clipped.
-
-    Raises:
-        ValueError: it is no picture.
-    """
+    """One RGB picture from values in [0, 1]; values outside are clipped."""
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(
             f"A sample of shape {tuple(image.shape)} is no picture (3, height, width): an analytic prior's are vectors. "
@@ -122,11 +118,7 @@ def side_by_side(
     *,
     captions: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]] | None = None,
 ) -> Image.Image:
-    """One row per prompt: the prior's pictures left, the posterior's from the same seeds right.
-
-    Raises:
-        ValueError: the two sides differ in shape.
-    """
+    """One row per prompt: the prior's pictures left, the posterior's from the same seeds right."""
     if prior.shape != posterior.shape:
         raise ValueError(f"Both sides need equal shapes, got {tuple(prior.shape)} and {tuple(posterior.shape)}.")
     texts = None if captions is None else [t for left, right in zip(*captions, strict=True) for t in [*left, *right]]

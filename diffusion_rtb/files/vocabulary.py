@@ -31,12 +31,7 @@ AGAIN = "copy or download the folder again."
 
 
 def load_tokenizer(tokenizer_class: Any, name: str | Path, **options: Any) -> Any:
-    """A tokenizer of transformers that has its vocabulary.
-
-    Args:
-        tokenizer_class: With `from_pretrained`.
-        name: A folder or a hub id.
-        options: Of `from_pretrained`.
+    """A tokenizer of transformers that has its vocabulary, from a folder or hub id `name`; options are of `from_pretrained`.
 
     Raises:
         ValueError: files are missing or damaged, or the vocabulary is empty.

@@ -23,15 +23,7 @@ def export_posterior(
     trained: Progress,
     evaluation: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Write FOLDER/lora, whole or not at all: weights that plain diffusers loads, and their card; return that folder.
-
-    Args:
-        config: Of the run that trained the posterior.
-        prior: With the posterior attached.
-        folder: The run's folder.
-        trained: How far, and for which beta.
-        evaluation: The card's table, metric -> {"prior": value, "posterior": value}; None: not evaluated yet.
-    """
+    """Write FOLDER/lora, whole or not at all: weights that plain diffusers loads, and their card, see `model_card`."""
     target = Path(folder, "lora")
     card = model_card(
         config.model_dump(mode="json"),

@@ -26,7 +26,7 @@ from diffusion_rtb.files.lock import LOCK, folder_lock
 from diffusion_rtb.files.whole import clear_unfinished, write_text
 from diffusion_rtb.run.checkpoint import clear_leftovers
 from diffusion_rtb.run.checkpoint_reading import Checkpoint, candidates, latest_state, read_latest
-from diffusion_rtb.run.manifest import MANIFEST, note_start
+from diffusion_rtb.run.manifest import MANIFEST, manifest_text
 from diffusion_rtb.run.metrics_file import METRICS, read_rows
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "name_free_again",
     "open_run",
     "run_folder",
-    "save_config",
 ]
 
 CHECKPOINTS = "checkpoints"
@@ -99,37 +98,30 @@ def open_run(config: RunConfig, folder: Path | None = None) -> Checkpoint | None
     _check_config(config, folder, None if found is None else (found.path, found.state))
     if found is None:
         _check_progress(config, folder)
+    files = _config_files(config) | {MANIFEST: manifest_text(config, folder)}
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder / CHECKPOINTS)
     for place in (folder, folder / "samples", folder / "eval"):
         clear_unfinished(place)
-    save_config(config, folder)
-    note_start(config, folder)
+    for name, text in files.items():
+        write_text(folder / name, text)
     return found
 
 
-def save_config(config: RunConfig, folder: Path | str) -> Path:
-    """Write `config.yaml` into `folder`, whole or not at all, and return its path; prompts of a file go to `prompts.jsonl`."""
-    path = Path(folder, CONFIG)
-    if config.prompts.file is not None:
-        write_text(Path(folder, PROMPTS), config.prompts.table().lines)
-        own = config.prompts.model_copy(update={"file": PROMPTS})
-        config = config.model_copy(update={"prompts": own})
-    write_text(path, config_text(config))
-    return path
+def _config_files(config: RunConfig) -> dict[str, str]:
+    """What is written of a config; prompts of a file go to a file beside it."""
+    if config.prompts.file is None:
+        return {CONFIG: config_text(config)}
+    own = config.prompts.model_copy(update={"file": PROMPTS})
+    return {PROMPTS: config.prompts.table().lines, CONFIG: config_text(config.model_copy(update={"prompts": own}))}
 
 
 @contextmanager
 def hold_run(folder: Path, use: bool = True) -> Iterator[None]:
-    """Be the only command that writes into the run's folder, which is made if it is not there.
-
-    Args:
-        folder: The run's.
-        use: False: do nothing, as all processes of one run but the main one.
+    """Be the only command that writes into the run's folder, which is made if it is not there; see `folder_lock`.
 
     Raises:
         RunFolderError: the folder holds files that are not a run.
-        FolderInUseError: another command holds it.
     """
     if use:
         check_place(folder)
@@ -162,17 +154,9 @@ def name_free_again(config: RunConfig, folder: Path | None = None, use: bool = T
 def check_trained_config(
     config: RunConfig, state: Mapping[str, Any], checkpoint: Path, remedy: str, *, what: str
 ) -> None:
-    """Refuse a config that a checkpoint was not trained with.
+    """Refuse a config that differs from the one in a checkpoint's state in more than MAY_CHANGE; all that differs is listed.
 
-    Args:
-        config: The one in use.
-        state: The checkpoint's.
-        checkpoint: Its folder.
-        remedy: What to do instead.
-        what: Beginning of the message.
-
-    Raises:
-        RunFolderError: they differ in more than MAY_CHANGE; every differing key is listed with both values.
+    `what` is the beginning of the RunFolderError, `remedy` the sentence on what to do instead.
     """
     try:
         trained = RunConfig.model_validate(state["config"])
@@ -199,21 +183,13 @@ ANOTHER = "Choose another name (name=...)"
 
 
 def check_same(config: RunConfig, folder: Path, remedy: str = ANOTHER) -> None:
-    """Refuse a folder that is no run's, or that of another config; `remedy` is the beginning of a sentence on what to do.
-
-    Raises:
-        RunFolderError: it says what differs.
-    """
+    """Refuse a folder that is no run's, or that of another config; `remedy` is the beginning of a sentence on what to do."""
     check_place(folder, remedy)
     _check_config(config, folder, latest_state(folder / CHECKPOINTS), remedy)
 
 
 def check_place(folder: Path, remedy: str = ANOTHER) -> None:
-    """Refuse a folder that is no run's.
-
-    Raises:
-        RunFolderError: it holds something else.
-    """
+    """Refuse a folder that holds something else than a run."""
     if _holds_something(folder) and not is_run(folder) and not (folder / CONFIG).is_file():
         raise RunFolderError(
             f"{folder} exists and is not a run's folder: it has no {CONFIG}. {remedy}, or delete {folder} to start afresh."

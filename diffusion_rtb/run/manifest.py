@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 from diffusion_rtb.config.load import RunConfig
-from diffusion_rtb.files.whole import write_json
 
-__all__ = ["MANIFEST", "last_directory", "manifest_entry", "note_start"]
+__all__ = ["MANIFEST", "last_directory", "manifest_text"]
 
 MANIFEST = "manifest.json"
 
@@ -36,8 +35,8 @@ LIBRARIES = (
 log = logging.getLogger(__name__)
 
 
-def note_start(config: RunConfig, folder: Path) -> None:
-    """Append an entry; a manifest that cannot be read is kept beside the new one under another name."""
+def manifest_text(config: RunConfig, folder: Path) -> str:
+    """The manifest with one entry more; one that cannot be read is kept under another name, and a new one begun."""
     path = folder / MANIFEST
     try:
         starts = _starts(path)
@@ -46,7 +45,7 @@ def note_start(config: RunConfig, folder: Path) -> None:
         path.rename(aside)
         log.warning("%s is damaged (%s). It is kept as %s, and a new one begun.", path, error, aside.name)
         starts = []
-    write_json(path, {"starts": [*starts, manifest_entry(config)]}, indent=2)
+    return json.dumps({"starts": [*starts, _entry(config)]}, indent=2) + "\n"
 
 
 def last_directory(folder: Path) -> str | None:
@@ -72,7 +71,7 @@ def _starts(path: Path) -> list[Any]:
     return list(held["starts"])
 
 
-def manifest_entry(config: RunConfig) -> dict[str, Any]:
+def _entry(config: RunConfig) -> dict[str, Any]:
     """What a later reader needs to repeat the run: time, command, versions, git state, hardware, hash of the prompts."""
     prompts = config.prompts.table()
     return {

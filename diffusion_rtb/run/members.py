@@ -1,7 +1,7 @@
 """Are the members of a built prior or objective what they will be taken for? Asked before training, not where they are needed.
 
 Some are needed only hours later: what `fingerprint` says in the model card, `export` and `snippet` at the end. `interfaces.py` has
-them all, the optional ones too.
+them all, the optional ones too. What is wrong is a ValueError that names the member, what it is, and what it has to be.
 """
 
 from __future__ import annotations
@@ -14,16 +14,9 @@ from numbers import Real
 from typing import Any, get_args
 
 import torch
+from torch.nn import Parameter
 
-from diffusion_rtb.abilities import (
-    ChecksSteps,
-    Entry,
-    HasBaseModel,
-    HasElsewhere,
-    HasEntry,
-    HasSnippet,
-    ObjectiveTraits,
-)
+from diffusion_rtb.abilities import ChecksSteps, Entry, HasElsewhere, HasSnippet, ObjectiveTraits
 from diffusion_rtb.interfaces import WarmsUp
 
 __all__ = ["check_attached", "check_objective_members", "check_prior_members"]
@@ -53,69 +46,49 @@ where there is no `guidance`."""
 
 
 def check_prior_members(prior: Any) -> None:
-    """Refuse a prior whose methods cannot be called as they will be, or whose attributes are of another kind.
-
-    Raises:
-        ValueError: naming the member, what it is, and what it has to be.
-    """
+    """Refuse a prior whose methods cannot be called as they will be, or whose attributes are of another kind."""
     what = f"The prior {type(prior).__name__}"
     for name, (positions, names) in CALLS.items():
         if isinstance(prior, OPTIONAL.get(name, object)):
             _check_call(what, name, getattr(prior, name, None), positions, names)
-    dims = prior.dims
-    if not (isinstance(dims, tuple) and dims and all(isinstance(n, int) and n > 0 for n in dims)):
-        raise ValueError(
-            f"{what}: dims is {dims!r}; it is the shape of one state, a tuple of whole numbers: (4, 8, 8)."
-        )
-    if not isinstance(prior.device, torch.device):
-        raise ValueError(
-            f"{what}: device is {prior.device!r}; it must be a torch.device: torch.device({prior.device!r})."
-        )
-    if isinstance(prior, HasEntry) and prior.entry not in (None, *get_args(Entry)):
-        raise ValueError(f"{what}: entry is {prior.entry!r}; it is one of {get_args(Entry)}, None or absent.")
-    if isinstance(prior, HasBaseModel) and not isinstance(prior.base_model, str):
-        raise ValueError(
-            f"{what}: base_model is {prior.base_model!r}; it is the text by which the model card calls the prior."
-        )
-    block = prior.as_prior()
-    if not isinstance(block, AbstractContextManager):
-        raise ValueError(f"{what}: as_prior returned a {type(block).__name__}; decorate it with @contextmanager.")
+    dims, device, block = prior.dims, prior.device, prior.as_prior()
+    entry, base = getattr(prior, "entry", None), getattr(prior, "base_model", "")
+    shape = isinstance(dims, tuple) and dims != () and all(isinstance(n, int) and n > 0 for n in dims)
+    known = (None, *get_args(Entry))
+    manager = isinstance(block, AbstractContextManager)
+    _require(shape, what, f"dims is {dims!r}; it is the shape of one state, a tuple of whole numbers: (4, 8, 8)")
+    _require(
+        isinstance(device, torch.device),
+        what,
+        f"device is {device!r}; it must be a torch.device: torch.device({device!r})",
+    )
+    _require(entry in known, what, f"entry is {entry!r}; it is one of {known[1:]}, None or absent")
+    _require(
+        isinstance(base, str), what, f"base_model is {base!r}; it is the text by which the model card calls the prior"
+    )
+    _require(manager, what, f"as_prior returned a {type(block).__name__}; decorate it with @contextmanager")
     _check_fingerprint(what, prior)
 
 
 def check_attached(prior: Any, prompt: str) -> None:
-    """Refuse a posterior without parameters, and what its model card could not be written from.
-
-    Args:
-        prior: With the posterior attached.
-        prompt: Of the run, for the card.
-
-    Raises:
-        ValueError: naming the member, what it is, and what it has to be.
-    """
+    """Refuse a posterior without parameters, and what its model card for `prompt` could not be written from."""
     what = f"The prior {type(prior).__name__}"
     _check_fingerprint(what, prior)
-    parameters = prior.parameters()
-    if not isinstance(parameters, Mapping) or not parameters:
-        raise ValueError(
-            f"{what}: parameters() is {_shown(parameters)} after attach; it is a mapping of names to the posterior's parameters."
-        )
-    for name, parameter in parameters.items():
-        if not isinstance(parameter, torch.nn.Parameter):
-            raise ValueError(f"{what}: parameters()[{name!r}] is a {type(parameter).__name__}; it must be a Parameter.")
+    found = prior.parameters()
+    some = isinstance(found, Mapping) and len(found) > 0
+    needed = "after attach; it is a mapping of names to the posterior's parameters"
+    _require(some, what, f"parameters() is {_shown(found)} {needed}")
+    for name, parameter in found.items():
+        kind = type(parameter).__name__
+        _require(isinstance(parameter, Parameter), what, f"parameters()[{name!r}] is a {kind}; it must be a Parameter")
     texts = {"snippet": prior.snippet(prompt=prompt)} if isinstance(prior, HasSnippet) else {}
     texts |= {"elsewhere": prior.elsewhere()} if isinstance(prior, HasElsewhere) else {}
     for name, text in texts.items():
-        if not isinstance(text, str):
-            raise ValueError(f"{what}: {name}(...) returned {_shown(text)}; it is a text for the model card.")
+        _require(isinstance(text, str), what, f"{name}(...) returned {_shown(text)}; it is a text for the model card")
 
 
 def check_objective_members(objective: Any) -> None:
-    """Refuse an objective whose optional attributes are of another kind than they are taken for.
-
-    Raises:
-        ValueError: naming the attribute, what it is, and what it has to be.
-    """
+    """Refuse an objective whose optional attributes are of another kind than they are taken for."""
     what = f"The objective {type(objective).__name__}"
     ObjectiveTraits.of(objective)
     if isinstance(objective, WarmsUp):
@@ -124,9 +97,13 @@ def check_objective_members(objective: Any) -> None:
         _check_call(what, "check_steps", objective.check_steps, ("steps",), ())
 
 
+def _require(sound: bool, what: str, wrong: str) -> None:
+    if not sound:
+        raise ValueError(f"{what}: {wrong}.")
+
+
 def _check_call(what: str, name: str, method: Any, positions: tuple[str, ...], names: tuple[str, ...]) -> None:
-    if not callable(method):
-        raise ValueError(f"{what}: {name} is {_shown(method)}; it is a method.")
+    _require(callable(method), what, f"{name} is {_shown(method)}; it is a method")
     try:
         signature = inspect.signature(method)
     except (TypeError, ValueError):  # written in another language
@@ -140,46 +117,39 @@ def _check_call(what: str, name: str, method: Any, positions: tuple[str, ...], n
 
 def _check_fingerprint(what: str, prior: Any) -> None:
     found = prior.fingerprint()
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{what}: fingerprint() is {_shown(found)}; it is a mapping of plain JSON values.")
+    _require(
+        isinstance(found, Mapping), what, f"fingerprint() is {_shown(found)}; it is a mapping of plain JSON values"
+    )
     try:
         first, second = (json.dumps(each, sort_keys=True, allow_nan=False) for each in (found, prior.fingerprint()))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{what}: fingerprint() holds something else than plain JSON values, e.g. a tensor, a dtype or NaN ({error})."
         ) from None
-    if first != second:
-        raise ValueError(
-            f"{what}: fingerprint() says something else at every call; a checkpoint is compared with it, so it must stay the same."
-        )
+    changing = (
+        "fingerprint() says something else at every call; a checkpoint is compared with it, so it must stay the same"
+    )
+    _require(first == second, what, changing)
     for key, needed in SECTIONS.items():
-        section = found.get(key)
-        if section is not None and not isinstance(section, Mapping):
-            raise ValueError(
-                f"{what}: fingerprint()[{key!r}] is {_shown(section)}; it is a mapping, None or absent: {{'kind': {section!r}}}."
-            )
-        lacking = [name for name in needed if section and found.get("guidance") and name not in section]
-        if lacking:
-            raise ValueError(
-                f"{what}: fingerprint()[{key!r}] has no {', '.join(lacking)}; beside `guidance` the model card reads {needed}."
-            )
+        section, said = found.get(key), f"fingerprint()[{key!r}]"
+        plain = section is None or isinstance(section, Mapping)
+        _require(plain, what, f"{said} is {_shown(section)}; it is a mapping, None or absent: {{'kind': {section!r}}}")
+        lacking = ", ".join(name for name in needed if section and found.get("guidance") and name not in section)
+        _require(not lacking, what, f"{said} has no {lacking}; beside `guidance` the model card reads {needed}")
     _check_numbers(what, found)
 
 
 def _check_numbers(what: str, found: Mapping[str, Any]) -> None:
     """What the card formats as numbers and lists."""
     adapter, guidance = found.get("adapter") or {}, found.get("guidance") or {}
-    if "rank" in adapter and not isinstance(adapter.get("alpha"), Real):
-        raise ValueError(
-            f"{what}: fingerprint()['adapter'] has a rank and alpha {adapter.get('alpha')!r}: a LoRA has a number."
-        )
-    modules = adapter.get("target_modules", [])
-    if not (isinstance(modules, list | tuple) and all(isinstance(name, str) for name in modules)):
-        raise ValueError(f"{what}: fingerprint()['adapter']['target_modules'] is {modules!r}; it is a list of names.")
-    if guidance and not (isinstance(guidance["scale"], Real) and found.get("sampler")):
-        raise ValueError(
-            f"{what}: fingerprint()['guidance'] needs a number as scale, and a `sampler` beside it; got {dict(guidance)}."
-        )
+    alpha, modules, said = adapter.get("alpha"), adapter.get("target_modules", []), "fingerprint()['adapter']"
+    scaled = "rank" not in adapter or isinstance(alpha, Real)
+    _require(scaled, what, f"{said} has a rank and alpha {alpha!r}: a LoRA has a number")
+    listed = isinstance(modules, list | tuple) and all(isinstance(name, str) for name in modules)
+    _require(listed, what, f"{said}['target_modules'] is {modules!r}; it is a list of names")
+    guided = "fingerprint()['guidance'] needs a number as scale, and a `sampler` beside it"
+    whole = not guidance or (isinstance(guidance["scale"], Real) and bool(found.get("sampler")))
+    _require(whole, what, f"{guided}; got {dict(guidance)}")
 
 
 def _shown(value: Any) -> str:

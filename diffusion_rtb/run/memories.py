@@ -112,13 +112,7 @@ def _still_used(kept: Kept, keys: tuple[tuple[int, int], ...]) -> Kept:
 def remembered(
     held: Mapping[str, Tensor], files: tuple[MemoryFile, ...], contents: list[bytes]
 ) -> tuple[dict[str, Tensor], Kept]:
-    """The group that was saved, and where it lies.
-
-    Args:
-        held: What the checkpoint holds of it.
-        files: What it refers to.
-        contents: Of these files.
-    """
+    """The group that was saved, of what the checkpoint holds of it and the files it refers to; and where it lies."""
     places = held[PLACES]
     records: dict[str, Tensor] = {}
     for number, content in enumerate(contents):
@@ -132,12 +126,7 @@ def remembered(
 
 
 def clear_unused(folder: Path, used: Mapping[str, Any]) -> None:
-    """Delete the files of FOLDER/memories that no checkpoint refers to; whoever calls it is the only one to write there.
-
-    Args:
-        folder: Of the checkpoints.
-        used: Names of the files in use, by group.
-    """
+    """Delete the files of FOLDER/memories but those `used`, names by group; whoever calls it is the only one to write there."""
     for group in (folder / MEMORIES).glob("*"):
         clear_unfinished(group)
         for path in group.glob("*.safetensors"):

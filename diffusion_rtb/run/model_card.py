@@ -96,8 +96,8 @@ def model_card(
     rows = evaluation or {}
     # The analytic priors of vectors have corrections of their own, and no text.
     lora = "rank" in (fingerprint.get("adapter") or {})
+    front = _front(base_model, license_id, lora)
     return environment.from_string(TEMPLATE).render(
-        front=write_yaml(_front(base_model, license_id, lora)),
         lora=lora,
         name=config["name"],
         base_model=base_model,
@@ -112,6 +112,7 @@ def model_card(
         elsewhere=elsewhere.rstrip(),
         recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint, trained).items()],
         evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],
+        front=write_yaml(front),
         config=write_yaml(plain),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusion_rtb.config.arguments import call_arguments
 from diffusion_rtb.config.components import build
-from diffusion_rtb.config.load import RunConfig, load_config
+from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
@@ -20,7 +20,6 @@ from diffusion_rtb.run.folder import (
     check_trained_config,
     find_run,
     is_run,
-    run_folder,
 )
 from diffusion_rtb.run.members import check_attached, check_prior_members
 from diffusion_rtb.run.process_state import load_parameters
@@ -80,11 +79,7 @@ class TrainedRun:
 
 
 def open_trained_run(run: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
-    """Read a run's folder; nothing but its checkpoint is loaded.
-
-    Args:
-        run: The folder.
-        overrides: Of `eval.*`.
+    """Read a run's folder, with overrides of `eval.*`; nothing but its checkpoint is loaded.
 
     Raises:
         RunFolderError: it is no run's folder, or its config is not the one that was trained.
@@ -111,18 +106,16 @@ def open_trained_run(run: Path | str, overrides: Sequence[str] = ()) -> TrainedR
 
 def _no_run(path: Path) -> str:
     """Why a path is no run, and where its run is or how it gets one."""
-    if not path.exists():
-        load_config(path)  # says what is there instead
-    if path.is_file():
-        if is_run(path.parent):
-            return f"{path} is a file in a run's folder: give that folder, {path.parent}."
-        folder = run_folder(load_config(path))
-        if is_run(folder):
-            return f"{path} is a config, and a run's folder is asked for: give {folder}."
-        return f"{path} is a config, and its run in {folder} is not there yet: train it with `python train.py {path}`."
     if (path / "config.yaml").is_file():
         return f"{path} has a config.yaml and no training yet: train it first with `python train.py {path}`."
-    return f"{path} is no run's folder: it has neither config.yaml nor checkpoints."
+    if path.is_dir():
+        return f"{path} is no run's folder: it has neither config.yaml nor checkpoints."
+    if path.is_file() and is_run(path.parent):
+        return f"{path} is a file in a run's folder: give that folder, {path.parent}."
+    _, folder = find_run(path)  # where there is none, its error says what is there instead
+    if is_run(folder):
+        return f"{path} is a config, and a run's folder is asked for: give {folder}."
+    return f"{path} is a config, and its run in {folder} is not there yet: train it with `python train.py {path}`."
 
 
 def attach_posterior(config: RunConfig, prior: Prior) -> None:

@@ -54,11 +54,8 @@ class Progress:
 def trained_beta(config: RunConfig, state: Mapping[str, Any]) -> float:
     """The beta that a checkpoint's posterior stands for; nats per unit of reward.
 
-    The config's; where that is annealed, of the last iteration done; under a `kl_budget` where it had moved it last.
-
-    Args:
-        config: The run's.
-        state: With `iteration`, how many are done, and `beta`, of the next one.
+    The config's; where that is annealed, of the last iteration done; under a `kl_budget` where it had moved it last. The state
+    says how many iterations are done, and the beta of the next one.
     """
     beta = make_beta(config.beta)
     beta.load(float(state["beta"]))

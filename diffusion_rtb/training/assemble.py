@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 
-from diffusion_rtb.behaviours._mixture import sources
+from diffusion_rtb.behaviours._mixture import Mixture, sources
 from diffusion_rtb.behaviours._stored_size import check_room
 from diffusion_rtb.beta import make_beta
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior
-from diffusion_rtb.run.checkpoint_reading import read_latest
 from diffusion_rtb.run.checks import Components, describe_components, paths_explained
-from diffusion_rtb.run.folder import CHECKPOINTS, hold_run, name_free_again, open_run, run_folder
+from diffusion_rtb.run.folder import hold_run, name_free_again, open_run, run_folder
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.prompts import check_reward_prompts
@@ -43,17 +42,11 @@ __all__ = ["assemble", "check_run", "training"]
 def assemble(config: RunConfig, folder: Path | None = None) -> Trainer:
     """The trainer of a run, in the run's folder; a run that exists already is continued.
 
-    What does not fit together is refused before anything is loaded.
-
-    Args:
-        config: The run's.
-        folder: Where it is; None: out/name.
-
-    Raises:
-        ValueError: see `check_run` and `_built`.
+    What does not fit together is refused before anything is loaded: see `check_run` and `_built`.
     """
     folder = run_folder(config) if folder is None else folder
-    return _built(config, folder, *_described(config, folder))
+    components, mixture, processes = _described(config, folder)
+    return _built(config, folder, components, mixture, processes)
 
 
 @contextmanager
@@ -61,40 +54,40 @@ def training(config: RunConfig, folder: Path | None = None) -> Iterator[Trainer]
     """The trainer of a run in whose folder nobody else can write inside the block; an untrained run's name is free after an error.
 
     Raises:
-        ValueError: see `assemble`.
         FolderInUseError: another command writes there.
     """
     folder = run_folder(config) if folder is None else folder
-    components, processes = _described(config, folder)
+    components, mixture, processes = _described(config, folder)
     with ExitStack() as stack:
         with processes.guarded():  # the others wait in `_built` until the main process holds the folder
             stack.enter_context(name_free_again(config, folder, processes.main))
             stack.enter_context(hold_run(folder, processes.main))
-            trainer = _built(config, folder, components, processes)
+            trainer = _built(config, folder, components, mixture, processes)
         yield trainer
 
 
-def check_run(config: RunConfig, folder: Path) -> Components:
+def check_run(config: RunConfig, folder: Path) -> tuple[Components, Mixture]:
     """Describe what the config names and refuse what does not fit together; nothing is loaded and nothing is written.
 
     Raises:
         ValueError: see `describe_components`, `check_trackers` and `compatibility.py`.
     """
+    check_trackers(config.train.tracker)
     with paths_explained(folder):
+        mixture = sources(config)
         components = describe_components(config)
-        check_trackers(config.train.tracker)
-        check_settings(config, components.objective.construct(), sources(config))
-        return components
+    check_settings(config, components.objective.construct(), mixture)
+    return components, mixture
 
 
-def _described(config: RunConfig, folder: Path) -> tuple[Components, Processes]:
-    components = check_run(config, folder)
+def _described(config: RunConfig, folder: Path) -> tuple[Components, Mixture, Processes]:
+    components, mixture = check_run(config, folder)
     processes = Processes.start(config.train.process_timeout)
-    check_processes(config, sources(config), processes.count)
-    return components, processes
+    check_processes(config, mixture, processes.count)
+    return components, mixture, processes
 
 
-def _built(config: RunConfig, folder: Path, components: Components, processes: Processes) -> Trainer:
+def _built(config: RunConfig, folder: Path, components: Components, mixture: Mixture, processes: Processes) -> Trainer:
     """Open the run's folder and build what was described.
 
     Raises:
@@ -103,7 +96,6 @@ def _built(config: RunConfig, folder: Path, components: Components, processes: P
     with processes.guarded():
         begun = open_run(config, folder) if processes.main else None
         processes.agree()  # the others go on once the folder is there
-        begun = begun if processes.main else read_latest(folder / CHECKPOINTS)
         tracker = Tracker(
             folder,
             config.train.tracker,
@@ -113,23 +105,19 @@ def _built(config: RunConfig, folder: Path, components: Components, processes: P
             main=processes.main,
         )
         objective: Any = components.objective.build()
-        sampler = _sampler(config, folder, components, objective)
+        sampler = _sampler(config, folder, components, objective, mixture)
         _prepare(config, sampler, objective, processes)
     observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
-    return Trainer(
-        config, folder, sampler, objective, sources(config), make_beta(config.beta), processes, observers, begun
-    )
+    return Trainer(config, folder, sampler, objective, mixture, make_beta(config.beta), processes, observers, begun)
 
 
-def _sampler(config: RunConfig, folder: Path, components: Components, objective: Any) -> Sampler:
+def _sampler(config: RunConfig, folder: Path, components: Components, objective: Any, mixture: Mixture) -> Sampler:
     """Prior and reward, loaded, on the run's prompts."""
-    mixture = sources(config)
-    with paths_explained(folder):
-        reward: Any = components.reward.build()
-        table = config.prompts.table()
-        check_reward_prompts(reward, table.texts, table.metadata)
-        check_reward_memory(reward, objective, mixture)
-        prior: Prior = components.prior.build()
+    reward: Any = components.reward.build()
+    table = config.prompts.table()
+    check_reward_prompts(reward, table.texts, table.metadata)
+    check_reward_memory(reward, objective, mixture)
+    prior: Prior = components.prior.build()
     check_chain(config, objective, prior)
     check_room(config, prior, objective, mixture, folder)
     return Sampler(prior, reward, table.texts, config.train.micro_batch, table.metadata)

@@ -1,4 +1,7 @@
-"""Does an objective fit the behaviour, the chain and the processes of a run? What does not is refused before anything is drawn."""
+"""Does an objective fit the behaviour, the chain and the processes of a run? What does not is refused before anything is drawn.
+
+Each check raises a ValueError that says what does not fit, and what to use instead.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,7 @@ __all__ = [
 
 
 def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) -> None:
-    """The checks here that need nothing loaded: the objective's members, behaviours, beta, updates and steps.
-
-    Raises:
-        ValueError: see each of them.
-    """
+    """The checks here that need nothing loaded: the objective's members, behaviours, beta, updates and steps."""
     check_objective_members(objective)
     check_behaviours(objective, mixture)
     check_measured(config.beta, mixture)
@@ -48,11 +47,7 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
 
 
 def check_chain(config: RunConfig, objective: Objective, prior: Prior) -> None:
-    """The checks of a loaded prior's scheduler and steps.
-
-    Raises:
-        ValueError: see each of them.
-    """
+    """The checks of a loaded prior's scheduler and steps."""
     check_single_step(prior.pipe.scheduler)
     arguments = prior.arguments(config.prompts.texts()[:1])
     check_steps(objective, arguments)
@@ -60,11 +55,8 @@ def check_chain(config: RunConfig, objective: Objective, prior: Prior) -> None:
 
 
 def check_behaviours(objective: Objective, mixture: Mixture) -> None:
-    """Refuse behaviours whose trajectories the objective would take for something they are not.
-
-    Raises:
-        ValueError: other trajectories than the posterior's own for an on-policy objective; trajectories whose density nobody
-            knows for one that weighs them by importance.
+    """Refuse other trajectories than the posterior's own for an on-policy objective, and such as nobody knows the density of for
+    one that weighs them by importance.
     """
     name = type(objective).__name__
     others = [type(source).__name__ for source in _drawing(mixture) if source.off_policy]
@@ -87,11 +79,7 @@ def _drawing(mixture: Mixture) -> list[Source]:
 
 
 def check_measured(beta: BetaConfig, mixture: Mixture) -> None:
-    """Refuse a `kl_budget` without a KL to measure.
-
-    Raises:
-        ValueError: there is exploration, and nothing is drawn without it.
-    """
+    """Refuse a `kl_budget` without a KL to measure: there is exploration, and nothing is drawn without it."""
     source = mixture.on_policy
     if beta.kl_budget is not None and source.exploration > 0 and source.measured == 0:
         raise ValueError(
@@ -101,11 +89,7 @@ def check_measured(beta: BetaConfig, mixture: Mixture) -> None:
 
 
 def check_reward_memory(reward: Reward, objective: Objective, mixture: Mixture) -> None:
-    """Refuse rewards that go on changing beside what is kept with the rewards of one day: trajectories, or a V learned once.
-
-    Raises:
-        ValueError: naming the reward and what keeps them.
-    """
+    """Refuse rewards that go on changing beside what is kept with the rewards of one day: trajectories, or a V learned once."""
     moving = moving_rewards(reward)
     kept = [type(source).__name__ for source in _drawing(mixture) if source.kept(1, 1) is not None]
     keeping = [f"behaviour {name} keeps trajectories" for name in kept]
@@ -119,11 +103,7 @@ def check_reward_memory(reward: Reward, objective: Objective, mixture: Mixture) 
 
 
 def check_beta(objective: Objective, beta: BetaConfig) -> None:
-    """Refuse to move beta under a V that stays as its warm-up left it, and so belongs to one beta.
-
-    Raises:
-        ValueError: both are asked for.
-    """
+    """Refuse to move beta under a V that stays as its warm-up left it, and so belongs to one beta."""
     if beta.moved_by is not None and ObjectiveTraits.of(objective).value_stays:
         raise ValueError(
             f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and {beta.moved_by} moves "
@@ -135,9 +115,6 @@ def check_updates(objective: Objective, updates: int) -> None:
     """Refuse several updates on the same trajectories for an on-policy objective that does not notice the posterior moving.
 
     Those that clip ratios to the chain that drew do.
-
-    Raises:
-        ValueError: it would average over a posterior of some updates ago.
     """
     traits = ObjectiveTraits.of(objective)
     if updates > 1 and traits.on_policy_only and not traits.clips_ratios:
@@ -149,11 +126,7 @@ def check_updates(objective: Objective, updates: int) -> None:
 
 
 def check_group(objective: Objective, group: int) -> None:
-    """Refuse groups too small for an objective that compares the trajectories of a prompt and says so (`smallest_group`).
-
-    Raises:
-        ValueError: e.g. one trajectory, which has nothing to be compared with.
-    """
+    """Refuse groups too small for an objective that compares the trajectories of a prompt and says so (`smallest_group`)."""
     smallest = ObjectiveTraits.of(objective).smallest_group
     if group < smallest:
         raise ValueError(
@@ -163,22 +136,14 @@ def check_group(objective: Objective, group: int) -> None:
 
 
 def check_steps(objective: Objective, arguments: dict[str, Any]) -> None:
-    """Let an objective with a `check_steps` see the number of steps, where a pipeline's call says it.
-
-    Raises:
-        ValueError: e.g. a length of Trust-PCL that does not divide it.
-    """
+    """Let an objective with a `check_steps` (Trust-PCL's length divides them) see the steps, where a pipeline's call says them."""
     steps = _steps(arguments)
     if isinstance(objective, ChecksSteps) and steps is not None:
         objective.check_steps(steps)
 
 
 def check_step_weights(config: RunConfig, arguments: dict[str, Any]) -> None:
-    """Refuse train.step_weights that are not one per step, where a pipeline's call says how many there are.
-
-    Raises:
-        ValueError: too few or too many.
-    """
+    """Refuse train.step_weights that are not one per step, where a pipeline's call says how many there are."""
     weights, steps = config.train.step_weights, _steps(arguments)
     if weights is not None and steps is not None and len(weights) != steps:
         raise ValueError(
@@ -187,11 +152,7 @@ def check_step_weights(config: RunConfig, arguments: dict[str, Any]) -> None:
 
 
 def check_configured_steps(config: RunConfig, objective: Objective) -> None:
-    """`check_steps` and `check_step_weights` with the steps that the config states for its prior, before that is loaded.
-
-    Raises:
-        ValueError: see both.
-    """
+    """`check_steps` and `check_step_weights` with the steps that the config states for its prior, before that is loaded."""
     stated = (config.prior.model_extra or {}).get
     timesteps, steps = stated("timesteps"), stated("steps")
     arguments = {
@@ -209,11 +170,7 @@ def _steps(arguments: dict[str, Any]) -> int | None:
 
 
 def check_processes(config: RunConfig, mixture: Mixture, processes: int) -> None:
-    """Refuse several processes where they would give other numbers than one; nothing has to be loaded.
-
-    Raises:
-        ValueError: prompts that cannot be shared evenly, or a behaviour with a memory that only one of them would know.
-    """
+    """Refuse several processes that cannot share the prompts evenly, or with a memory that only one of them would know."""
     if processes < 2:
         return
     count = config.train.prompts_per_iteration
@@ -233,11 +190,7 @@ def check_processes(config: RunConfig, mixture: Mixture, processes: int) -> None
 
 
 def check_owner(objective: Objective, owns_parameters: bool, processes: int) -> None:
-    """Refuse several processes for an objective with parameters of its own.
-
-    Raises:
-        ValueError: it has some.
-    """
+    """Refuse several processes for an objective with parameters of its own."""
     if owns_parameters and processes > 1:
         raise ValueError(
             f"objective {type(objective).__name__} has parameters of its own (log Z or V), which are not shared between "

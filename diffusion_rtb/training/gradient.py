@@ -49,13 +49,9 @@ ADAM_EPS = 1e-15
 
 
 def loss_of(sampler: Sampler, objective: Objective, parts: Sequence[Batch], beta: float) -> tuple[Terms, Loss]:
-    """What an objective says of a batch: with dL/dlog_q in `terms.log_q.grad`, and the gradients of what it owns in theirs.
+    """What an objective says of a batch with both log-densities; beta in nats per unit of reward.
 
-    Args:
-        sampler: Whose trajectories they are.
-        objective: Asked.
-        parts: The batch, with both log-densities.
-        beta: nats per unit of reward.
+    dL/dlog_q is then in `terms.log_q.grad`, and the gradients of what the objective owns in theirs.
     """
     terms = terms_of(sampler, Batch.cat(parts))
     for parameter in own_parameters(objective):
@@ -237,12 +233,6 @@ def descend(optimizer: torch.optim.AdamW, train: TrainConfig, iteration: int, pr
     """An update by the mean gradient of all processes; the posterior's is clipped. Returns the norm that it had.
 
     No DDP wrapper sees these gradients, because backward runs inside the sampler.
-
-    Args:
-        optimizer: See `adam`.
-        train: Learning rates, their schedule, and where to clip.
-        iteration: The current one.
-        processes: Those that train together.
 
     Raises:
         ValueError: the gradient is not finite; the parameters are as they were.

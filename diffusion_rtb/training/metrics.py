@@ -37,16 +37,7 @@ def realised(own: Measured) -> Float[Tensor, "3"]:
 
 
 def check_parity(parity: float, tolerance: float, iteration: int) -> None:
-    """Refuse a gradient that was taken along another chain than the recorded one.
-
-    Args:
-        parity: max |recorded - replayed| log_q; nats.
-        tolerance: `train.parity_tolerance`; nats.
-        iteration: For the message.
-
-    Raises:
-        ValueError: it is above the tolerance.
-    """
+    """Refuse a gradient that was taken along another chain than the recorded one: a `parity` above the tolerance, in nats."""
     if parity > tolerance:
         raise ValueError(
             f"parity is {parity:.3g} nats at iteration {iteration}, above train.parity_tolerance={tolerance:g}: the "
@@ -77,12 +68,7 @@ class Measured:
 
 
 def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
-    """What an iteration says of the posterior; every prompt has the same say.
-
-    Args:
-        own: The posterior's own trajectories, drawn without exploration noise.
-        beta: nats per unit of reward.
-    """
+    """What an iteration says of the posterior, from its own trajectories without exploration noise; prompts have the same say."""
     profile, log_w = own.log_ratio.mean(0), beta * own.reward - own.log_ratio.sum(1)
     return {
         "reward": within_prompts(lambda r: float(r.mean()), own.reward, own.prompt),
@@ -98,13 +84,9 @@ def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
 def batch_metrics(
     parts: Mapping[str, Batch], loss: Loss, replayed: list[Float[Tensor, "_ steps"]], processes: Processes
 ) -> dict[str, float]:
-    """What an iteration says of the batch that was trained on.
+    """What an iteration says of the batch that was trained on: one part per behaviour, the posterior's first, with log_q.
 
-    Args:
-        parts: One batch per behaviour, the posterior's first, with log_q.
-        loss: The objective's answer on all of them.
-        replayed: log_q of each part as the gradient pass saw it; 0 where a step was left out.
-        processes: Whose batches they are.
+    `replayed` is log_q of each part as the gradient pass saw it, 0 where a step was left out.
     """
     first = next(iter(parts.values()))
     assert first.log_q is not None

@@ -45,14 +45,7 @@ class Processes:
 
     @staticmethod
     def start(timeout: float) -> Processes:
-        """Join the processes that the launcher started.
-
-        Args:
-            timeout: Seconds after which a process no longer waits for another.
-
-        Raises:
-            ValueError: see `check_launch`.
-        """
+        """Join the processes that the launcher started; see `check_launch` for what is refused."""
         check_launch(os.environ)
         group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
         # Without an accelerator it has to be told so, or each of several processes believes it is alone.
@@ -88,22 +81,14 @@ class Processes:
         return bool(met[:, 0].any())
 
     def gather(self, *tensors: Tensor) -> list[Tensor]:
-        """Rows of all processes, joined in the order of their numbers; each has as many as the others.
-
-        Raises:
-            ProcessError: see `agree`.
-        """
+        """Rows of all processes, joined in the order of their numbers; each has as many as the others. See `agree` for errors."""
         if self.count == 1:
             return list(tensors)
         self.agree()
         return [self._together(partial(self.accelerator.gather, tensor)) for tensor in tensors]
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The mean of each tensor over the processes; they travel as one.
-
-        Raises:
-            ProcessError: see `agree`.
-        """
+        """The mean of each tensor over the processes; they travel as one. See `agree` for errors."""
         if self.count == 1 or not tensors:
             return list(tensors)
         self.agree()
@@ -177,11 +162,7 @@ RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_RANK",
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """Refuse settings of `accelerate launch` that nothing here would follow.
-
-    Raises:
-        ValueError: naming the setting and what to set instead.
-    """
+    """Refuse settings of `accelerate launch` that nothing here would follow; the ValueError says what to set instead."""
     for variable, (nothing, message) in IGNORED.items():
         value = environment.get(variable, "")
         if value.lower() not in nothing:

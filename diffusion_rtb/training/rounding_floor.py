@@ -69,12 +69,7 @@ def moved(parameters: Mapping[str, nn.Parameter], size: float = SIZE) -> Iterato
 
 
 def rounding_floor(sampler: Sampler, own: Batch) -> float:
-    """The floor on trajectories of the prior, one micro-batch of them; nats per trajectory. Twice their network calls.
-
-    Args:
-        sampler: Its posterior is the prior still.
-        own: Trajectories of the prior, with their rewards.
-    """
+    """The floor on one micro-batch of `own`, while the posterior is the prior still; nats each. Twice their network calls."""
     part = replace(own[sampler.chunks(len(own))[0]], log_q=None, log_p=None, mean_p=None, kl=None)
     with torch.random.fork_rng(), moved(sampler.prior.parameters()):
         kl = sampler.with_kl(part).kl
@@ -92,16 +87,9 @@ def asked_tilt(config: RunConfig, own: Batch) -> float:
 
 
 def first_floor(sampler: Sampler, own: Batch, config: RunConfig, processes: Processes) -> dict[str, float]:
-    """The metric `rounding_floor` of iteration 0, judged; none where the network computes in full precision.
+    """The metric `rounding_floor` of iteration 0, judged by `check_floor`; none where the network computes in full precision.
 
-    Args:
-        sampler: Its posterior is the prior still.
-        own: The iteration's trajectories of the posterior, with their rewards.
-        config: What is asked for.
-        processes: All of them judge the mean over all.
-
-    Raises:
-        ValueError: see `check_floor`.
+    The posterior is the prior still; all processes judge the mean over all.
     """
     precision = reduced_precision(sampler.prior)
     if precision is None:

@@ -44,11 +44,7 @@ SHOWN = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers whose package is missing, before anything is loaded.
-
-    Raises:
-        ValueError: naming the extra to install.
-    """
+    """Refuse trackers whose package is missing, before anything is loaded."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(
@@ -166,10 +162,11 @@ class _Bar(Progress):
 
 
 def _accelerated(folder: Path, names: Sequence[str], config: Mapping[str, Any], start: int) -> Accelerator:
-    accelerator = Accelerator(log_with=list(names), project_dir=folder)
+    arguments = tracker_arguments(folder, names, start)
     flat = {key: value for key, value in leaves(config) if isinstance(value, int | float | str | bool)}
+    accelerator = Accelerator(log_with=list(names), project_dir=folder)
     try:
-        accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=tracker_arguments(folder, names, start))
+        accelerator.init_trackers("diffusion_rtb", config=flat, init_kwargs=arguments)
     except Exception as error:  # each tracker has kinds of its own
         login = "`wandb login`, or WANDB_MODE=offline in the environment, or " if "wandb" in names else ""
         said = f"{type(error).__name__}: {str(error).rstrip('.')}"
@@ -187,12 +184,8 @@ def _short(value: float) -> str:
 def tracker_arguments(folder: Path, names: Sequence[str], start: int) -> dict[str, dict[str, Any]]:
     """What each tracker is started with, so that it continues its run of this folder and writes into this folder.
 
-    The names it knows the run by are kept in FOLDER/trackers.json.
-
-    Args:
-        folder: The run's.
-        names: Trackers.
-        start: The iteration that comes next: what tensorboard holds of later ones is not shown.
+    The names it knows the run by are kept in FOLDER/trackers.json. `start` comes next: what tensorboard holds of later iterations
+    is not shown.
     """
     known = _known(folder / KNOWN)
     arguments: dict[str, dict[str, Any]] = {}

@@ -27,13 +27,8 @@ __all__ = ["learn_statistics", "prior_terms", "warm_up"]
 def learn_statistics(sampler: Sampler, run_seed: int, processes: Processes, between: Callable[[], object]) -> None:
     """Show the prior's samples to rewards that want some before training, see `StatefulReward.wanted`.
 
-    The processes draw a share each and learn from all. A reward inside another learns first: what the outer one sees depends on it.
-
-    Args:
-        sampler: Draws and rewards.
-        run_seed: The run's seed.
-        processes: All of them.
-        between: Called before each micro-batch that is drawn.
+    The processes draw a share each and learn from all; `between` is called before each micro-batch that is drawn. A reward inside
+    another learns first: what the outer one sees depends on it.
     """
     drawn: list[tuple[list[int], Tensor]] = []
     while wanted := wanting_rewards(sampler.reward):
@@ -89,13 +84,7 @@ def warm_up(
 
 
 def prior_terms(sampler: Sampler, batches: Iterable[Batch], clean: bool) -> Terms:
-    """What an objective sees of trajectories of the prior.
-
-    Args:
-        sampler: Whose prompts they are.
-        batches: With log_p, on the CPU.
-        clean: Hold only x_0 of each: `x` is then (batch, 1, *dims).
-    """
+    """What an objective sees of trajectories of the prior, given with log_p on the CPU; if `clean`, x is (batch, 1, *dims): x_0."""
     x, log_p, reward, prompt = [], [], [], []
     for batch in batches:
         assert batch.log_p is not None

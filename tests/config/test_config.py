@@ -24,7 +24,7 @@ from diffusion_rtb.config.load import (
     load_config,
 )
 from diffusion_rtb.config.yaml_text import read_yaml, write_yaml
-from diffusion_rtb.run.folder import save_config
+from diffusion_rtb.run.folder import open_run
 from tests.oracles.reads import fields_read
 
 ROOT = Path(__file__).parents[2]
@@ -84,8 +84,7 @@ def test_prompts_of_a_file_are_kept_beside_the_config(basic: Path, tmp_path: Pat
     config = load_config(basic, ["prompts={file: prompts.txt}"])
     assert config.prompts.texts() == ("a cat", "a dog", "no", "1e-3")
     run = tmp_path / "run"
-    run.mkdir()
-    save_config(config, run)
+    open_run(config, run)
     (basic.parent / "prompts.txt").unlink()  # the run does not need it any more
     again = load_config(run)
     assert again.prompts.texts() == config.prompts.texts()
@@ -114,9 +113,9 @@ def test_a_saved_config_reads_back_equal(basic: Path, tmp_path: Path) -> None:
     config = load_config(
         basic, ["train.lr=1e-05", "eval.factors=[{name: style, classes: [a, b]}]", "eval.judge.component=jpeg"]
     )
-    save_config(config, tmp_path)
-    assert load_config(tmp_path) == config
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    open_run(config, tmp_path / "run")
+    assert load_config(tmp_path / "run") == config
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")] == []
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -333,4 +332,5 @@ def test_reads_are_followed_by_type(source: str, read: bool) -> None:
 
 def test_text_of_a_config_is_its_file(basic: Path, tmp_path: Path) -> None:
     config = load_config(basic)
-    assert save_config(config, tmp_path).read_text(encoding="utf-8") == config_text(config)
+    open_run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") == config_text(config)

@@ -20,7 +20,7 @@ from diffusion_rtb.config.load import ConfigError, RunConfig, config_diff, load_
 from diffusion_rtb.config.prompt_files import read_prompts
 from diffusion_rtb.config.prompts import PromptTable
 from diffusion_rtb.config.sections import PromptsConfig
-from diffusion_rtb.run.folder import RunFolderError, open_run, save_config
+from diffusion_rtb.run.folder import RunFolderError, open_run
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -110,8 +110,7 @@ def test_any_text_can_be_a_prompt(tmp_path: Path) -> None:
     path = written(tmp_path, "p.jsonl", "".join(json.dumps({"prompt": text}) + "\n" for text in ODD))
     config = load_config(run_file(tmp_path, "file: p.jsonl"))
     assert config.prompts.texts() == read_prompts(path).texts == tuple(ODD)
-    (tmp_path / "run").mkdir()
-    save_config(config, tmp_path / "run")
+    open_run(config, tmp_path / "run")
     assert load_config(tmp_path / "run").prompts.table() == config.prompts.table()
 
 

@@ -19,7 +19,7 @@ from diffusion_rtb.objectives.reinforce_naive import ReinforceNaive
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from diffusion_rtb.run.checks import describe_components
-from diffusion_rtb.run.folder import save_config
+from diffusion_rtb.run.folder import open_run
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.compatibility import (
@@ -272,9 +272,9 @@ def test_settings_that_do_not_go_together_are_refused(sections: dict[str, Any], 
     ],
 )
 def test_an_unknown_behaviour_or_setting_names_the_nearest(key: str, meant: str, tmp_path: Path) -> None:
-    save_config(run(), tmp_path)
+    open_run(run(), tmp_path / "run")
     with pytest.raises(ValueError, match=rf"Did you mean '{meant}'"):
-        describe_components(load_config(tmp_path, [key]))
+        describe_components(load_config(tmp_path / "run", [key]))
 
 
 LORA = "It has: rank, alpha, target_modules, seed"
