@@ -60,8 +60,8 @@ def check_reward(
         diffusion-rtb check-reward configs/quickstart.yaml --prior configs/quickstart.yaml --json report.json
     """
     with errors_explained(traceback):
-        from diffusion_rtb.files.whole import check_writable
-        from diffusion_rtb.reward_check.report import check_rewards, reward_component, write_reports
+        from diffusion_rtb.files.whole import check_writable, write_json
+        from diffusion_rtb.reward_check.report import check_rewards, reward_component
         from diffusion_rtb.reward_check.samples import choose_samples
         from diffusion_rtb.reward_check.terminal import show_reports
 
@@ -83,7 +83,7 @@ def check_reward(
         found = check_rewards(components, samples, device=device)
         show_reports(found, console())
         if json is not None:
-            write_reports(found, json)
+            write_json(json, found.as_json())
             say(f"Everything that was found is in {json}.")
         if not found.passed:
             raise typer.Exit(1)

@@ -29,12 +29,8 @@ MEASURES, SAMPLES = "measures.json", "samples.safetensors"
 
 def finished(config: RunConfig) -> Result | None:
     """The result of a run that was trained and measured to its last iteration, or None."""
-    folder = run_folder(config)
-    found = _read(folder)
-    if found is None or found.get("iterations") != config.train.iterations:
-        return None
-    samples = _samples(folder)
-    return None if samples is None else Result(found, read_lines(folder / CURVE), samples)
+    found = _held(run_folder(config))
+    return found if found is not None and found.numbers.get("iterations") == config.train.iterations else None
 
 
 def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
@@ -73,18 +69,17 @@ def measure_truth(
     folder: Path, prior: Prior, reward: Reward, target: ExactTarget, config: RunConfig, looks: Looks
 ) -> Result:
     """The truth as a sampler: its exact denoiser through the same chain and number of steps, at the noise of this seed."""
-    found, samples = _read(folder), _samples(folder)
-    if found is None or samples is None:
+    found = _held(folder)
+    if found is None:
         table = config.prompts.table()
         x, drawn = draw_posterior(
             prior, reward, table.texts, looks.samples, config.seed, truth=target, metadata=table.metadata
         )
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder, measured(x, drawn, target, config.beta.value), x)
-        found, samples = _read(folder), _samples(folder)
+        found = _held(folder)
         assert found is not None
-        assert samples is not None
-    return Result(found, [], samples)
+    return found
 
 
 def _write(folder: Path, numbers: Mapping[str, Any], x: Tensor) -> None:
@@ -94,16 +89,11 @@ def _write(folder: Path, numbers: Mapping[str, Any], x: Tensor) -> None:
     write_json(folder / MEASURES, numbers)
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """The measures; None where there are none, or no longer readable ones: measured again, they are the same."""
+def _held(folder: Path) -> Result | None:
+    """What was measured; None where there is nothing, or nothing readable any more: measured again, it is the same."""
     try:
-        return dict(json.loads((folder / MEASURES).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        numbers = dict(json.loads((folder / MEASURES).read_text(encoding="utf-8")))
+        samples = load_file(folder / SAMPLES)["x"]
+    except (FileNotFoundError, ValueError, TypeError, SafetensorError, KeyError):
         return None
-
-
-def _samples(folder: Path) -> Tensor | None:
-    try:
-        return load_file(folder / SAMPLES)["x"]
-    except (FileNotFoundError, SafetensorError, KeyError):
-        return None
+    return Result(numbers, read_lines(folder / CURVE), samples)

@@ -155,7 +155,9 @@ def write_tables(found: Comparison) -> list[Path]:
         for seed, numbers in row.runs:
             runs.append([row.objective, row.behaviour, str(seed), *(str(numbers.get(n, "")) for n in names)])
     texts = {"table.md": markdown(found), "table.csv": _csv(summary), "runs.csv": _csv(runs)}
-    return [_write(found.plan.folder / name, text) for name, text in texts.items()]
+    for name, text in texts.items():
+        write_text(found.plan.folder / name, text)
+    return [found.plan.folder / name for name in texts]
 
 
 def _summary(row: Row, names: Sequence[str]) -> Iterator[str]:
@@ -168,8 +170,3 @@ def _csv(lines: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> Path:
-    write_text(path, text)
-    return path

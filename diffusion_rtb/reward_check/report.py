@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from diffusion_rtb.config.components import describe
-from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.reward_check import checks
 from diffusion_rtb.reward_check import pixel_checks as pixels
 from diffusion_rtb.reward_check.measures import brightness, jpeg_bits, peak_memory
@@ -27,7 +26,7 @@ from diffusion_rtb.scoring.memory import observing, stateful_rewards
 from diffusion_rtb.scoring.prompts import check_component_prompts, check_reward_prompts
 from diffusion_rtb.scoring.remedies import other_form, remedy
 
-__all__ = ["Report", "Reports", "check_reward", "check_rewards", "reward_component", "write_reports"]
+__all__ = ["Report", "Reports", "check_reward", "check_rewards", "reward_component"]
 
 NOT_REACHED = "not reached"
 """What is said of checks that an earlier fault leaves without an answer."""
@@ -189,11 +188,6 @@ def _unfit(samples: Samples, check: Callable[..., None]) -> str | None:
     except ValueError as error:
         return f"{error} Prompts of your own: --prompt, --prompt-file, --images or --prior."
     return None
-
-
-def write_reports(reports: Reports, path: Path | str) -> None:
-    """Write everything that was found as JSON, whole or not at all."""
-    write_json(Path(path), reports.as_json())
 
 
 def check_reward(

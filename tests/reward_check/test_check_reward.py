@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 
+from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.reward_check.checks import check_device
 from diffusion_rtb.reward_check.measures import jpeg_bits, peak_memory, spearman
-from diffusion_rtb.reward_check.report import Report, check_reward, check_rewards, reward_component, write_reports
+from diffusion_rtb.reward_check.report import Report, check_reward, check_rewards, reward_component
 from diffusion_rtb.reward_check.samples import standard_samples, vector_samples
 from diffusion_rtb.reward_check.subject import Check, Limits, Subject
 from diffusion_rtb.reward_check.terminal import show_reports
@@ -252,7 +253,7 @@ def test_rewards_are_compared_with_each_other() -> None:
 
 def test_json_holds_everything_and_no_nan(tmp_path: Path) -> None:
     found = check_rewards(SEVERAL, SAMPLES, device="cpu")
-    write_reports(found, tmp_path / "report.json")
+    write_json(tmp_path / "report.json", found.as_json())
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     back = json.loads((tmp_path / "report.json").read_text())
     assert back == found.as_json()
