@@ -109,13 +109,7 @@ def tensor_shapes(files: Sequence[Path]) -> dict[str, Shape]:
 
 
 def check_names(found: Mapping[str, Shape], wanted: Mapping[str, Shape], where: Path | str, what: str) -> None:
-    """Hold the tensors of a network's files against those that the network needs; surplus ones are warned of.
-
-    Args:
-        found: Name -> shape, in the files.
-        wanted: Name -> shape, in the network.
-        where: The file or folder.
-        what: The network, for messages.
+    """Hold the tensors in a network's files against those that the network needs; surplus ones are warned of.
 
     Raises:
         ValueError: one is missing or of another shape, or there is a LoRA beside them; the message says what it looks like.

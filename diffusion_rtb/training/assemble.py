@@ -127,11 +127,11 @@ def _prepare(config: RunConfig, sampler: Sampler, objective: Any, processes: Pro
     """Attach the posterior to the prior, and let the objective make its scalars and networks."""
     prior, prompts = sampler.prior, sampler.prompts
     attach_posterior(config, prior)
-    check_trainable(prior.parameters())
     torch.manual_seed(seed_of(config.seed, "objective"))
     objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
     if isinstance(objective, torch.nn.Module):
         objective.to(prior.device)
+    check_trainable(prior.parameters())
     check_owner(objective, bool(own_parameters(objective)), processes.count)
 
 
