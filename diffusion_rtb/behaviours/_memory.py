@@ -15,9 +15,9 @@ from diffusion_rtb.sampling.batch import Batch
 __all__ = [
     "Memory",
     "counted",
-    "numbered",
     "pack",
     "rank_weights",
+    "record_numbers",
     "stored",
     "systematic_draw",
     "systematic_resample",
@@ -40,7 +40,7 @@ def stored(batch: Batch) -> Batch:
     return replace(batch, log_q=None, mean_p=None, kl=None).to("cpu")
 
 
-def numbered(counts: Mapping[int, int], added: Mapping[int, int]) -> Int[Tensor, "n 2"]:
+def record_numbers(counts: Mapping[int, int], added: Mapping[int, int]) -> Int[Tensor, "n 2"]:
     """Prompt row and number of each stored record, row after row: the newest `counts` of all that were ever `added`."""
     return torch.tensor([[row, added[row] - n + k] for row, n in sorted(counts.items()) for k in range(n)])
 
@@ -58,9 +58,9 @@ def pack(memory: Memory, added: Mapping[int, int]) -> dict[str, Tensor]:
     assert held.log_p is not None
     trajectory = held.trajectory
     fields = {"x": trajectory.x, "log_prob": trajectory.log_prob, "reward": held.reward, "log_p": held.log_p}
-    fields["log_behaviour"] = trajectory.log_prob if trajectory.log_behaviour is None else trajectory.log_behaviour
+    fields["log_behaviour"] = trajectory.drawn_with
     schedule = {"timesteps": trajectory.timesteps, "std": trajectory.std}
-    records = numbered({row: len(each) for row, each in memory.items()}, added)
+    records = record_numbers({row: len(each) for row, each in memory.items()}, added)
     return {"records": records} | {f"record.{name}": tensor for name, tensor in fields.items()} | schedule
 
 

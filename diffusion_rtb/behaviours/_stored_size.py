@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
+from diffusion_rtb.chain.rollout import steps_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.whole import size_text
 from diffusion_rtb.interfaces import Objective, Prior, WarmsUp
@@ -54,7 +55,7 @@ def stores(config: RunConfig, prior: Prior, objective: Objective, mixture: Mixtu
     """
     train, texts = config.train, config.prompts.texts()
     state = math.prod(prior.dims) * _itemsize(prior)
-    steps = _steps(prior.arguments(texts[:1]))
+    steps = steps_of(prior.arguments(texts[:1])) or 1  # as if it were one where the call does not say
     chain = (steps + 1) * state + steps * DENSITIES
     turns = train.iterations * train.prompts_per_iteration
     drawn = min(len(texts), turns)
@@ -97,12 +98,6 @@ def _fit(found: Sequence[Store], free: int, times: int, why: str) -> None:
     raise ValueError(
         f"{said}: {size_text(needed)} in all. {why.format(size_text(free))}. {remedy}, or train on fewer prompts."
     )
-
-
-def _steps(arguments: Mapping[str, Any]) -> int:
-    """Of the pipeline's call, where that says it; else as if it were one."""
-    timesteps = arguments.get("timesteps")
-    return int(arguments.get("num_inference_steps", 1)) if timesteps is None else len(timesteps)
 
 
 def _itemsize(prior: Prior) -> int:

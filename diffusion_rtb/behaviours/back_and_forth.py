@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from diffusion_rtb.behaviours._memory import counted, numbered, rank_weights, systematic_draw
+from diffusion_rtb.behaviours._memory import counted, rank_weights, record_numbers, systematic_draw
 from diffusion_rtb.behaviours._source import Kept, Share, Source
 from diffusion_rtb.chain.continuation import continued
 from diffusion_rtb.chain.forward_process import noised_chain
@@ -114,7 +114,7 @@ class BackAndForth(Source):
     def tensors(self) -> dict[str, Tensor]:
         if self.timesteps is None:
             return {}
-        records = numbered({row: len(reward) for row, (_, reward) in self.memory.items()}, self.added)
+        records = record_numbers({row: len(reward) for row, (_, reward) in self.memory.items()}, self.added)
         x_0, reward = (torch.cat([self.memory[row][i] for row in sorted(self.memory)]) for i in (0, 1))
         return {"records": records, "record.x_0": x_0, "record.reward": reward, "timesteps": self.timesteps}
 

@@ -12,22 +12,22 @@ from diffusion_rtb.behaviours._memory import Memory, pack, systematic_draw, unpa
 from diffusion_rtb.behaviours._source import Kept, Share, Source
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.sampling.batch import Batch
-from diffusion_rtb.sampling.sampler import Sampler, occurrences
+from diffusion_rtb.sampling.sampler import Sampler, numbered, occurrences
 
 __all__ = ["PriorBuffer", "prior_trajectories"]
 
 
 def prior_trajectories(
-    sampler: Sampler, run_seed: int, numbered: Sequence[tuple[int, int]], between: Callable[[], object] = lambda: None
+    sampler: Sampler, run_seed: int, pairs: Sequence[tuple[int, int]], between: Callable[[], object] = lambda: None
 ) -> Iterator[Batch]:
     """Trajectories of the prior, with log_p and reward: one micro-batch after the other, each on the CPU.
 
-    `numbered` is (prompt row, number) of each; the number decides its noise. `between` is called before each micro-batch; what it
+    `pairs` is (prompt row, number) of each; the number decides its noise. `between` is called before each micro-batch; what it
     raises ends the drawing.
     """
-    for chunk in sampler.chunks(len(numbered)):
+    for chunk in sampler.chunks(len(pairs)):
         between()
-        here = numbered[chunk]
+        here = pairs[chunk]
         seeds = [seed_of(run_seed, "prior", *pair) for pair in here]
         yield sampler.draw([row for row, _ in here], seeds, of_prior=True).to("cpu")
 
@@ -94,8 +94,8 @@ class PriorBuffer(Source):
 
     def passing(self, sampler: Sampler, between: Callable[[], object]) -> Iterator[Batch]:
         """What empty buffers would be filled with, of all prompts, micro-batch by micro-batch; nothing is stored."""
-        numbered = [(row, k) for row in range(len(sampler.prompts)) for k in range(self.capacity)]
-        return prior_trajectories(sampler, self.seed, numbered, between)
+        pairs = numbered(range(len(sampler.prompts)), self.capacity)
+        return prior_trajectories(sampler, self.seed, pairs, between)
 
     def _extended(self, sampler: Sampler, rows: Sequence[int]) -> tuple[Memory, dict[int, int]]:
         """Memory and counts with the buffers of new rows filled and those of old ones refreshed."""
@@ -103,7 +103,7 @@ class PriorBuffer(Source):
         known = [row for row in dict.fromkeys(rows) if row in memory]
         for row in dict.fromkeys(rows):
             if row not in memory:
-                first = [(row, k) for k in range(self.capacity)]
+                first = numbered([row], self.capacity)
                 memory[row] = Batch.cat(list(prior_trajectories(sampler, self.seed, first, self.between)))
                 drawn[row] = self.capacity
         pairs = [(row, drawn[row] + k) for row in known for k in range(self.refresh)]

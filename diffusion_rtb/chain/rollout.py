@@ -30,7 +30,7 @@ from diffusion_rtb.chain.teacher_forcing import TeacherForcing, Visit
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.interfaces import Prior
 
-__all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means"]
+__all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means", "steps_of"]
 
 LOG_DENSITY = torch.float64
 """Inside the trainer log_q - log_p is a difference of two sums near 1e4 nats (SD at 512 px): see `normal_log_prob`."""
@@ -82,6 +82,12 @@ def score_with_means(
     with torch.no_grad():
         _force(prior.pipe, trajectory, None, LOG_DENSITY, keep, prior.arguments(prompts), entry=entry_of(prior))
     return _table(rows, trajectory, LOG_DENSITY), means
+
+
+def steps_of(arguments: Mapping[str, Any]) -> int | None:
+    """Denoising steps of a pipeline's call; None where it does not say."""
+    timesteps, steps = arguments.get("timesteps"), arguments.get("num_inference_steps")
+    return len(timesteps) if timesteps is not None else None if steps is None else int(steps)
 
 
 def entry_of(prior: Prior) -> Entry | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_rtb.abilities import ChecksSteps, ObjectiveTraits
 from diffusion_rtb.chain.recordable import check_single_step
+from diffusion_rtb.chain.rollout import steps_of
 from diffusion_rtb.config.sections import BetaConfig, RunConfig
 from diffusion_rtb.interfaces import Objective, Prior, Reward
 from diffusion_rtb.run.members import check_objective_members
@@ -137,14 +138,14 @@ def check_group(objective: Objective, group: int) -> None:
 
 def check_steps(objective: Objective, arguments: dict[str, Any]) -> None:
     """Let an objective with a `check_steps` (Trust-PCL's length divides them) see the steps, where a pipeline's call says them."""
-    steps = _steps(arguments)
+    steps = steps_of(arguments)
     if isinstance(objective, ChecksSteps) and steps is not None:
         objective.check_steps(steps)
 
 
 def check_step_weights(config: RunConfig, arguments: dict[str, Any]) -> None:
     """Refuse train.step_weights that are not one per step, where a pipeline's call says how many there are."""
-    weights, steps = config.train.step_weights, _steps(arguments)
+    weights, steps = config.train.step_weights, steps_of(arguments)
     if weights is not None and steps is not None and len(weights) != steps:
         raise ValueError(
             f"train.step_weights has {len(weights)} entries, the prior takes {steps} steps: give one for each, or null."
@@ -161,12 +162,6 @@ def check_configured_steps(config: RunConfig, objective: Objective) -> None:
     }
     check_steps(objective, arguments)
     check_step_weights(config, arguments)
-
-
-def _steps(arguments: dict[str, Any]) -> int | None:
-    """Denoising steps of a pipeline's call; None where it does not say."""
-    timesteps, steps = arguments.get("timesteps"), arguments.get("num_inference_steps")
-    return len(timesteps) if timesteps is not None else None if steps is None else int(steps)
 
 
 def check_processes(config: RunConfig, mixture: Mixture, processes: int) -> None:
