@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "Judge",
     "MemoryTraits",
     "ObjectiveTraits",
+    "SizedAhead",
     "TwoPhase",
     "inner_rewards",
     "says_metadata",
@@ -180,3 +182,17 @@ class HasElsewhere(Protocol):
 
     def elsewhere(self) -> str:
         """Markdown on them for the model card."""
+
+
+@runtime_checkable
+class SizedAhead(Protocol):
+    """A prior whose files say how large it is before any of its weights is loaded; `diffusion-rtb doctor` asks."""
+
+    dtype: str
+    """What its networks are loaded in, a dtype of torch by name."""
+
+    def weight_files(self) -> Mapping[str, Sequence[Path]]:
+        """The safetensors files of each network; empty where they are not here yet."""
+
+    def trained_numbers(self, **posterior: Any) -> int:
+        """How many numbers `attach` with these arguments would make trainable, by the files' headers; 0 where they are not here."""

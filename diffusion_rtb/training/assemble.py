@@ -36,7 +36,7 @@ from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.tracker import Tracker, check_trackers
 from diffusion_rtb.training.trainer import Trainer
 
-__all__ = ["assemble", "check_run", "training"]
+__all__ = ["assemble", "check_run", "load_sampler", "prepare", "training"]
 
 
 def assemble(config: RunConfig, folder: Path | None = None) -> Trainer:
@@ -105,14 +105,14 @@ def _built(config: RunConfig, folder: Path, components: Components, mixture: Mix
             main=processes.main,
         )
         objective: Any = components.objective.build()
-        sampler = _sampler(config, folder, components, objective, mixture)
-        _prepare(config, sampler, objective, processes)
+        sampler = load_sampler(config, folder, components, objective, mixture)
+        prepare(config, sampler, objective, processes)
     observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
     return Trainer(config, folder, sampler, objective, mixture, make_beta(config.beta), processes, observers, begun)
 
 
-def _sampler(config: RunConfig, folder: Path, components: Components, objective: Any, mixture: Mixture) -> Sampler:
-    """Prior and reward, loaded, on the run's prompts."""
+def load_sampler(config: RunConfig, folder: Path, components: Components, objective: Any, mixture: Mixture) -> Sampler:
+    """Prior and reward, loaded, on the run's prompts; nothing is written."""
     reward: Any = components.reward.build()
     table = config.prompts.table()
     check_reward_prompts(reward, table.texts, table.metadata)
@@ -123,7 +123,7 @@ def _sampler(config: RunConfig, folder: Path, components: Components, objective:
     return Sampler(prior, reward, table.texts, config.train.micro_batch, table.metadata)
 
 
-def _prepare(config: RunConfig, sampler: Sampler, objective: Any, processes: Processes) -> None:
+def prepare(config: RunConfig, sampler: Sampler, objective: Any, processes: Processes) -> None:
     """Attach the posterior to the prior, and let the objective make its scalars and networks."""
     prior, prompts = sampler.prior, sampler.prompts
     attach_posterior(config, prior)

@@ -26,7 +26,16 @@ from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.processes import Processes
 
-__all__ = ["asked_tilt", "check_floor", "first_floor", "moved", "reduced_precision", "rounding_floor"]
+__all__ = [
+    "asked_tilt",
+    "check_floor",
+    "first_floor",
+    "moved",
+    "networks_of",
+    "reduced_precision",
+    "rounding_floor",
+    "trained_networks",
+]
 
 SIZE = 1e-4
 """Of the change: next to nothing for the network (A of a LoRA is of the order of 0.1), and enough to round differently."""
@@ -37,8 +46,7 @@ WARN = 0.1
 
 def reduced_precision(prior: Prior) -> str | None:
     """What the prior's network computes in, where that is less than float32: "bfloat16", "float16", "TF32"; else None."""
-    trained = {id(parameter) for parameter in prior.parameters().values()}
-    networks = [module for module in _modules(prior.pipe) if trained & {id(p) for p in module.parameters()}]
+    networks = trained_networks(prior)
     for dtype in (torch.bfloat16, torch.float16):
         if any(parameter.dtype == dtype for network in networks for parameter in network.parameters()):
             return str(dtype).removeprefix("torch.")
@@ -46,9 +54,16 @@ def reduced_precision(prior: Prior) -> str | None:
     return "TF32" if prior.device.type == "cuda" and tf32 else None
 
 
-def _modules(pipe: object) -> list[nn.Module]:
+def trained_networks(prior: Prior) -> list[nn.Module]:
+    """The networks of a prior's pipeline that hold trained parameters."""
+    trained = {id(parameter) for parameter in prior.parameters().values()}
+    return [module for module in networks_of(prior.pipe).values() if trained & {id(p) for p in module.parameters()}]
+
+
+def networks_of(pipe: object) -> dict[str, nn.Module]:
+    """The networks of a pipeline by the names of its parts; itself by "" where it is one."""
     held = getattr(pipe, "components", None) or vars(pipe)
-    return [part for part in (*held.values(), pipe) if isinstance(part, nn.Module)]
+    return {name: part for name, part in (*held.items(), ("", pipe)) if isinstance(part, nn.Module)}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ LoRA: Hu et al., 2021, https://arxiv.org/abs/2106.09685
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["ATTENTION", "adapters_off", "add_lora", "lora_parameters"]
+__all__ = ["ATTENTION", "adapters_off", "add_lora", "lora_numbers", "lora_parameters"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention block of diffusers."""
@@ -78,6 +78,16 @@ def _ending(name: str) -> str:
     while parts and parts[-1].isdigit() and len(parts) > 1:
         return ".".join(parts[-2:])
     return parts[-1]
+
+
+def lora_numbers(shapes: Mapping[str, Sequence[int]], rank: int, target_modules: Sequence[str]) -> int:
+    """How many numbers a LoRA on a network has whose weights have these shapes: rank·(in + out) for each matrix it adapts.
+
+    Of a convolution A has the kernel, and B is 1 x 1.
+    """
+    ends = tuple(f".{target}.weight" for target in target_modules)
+    adapted = [shape for name, shape in shapes.items() if f".{name}".endswith(ends) and len(shape) > 1]
+    return sum(rank * (math.prod(shape[1:]) + shape[0]) for shape in adapted)
 
 
 def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -16,10 +16,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from diffusion_rtb.abilities import TwoPhase
+from diffusion_rtb.files.completeness import tensor_shapes
 from pipelines._diffusers.export import snippet, write_lora
 from pipelines._diffusers.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
-from pipelines._diffusers.lora import adapters_off, add_lora, lora_parameters
-from pipelines._diffusers.proof import Parts, check_folder, read_scheduler_config
+from pipelines._diffusers.lora import adapters_off, add_lora, lora_numbers, lora_parameters
+from pipelines._diffusers.proof import Parts, check_folder, network_files, read_scheduler_config
 from pipelines._diffusers.scheduler import (
     build_scheduler,
     check_eta,
@@ -198,6 +199,15 @@ class DiffusersPrior(TwoPhase):
         targets = self.targets if target_modules is None else target_modules
         add_lora(self.network, rank=rank, alpha=alpha, target_modules=targets, seed=seed)
         self._adapter = {"rank": rank, "alpha": float(alpha), "target_modules": sorted(targets)}
+
+    def weight_files(self) -> dict[str, list[Path]]:
+        """The safetensors files of each network; empty for a hub id that is not loaded yet."""
+        return {} if self._found is None else network_files(self._found[0], self.parts, self._found[1])
+
+    def trained_numbers(self, *, rank: int = 8, target_modules: Sequence[str] | None = None, **_: Any) -> int:
+        """How many numbers the LoRA of `attach` would have, by the headers of the denoiser's files; 0 for a hub id."""
+        shapes = tensor_shapes(self.weight_files().get(self.denoiser, ()))
+        return lora_numbers(shapes, rank, self.targets if target_modules is None else target_modules)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The LoRA parameters by name; empty before `attach`."""

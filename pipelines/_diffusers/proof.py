@@ -20,7 +20,7 @@ from diffusion_rtb.files.completeness import (
 )
 from diffusion_rtb.files.vocabulary import check_rows, load_tokenizer
 
-__all__ = ["Parts", "check_folder", "quiet", "read_scheduler_config"]
+__all__ = ["Parts", "check_folder", "network_files", "quiet", "read_scheduler_config"]
 
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 
@@ -77,6 +77,12 @@ def check_folder(
     for tokenizer, encoder in parts.vocabularies.items():
         _check_vocabulary(classes[tokenizer], folder, tokenizer, encoder)
     return next((own for _, own in found.values() if own), None)
+
+
+def network_files(folder: Path, parts: Parts, variant: str | None) -> dict[str, list[Path]]:
+    """The weight files of each network in a folder that `check_folder` has proved; `variant` is what it returned."""
+    index = read_json(folder / "model_index.json")
+    return {name: _weights(folder / name, _class(folder, index, name), variant)[0] for name in parts.networks}
 
 
 def read_scheduler_config(folder: Path) -> dict[str, Any]:
