@@ -95,7 +95,7 @@ def test_one_version() -> None:
 
 
 LAYERS = (
-    {"abilities", "config", "densities", "estimates", "files", "interfaces"},
+    {"abilities", "config", "densities", "estimates", "files", "interfaces", "schedulers"},
     {"beta", "chain", "exact", "objectives", "scoring"},
     {"remote_reward", "run", "sampling"},
     {"behaviours", "evaluation", "reward_check"},
