@@ -27,6 +27,7 @@ __all__ = [
     "Judge",
     "MemoryTraits",
     "ObjectiveTraits",
+    "ReadsPrompts",
     "SizedAhead",
     "TwoPhase",
     "inner_rewards",
@@ -157,6 +158,18 @@ class HasEntry(Protocol):
     @property
     def entry(self) -> Entry | None:
         """See `rollout.replay`; None: it follows from the call."""
+
+
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """A prior that reads more of a prompt than its text (a picture to start from), or does not take every prompt."""
+
+    def read_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], folder: Path) -> None:
+        """All prompts of a run with what its prompt file says of them, told before `load_weights` and before any other call.
+
+        Relative paths in the metadata count from `folder`. Raise a ValueError for what cannot be drawn: a prompt that will not do,
+        a column or a file that is missing.
+        """
 
 
 @runtime_checkable

@@ -48,8 +48,9 @@ class Prior(Protocol):
     The posterior is the network with its adapters on, the prior is the same network with its adapters off:
     there is no second copy of the weights.
 
-    What some priors can do besides is a protocol each, in `abilities.py` (`TwoPhase`, `HasEntry`, `HasBaseModel`, `HasSnippet`,
-    `HasElsewhere`) and in `exact.py` (`HasExactTarget`). All members are looked at before training (`run/members.py`).
+    What some priors can do besides is a protocol each, in `abilities.py` (`TwoPhase`, `ReadsPrompts`, `HasEntry`, `HasBaseModel`,
+    `HasSnippet`, `HasElsewhere`) and in `exact.py` (`HasExactTarget`). All members are looked at before training
+    (`run/members.py`).
 
     `rollout` gives `pipe` one generator per trajectory. A loop of one's own draws all noise of a call by
     `seeds.trajectory_noise`: trajectory by trajectory and step by step it takes several times as long.

@@ -29,7 +29,7 @@ from diffusion_rtb.exact import ExactTarget, exact_target
 from diffusion_rtb.files.lock import LOCK, folder_lock
 from diffusion_rtb.files.whole import clear_unfinished, write_json
 from diffusion_rtb.interfaces import Objective, Prior
-from diffusion_rtb.run.checks import describe_components
+from diffusion_rtb.run.checks import describe_components, describe_prior
 from diffusion_rtb.run.folder import RunFolderError, check_same, run_folder
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.training.compatibility import check_chain, check_settings
@@ -66,7 +66,7 @@ def plan(
     grid = cells(config, load_variants(config, variants), objectives, behaviours, seeds, overrides)
     described = {cell.pair: describe_components(cell.config) for cell in grid}
     base = load_config(config, overrides)
-    prior: Prior = build(base.prior, "prior")
+    prior: Prior = describe_prior(base).build()
     attach_posterior(base, prior)
     target = exact_target(prior, describe(base.reward, "reward").construct(), base.beta.value)
     refused: dict[tuple[str, str], str] = {}

@@ -97,7 +97,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     if config.prompts.file is None:
         return config
     try:
-        prompts = config.prompts.holding(read_prompts(find_file(config.prompts.file, file.parent)))
+        found = find_file(config.prompts.file, file.parent)
+        prompts = config.prompts.holding(read_prompts(found), found.parent)
         config.check_count(len(prompts.texts()))
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -75,6 +76,8 @@ class PromptsConfig(Section):
     file: str | None = None
     """A file of prompts, relative to the config: .txt, one per line ("# " starts a comment); .csv or .tsv, with a column `prompt`;
     .jsonl, with a key `prompt`. Other columns and keys are metadata, for rewards that take it."""
+    folder: str | None = None
+    """What relative paths in that metadata count from; filled in with the folder of `file` when there is metadata."""
     sha256: str | None = None
     """Of the prompts of `file` and their metadata, filled in when they are read: a run does not go on with others."""
 
@@ -85,19 +88,21 @@ class PromptsConfig(Section):
         if (self.list is None) == (self.file is None):
             raise ValueError("give exactly one of `list` and `file` (set the other to null)")
         if self.list is not None:
-            if self.sha256 is not None:
-                raise ValueError("sha256 belongs to a `file`; take it out")
+            for name in ("sha256", "folder"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} belongs to a `file`; take it out")
             check_prompts(self.list)
         return self
 
-    def holding(self, table: PromptTable) -> PromptsConfig:
-        """The same with what the file holds. ValueError: it is not what it was when `sha256` was written down."""
+    def holding(self, table: PromptTable, folder: Path) -> PromptsConfig:
+        """The same with what the file in a folder holds. ValueError: it is not what it was when `sha256` was written down."""
         if self.sha256 is not None and self.sha256 != table.sha256:
             raise ValueError(
                 f"{self.file} no longer holds the prompts it did (sha256 {table.sha256[:12]}…, "
                 f"was {self.sha256[:12]}…). Bring them back; or set prompts.sha256 to null, for another run."
             )
-        held = self.model_copy(update={"sha256": table.sha256})
+        there = str(folder.resolve()) if self.folder is None and any(table.metadata) else self.folder
+        held = self.model_copy(update={"sha256": table.sha256, "folder": there})
         held._table = table
         return held
 

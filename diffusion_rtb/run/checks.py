@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion_rtb.abilities import ReadsPrompts
+from diffusion_rtb.config.component_errors import naming
 from diffusion_rtb.config.components import Described, check_posterior, describe
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.run.manifest import last_directory
 from diffusion_rtb.scoring.prompts import check_component_prompts
 
-__all__ = ["Components", "describe_components", "paths_explained"]
+__all__ = ["Components", "describe_components", "describe_prior", "paths_explained"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ def describe_components(config: RunConfig) -> Components:
 
     Raises:
         ValueError: a component does not exist, or an argument is unknown, missing, of the wrong type or out of range; or the
-            reward does not take one of the prompts.
+            prior or the reward does not take one of the prompts.
     """
-    prior, reward = describe(config.prior, "prior"), describe(config.reward, "reward")
+    prior, reward = describe_prior(config), describe(config.reward, "reward")
     check_posterior(config.prior, config.posterior)
     objective = describe(config.objective, "objective")
     for behaviour in config.behaviours:
@@ -45,6 +47,20 @@ def describe_components(config: RunConfig) -> Components:
     embedder, judge = (None if tool is None else describe(tool, "reward") for tool in tools)
     metrics = tuple(describe(metric, "metric") for metric in config.eval.metrics)
     return Components(prior, reward, objective, embedder, judge, metrics)
+
+
+def describe_prior(config: RunConfig) -> Described:
+    """Check the name and the arguments of a config's prior, and tell it the run's prompts if it `ReadsPrompts`.
+
+    Raises:
+        ValueError: see `describe`; or the prior cannot draw one of the prompts.
+    """
+    prior = describe(config.prior, "prior")
+    if isinstance(prior.target, type) and issubclass(prior.target, ReadsPrompts):
+        table = config.prompts.table()
+        with naming(f"prior {prior.name!r}", prior.target):
+            prior.construct().read_prompts(table.texts, table.metadata, Path(config.prompts.folder or "."))
+    return prior
 
 
 @contextmanager

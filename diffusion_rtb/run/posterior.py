@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_rtb.config.arguments import call_arguments
-from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
-from diffusion_rtb.run.checks import Components, describe_components, paths_explained
+from diffusion_rtb.run.checks import Components, describe_components, describe_prior, paths_explained
 from diffusion_rtb.run.folder import (
     CHECKPOINTS,
     RunFolderError,
@@ -33,7 +32,7 @@ def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
     """The config of a run, or of a config file, and its prior without any posterior."""
     config, folder = find_run(run)
     with paths_explained(folder):
-        return config, build(config.prior, "prior")
+        return config, describe_prior(config).build()
 
 
 @dataclass(frozen=True, eq=False)
