@@ -3,7 +3,7 @@ r"""V(x_t, t, prompt): the value network of sub-trajectory objectives, in reward
     V(x_t) = alpha · log E_p[ exp(r(x_0) / alpha) | x_t ]
 
 the soft value of a state: how much reward the prior's continuations promise. The trunk is a small convolutional network
-for images and latents (channels, height, width), and a multi-layer perceptron for vectors (n,); time and prompt scale
+for images, videos and packed tokens, and a multi-layer perceptron for vectors; time and prompt scale
 and shift every layer. The output layer starts at zero, so that V starts as one number for all states: a random V would
 send the posterior after noise before anything is known about the reward.
 """
@@ -11,6 +11,7 @@ send the posterior after noise before anything is known about the reward.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,9 @@ from diffusion_rtb.interfaces import Terms
 __all__ = ["ValueNetwork", "time_embedding", "values_along"]
 
 SMALLEST = 4
-"""Height and width below which there is nothing left to convolve; larger ones are halved until they fit in it."""
+"""Height, width, frames or tokens that are left as they are; more are halved until they fit in it."""
+
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def time_embedding(t: Float[Tensor, " rows"], size: int) -> Float[Tensor, "rows size"]:
@@ -37,7 +40,8 @@ class ValueNetwork(nn.Module):
     """V(x_t, t, prompt) for states of shape `dims`; reward units.
 
     Args:
-        dims: (channels, height, width), at least 4 high and wide, or (n,).
+        dims: (n,); (tokens, channels), as pipelines pack an image row by row; (channels, height, width); or a video's
+            (channels, frames, height, width), the first two in either order.
         features: length of a prompt's feature vector; 0 for no prompt. Only its direction is used.
         width: channels of each layer, also half the size of the time embedding.
 
@@ -86,7 +90,7 @@ class ValueNetwork(nn.Module):
         # Prompt embeddings of different encoders differ in length by orders of magnitude; their direction is what counts.
         prompt = rms_norm(features.to(dtype), features.shape[1:]) if features.shape[1] else features.to(dtype)
         condition = self.condition(torch.cat([time_embedding(t.to(dtype), 2 * self.width), prompt], dim=1))
-        h = x_t.to(dtype)
+        h = x_t.to(dtype).mT if len(self.dims) == 2 else x_t.to(dtype)
         for layer, film in zip(self.layers, self.films, strict=True):
             h = layer(h)
             scale, shift = film(condition).reshape(len(h), -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
@@ -114,19 +118,20 @@ def trunk(dims: tuple[int, ...], width: int) -> tuple[list[nn.Module], int]:
     """The layers for states of shape `dims`, and the size of what the last one returns, flattened.
 
     Raises:
-        ValueError: the states are neither vectors nor images of at least 4x4.
+        ValueError: there is none: too many axes, or an empty one.
     """
-    if len(dims) == 1 and dims[0] >= 1:
-        return [nn.Linear(dims[0], width), nn.Linear(width, width)], width
-    if len(dims) != 3 or min(dims[1:]) < SMALLEST or dims[0] < 1:
+    if not 1 <= len(dims) <= 4 or min(dims) < 1:
         raise ValueError(
-            f"No value network for states of shape {dims}: it takes (channels, height, width) of at least "
-            f"{SMALLEST}x{SMALLEST}, or vectors (n,). Use whole trajectories (length null), which need none."
+            f"No value network for states of shape {dims}: it takes vectors (n,), (tokens, channels), (channels, height, width) or "
+            "(channels, frames, height, width). Use whole trajectories (length null), which need none."
         )
-    channels, height, width_px = dims
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
-    while len(layers) == 1 or max(height, width_px) > SMALLEST:
-        stride = (2 if height > SMALLEST else 1, 2 if width_px > SMALLEST else 1)
-        layers.append(nn.Conv2d(width, width, 3, stride=stride, padding=1))
-        height, width_px = -(-height // stride[0]), -(-width_px // stride[1])
-    return layers, width * height * width_px
+    if len(dims) == 1:
+        return [nn.Linear(dims[0], width), nn.Linear(width, width)], width
+    channels, *sides = (dims[1], dims[0]) if len(dims) == 2 else dims
+    convolution = CONVOLUTIONS[len(sides)]
+    layers: list[nn.Module] = [convolution(channels, width, 3, padding=1)]
+    while len(layers) == 1 or max(sides) > SMALLEST:
+        stride = tuple(2 if side > SMALLEST else 1 for side in sides)
+        layers.append(convolution(width, width, 3, stride=stride, padding=1))
+        sides = [-(-side // step) for side, step in zip(sides, stride, strict=True)]
+    return layers, width * math.prod(sides)

@@ -15,7 +15,9 @@ from diffusion_rtb.interfaces import Terms
 from diffusion_rtb.objectives._value import ValueNetwork, time_embedding
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
 
-SHAPES = [(4, 8, 8), (4, 4, 4), (1, 5, 9), (3, 4, 16), (4, 16, 16), (2,), (1,)]
+IMAGES = [(4, 8, 8), (4, 4, 4), (1, 5, 9), (3, 4, 16), (4, 16, 16), (4, 2, 3)]
+TOKENS, VIDEOS = [(16, 4), (33, 3), (1, 2)], [(4, 3, 2, 2), (2, 4, 8, 9)]
+SHAPES = [*IMAGES, *TOKENS, *VIDEOS, (2,), (1,)]
 
 
 def inputs(dims: tuple[int, ...], features: int = 6, rows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,12 +45,26 @@ def test_starts_at_zero_then_at_the_given_number(dims: tuple[int, ...]) -> None:
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(1, 4), st.integers(4, 40), st.integers(4, 40))
-def test_any_size_of_latent(channels: int, height: int, width: int) -> None:
-    """Whatever the size, what is left before the output layer is at most 4x4, and so the network stays small."""
-    network = ValueNetwork((channels, height, width), 2, width=8)
-    assert network(*inputs((channels, height, width), 2)).shape == (3,)
-    assert network.output.in_features <= 8 * 4 * 4
+@given(st.integers(1, 4), st.lists(st.integers(1, 20), min_size=2, max_size=3))
+def test_any_size_of_latent(channels: int, sides: list[int]) -> None:
+    """Whatever the size, what is left before the output layer is at most 4 along each side, and so the network stays small."""
+    network = ValueNetwork((channels, *sides), 2, width=8)
+    assert network(*inputs((channels, *sides), 2)).shape == (3,)
+    assert network.output.in_features <= 8 * 4 ** len(sides)
+
+
+def test_tokens_are_an_image_of_one_row() -> None:
+    """Packed states (tokens, channels) go through the same layers as (channels, 1, tokens), with the middle row of each filter."""
+    tokens, image = perturbed(ValueNetwork((33, 3), 6, width=8)), ValueNetwork((3, 1, 33), 6, width=8)
+    wanted = image.state_dict()
+    for name, value in tokens.state_dict().items():
+        rows = wanted[name]
+        if value.shape == rows.shape:
+            rows.copy_(value)
+        else:
+            rows.zero_()[..., 1, :] = value
+    x, t, features = inputs((33, 3))
+    torch.testing.assert_close(tokens(x, t, features), image(x.mT[:, :, None], t, features))
 
 
 @pytest.mark.parametrize("dims", SHAPES)
@@ -109,9 +125,11 @@ def test_time_embedding_is_cos_and_sin() -> None:
     torch.testing.assert_close(embedding, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("dims", [(4, 3, 8), (4, 8, 2), (8, 8), (2, 4, 8, 8), (), (0,)])
+@pytest.mark.parametrize("dims", [(), (0,), (4, 0, 8), (16, 0), (1, 2, 4, 8, 8)])
 def test_shapes_without_a_network_are_refused(dims: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"No value network for states of shape .* 4x4, or vectors"):
+    with pytest.raises(
+        ValueError, match=r"No value network for states of shape .* takes vectors .*, .tokens, channels."
+    ):
         ValueNetwork(dims, 6)
 
 
@@ -153,7 +171,7 @@ def test_every_boundary_sees_its_own_state_time_and_prompt() -> None:
         torch.testing.assert_close(values[row], torch.cat([*singly, terms.reward[row][None]]))
 
 
-@pytest.mark.parametrize(("dims", "length"), [((2,), 2), ((4, 4, 4), 4)])
+@pytest.mark.parametrize(("dims", "length"), [((2,), 2), ((4, 4, 4), 4), ((16, 4), 4)])
 def test_learns_a_value_that_depends_on_the_state(dims: tuple[int, ...], length: int) -> None:
     """The loss falls by ten: a scalar log Z would leave all of it, a perfect V the 1-4 % that the random walk adds."""
     objective = TrustPCL(length, width=16)
