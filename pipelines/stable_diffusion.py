@@ -33,7 +33,7 @@ class StableDiffusion(DiffusersPrior):
     """A Stable Diffusion 1.x or 2.x pipeline (epsilon or v prediction) as a `Prior`; all is checked before weights load.
 
     Args:
-        path: A diffusers folder, a hub id, or "emoji" for the bundled prior.
+        path: A diffusers folder, a hub id, "emoji" for the bundled prior, or "random:sd15" for random weights in its place.
         steps: Denoising steps T; 50 by default.
         timesteps: Instead of `steps` the timesteps themselves, falling, where the scheduler takes them (DDPMScheduler). More of
             them where the reward is decided: a Gaussian can follow the tilt of a transition only if it decides little.

@@ -12,6 +12,7 @@ import torch
 
 from diffusion_rtb.files.completeness import check_finite
 from pipelines._diffusers.proof import quiet
+from pipelines._diffusers.random_weights import is_random, random_folder
 
 __all__ = ["BUNDLED", "is_hub_id", "load_pipeline", "local_folder"]
 
@@ -32,7 +33,7 @@ def local_folder(
     """The folder behind a bundled name, a path or a hub id; a hub id is downloaded first.
 
     Args:
-        path: "emoji", a folder, or "organisation/name" on the model hub.
+        path: "emoji", "random:NAME", a folder, or "organisation/name" on the model hub.
         pipeline: diffusers class that knows which files of a hub repository it needs.
         without: Parts of it that are not wanted.
         variant: Of the weight files of a hub repository; None takes the plain ones, or else "fp16".
@@ -42,6 +43,8 @@ def local_folder(
         ValueError: there is no such folder and `path` does not look like a hub id.
         OSError: the hub cannot be reached, or has no such model.
     """
+    if is_random(path):
+        return random_folder(path)
     if path in BUNDLED:
         return Path(__file__).parents[2] / BUNDLED[path]
     if Path(path).is_dir():

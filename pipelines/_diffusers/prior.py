@@ -21,6 +21,7 @@ from pipelines._diffusers.export import snippet, write_lora
 from pipelines._diffusers.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
 from pipelines._diffusers.lora import adapters_off, add_lora, lora_numbers, lora_parameters
 from pipelines._diffusers.proof import Parts, check_folder, network_files, read_scheduler_config
+from pipelines._diffusers.random_weights import is_random, random_pipeline
 from pipelines._diffusers.scheduler import (
     build_scheduler,
     check_eta,
@@ -38,7 +39,7 @@ class DiffusersPrior(TwoPhase):
     """A folder of diffusers as prior and posterior; the constructor checks all it can, and the weights load at first use.
 
     Args:
-        path: A diffusers folder, a hub id, or the name of a bundled prior.
+        path: A diffusers folder, a hub id, the name of a bundled prior, or "random:NAME", see `random_weights`.
         steps: Denoising steps T; 50 by default.
         timesteps: Instead of `steps` the timesteps themselves, falling.
         eta: Noise level in (0, 1] of schedulers that have one.
@@ -117,7 +118,8 @@ class DiffusersPrior(TwoPhase):
 
         cls = getattr(diffusers, self.pipeline)
         folder = local_folder(self.path, cls, self.without, self._variant, self._revision)
-        variant = check_folder(folder, self.pipeline, self.parts, self._variant, self.check_files)
+        whole = not is_random(self.path)
+        variant = check_folder(folder, self.pipeline, self.parts, self._variant, self.check_files, weights=whole)
         name, arguments = self._scheduler
         sampler = build_scheduler(
             read_scheduler_config(folder), name, arguments, always=self.sampler_settings, predicts=self.predicts
@@ -137,7 +139,8 @@ class DiffusersPrior(TwoPhase):
         import diffusers
 
         folder, variant, sampler = self._found or self._prepare()
-        self._pipe, self._digest = load_pipeline(
+        load = random_pipeline if is_random(self.path) else load_pipeline
+        self._pipe, self._digest = load(
             getattr(diffusers, self.pipeline),
             folder,
             self.parts.networks,
@@ -201,8 +204,10 @@ class DiffusersPrior(TwoPhase):
         self._adapter = {"rank": rank, "alpha": float(alpha), "target_modules": sorted(targets)}
 
     def weight_files(self) -> dict[str, list[Path]]:
-        """The safetensors files of each network; empty for a hub id that is not loaded yet."""
-        return {} if self._found is None else network_files(self._found[0], self.parts, self._found[1])
+        """The safetensors files of each network; empty for a hub id that is not loaded yet, and for random weights."""
+        if self._found is None or is_random(self.path):
+            return {}
+        return network_files(self._found[0], self.parts, self._found[1])
 
     def trained_numbers(self, *, rank: int = 8, target_modules: Sequence[str] | None = None, **_: Any) -> int:
         """How many numbers the LoRA of `attach` would have, by the headers of the denoiser's files; 0 for a hub id."""

@@ -41,6 +41,8 @@ def check_folder(
     parts: Parts,
     variant: str | None = None,
     check_files: Callable[[Path], None] = lambda folder: None,
+    *,
+    weights: bool = True,
 ) -> str | None:
     """Prove that a diffusers folder holds this kind of pipeline, whole: every tensor of every network, and the vocabulary.
 
@@ -50,6 +52,7 @@ def check_folder(
         parts: What must be complete.
         variant: Of the weight files, such as "fp16"; None takes the plain ones, or else "fp16".
         check_files: Asked, once all files are found, whether the parts fit each other.
+        weights: Without, only the configs are looked at: the folder of an architecture has nothing else.
 
     Returns:
         The variant to ask diffusers for.
@@ -70,6 +73,9 @@ def check_folder(
     if not (folder / SCHEDULER).is_file():
         raise ValueError(f"{folder} holds no {SCHEDULER}, which has the model's noise schedule.")
     classes = {name: _class(folder, index, name) for name in (*parts.networks, *parts.vocabularies)}
+    if not weights:
+        check_files(folder)
+        return None
     found = {name: _weights(folder / name, classes[name], variant) for name in parts.networks}
     check_files(folder)
     for name, (files, own) in found.items():

@@ -1,0 +1,101 @@
+"""Published architectures with random weights: their sizes are the published ones, and the engine runs on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion_rtb.chain.rollout import rollout, score
+from pipelines._diffusers.random_weights import ARCHITECTURES, random_folder
+from pipelines.stable_diffusion import StableDiffusion
+from tests.oracles.tiny import WIDTH, save_tiny
+
+PUBLISHED = {
+    # Elements of the published weight files: 3.44 GB of float32; 5.14 GB of float16; 4.94 GB of bfloat16, of which the table of
+    # positions, 384² places of 1536 numbers, is no parameter; 23.8 GB of bfloat16.
+    "sd15": ("unet", 859_520_964),
+    "sdxl": ("unet", 2_567_463_684),
+    "sd35_medium": ("transformer", 2_469_663_936),
+    "flux1_dev": ("transformer", 11_901_408_320),
+}
+VAE = {4: 83_653_863, 16: 83_819_683}
+"""By latent channels; the 16-channel ones have no 1x1 convolutions around the latents."""
+
+
+def _elements(architecture: str, part: str) -> int:
+    import diffusers
+
+    config = json.loads((ARCHITECTURES / architecture / part / "config.json").read_text())
+    with torch.device("meta"):
+        network = getattr(diffusers, config["_class_name"]).from_config(config)
+    return sum(value.numel() for value in network.state_dict().values())
+
+
+def test_every_architecture_has_a_published_size() -> None:
+    assert {folder.name for folder in ARCHITECTURES.iterdir()} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_an_architecture_has_as_many_weights_as_the_published_one(architecture: str) -> None:
+    network, elements = PUBLISHED[architecture]
+    assert _elements(architecture, network) == elements
+    channels = json.loads((ARCHITECTURES / architecture / "vae" / "config.json").read_text())["latent_channels"]
+    assert _elements(architecture, "vae") == VAE[channels]
+
+
+@pytest.fixture(scope="module")
+def tiny_architecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline's folder without a single weight, vocabulary or text encoder's file."""
+    folder = save_tiny(tmp_path_factory.mktemp("tiny"))
+    for file in folder.rglob("*"):
+        if file.is_file() and file.name not in ("model_index.json", "config.json", "scheduler_config.json"):
+            file.unlink()
+    shapes = {"prompt_embeds": [77, WIDTH], "negative_prompt_embeds": [77, WIDTH]}
+    (folder / "embeddings.json").write_text(json.dumps(shapes))
+    return folder
+
+
+def _prior(folder: Path, **settings: Any) -> StableDiffusion:
+    return StableDiffusion(f"random:{folder}", steps=2, device="cpu", **settings)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_random_weights_are_made_in_their_dtype_and_replayed_exactly(tiny_architecture: Path, dtype: Any) -> None:
+    before = torch.get_default_dtype()
+    prior = _prior(tiny_architecture, dtype=dtype, guidance=2.0)
+    assert {str(parameter.dtype) for parameter in prior.network.parameters()} == {f"torch.{dtype}"}
+    assert torch.get_default_dtype() == before
+    prior.attach(rank=2)
+    trajectory = rollout(prior, ["a cat", "a dog"], [0, 1])
+    assert torch.equal(score(prior, ["a cat", "a dog"], trajectory), trajectory.log_prob)
+    assert prior.decode(trajectory.x_0).shape == (2, 3, 64, 64)
+
+
+def test_weights_and_embeddings_are_the_same_every_time(tiny_architecture: Path) -> None:
+    first, second = _prior(tiny_architecture), _prior(tiny_architecture)
+    state = torch.get_rng_state()
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name])
+    assert torch.equal(state, torch.get_rng_state())
+    embedded = first.arguments(["a cat", "a dog", "a cat"])["prompt_embeds"]
+    assert torch.equal(embedded[0], embedded[2])
+    assert not torch.equal(embedded[0], embedded[1])
+    assert torch.equal(embedded[:1], second.arguments(["a cat"])["prompt_embeds"])
+
+
+def test_random_weights_have_no_files(tiny_architecture: Path) -> None:
+    assert _prior(tiny_architecture).weight_files() == {}
+
+
+def test_an_unknown_architecture_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="random:sd35_medium, random:sdxl"):
+        random_folder("random:sd14")
+
+
+def test_an_architecture_of_another_family_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="holds a FluxPipeline; this prior needs a StableDiffusionPipeline"):
+        StableDiffusion("random:flux1_dev", device="cpu")
