@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["plain_lora", "snippet", "write_lora"]
+__all__ = ["loads_lora", "plain_lora", "snippet", "write_lora"]
 
 
 def plain_lora(network: nn.Module, scale: float) -> dict[str, Tensor]:
@@ -28,40 +31,67 @@ def plain_lora(network: nn.Module, scale: float) -> dict[str, Tensor]:
     }
 
 
+def loads_lora(pipeline: type, denoiser: str) -> bool:
+    """Whether a class of diffusers writes and reads LoRA files of this network."""
+    save = getattr(pipeline, "save_lora_weights", None)
+    return save is not None and f"{denoiser}_lora_layers" in inspect.signature(save).parameters
+
+
 def write_lora(pipe: Any, denoiser: str, folder: Path, scale: float) -> None:
-    """Write the adapters as `pytorch_lora_weights.safetensors`.
+    """Write the adapters as the pipeline's own `pytorch_lora_weights.safetensors`, or as a folder of peft where it has none.
 
     Args:
-        pipe: A pipeline whose class can save LoRA weights.
+        pipe: The pipeline.
         denoiser: Its part that carries them.
         folder: Where to.
         scale: alpha / rank.
     """
-    layers = {f"{denoiser}_lora_layers": plain_lora(getattr(pipe, denoiser), scale)}
-    type(pipe).save_lora_weights(folder, **layers, safe_serialization=True)
+    network = getattr(pipe, denoiser)
+    layers = plain_lora(network, scale)
+    if loads_lora(type(pipe), denoiser):
+        type(pipe).save_lora_weights(folder, **{f"{denoiser}_lora_layers": layers}, safe_serialization=True)
+        return
+    config = copy.copy(network.peft_config["default"])
+    config.lora_alpha, config.inference_mode = config.r, True  # the scale is in the weights
+    config.save_pretrained(str(folder))
+    named = {f"base_model.model.{name}": value for name, value in layers.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def snippet(
-    pipeline: str, base_model: str, scheduler: str, dtype: str, folder: str, prompt: str, settings: Mapping[str, Any]
+    pipeline: str,
+    denoiser: str,
+    base_model: str,
+    scheduler: str,
+    dtype: str,
+    folder: str,
+    prompt: str | None,
+    settings: Mapping[str, Any],
 ) -> str:
     """Python that samples an exported posterior with plain diffusers.
 
     Args:
         pipeline: Class in diffusers.
+        denoiser: Its part that carries the adapters.
         base_model: Hub id or folder of the prior.
         scheduler: Class in diffusers; its config lies in the exported folder.
         dtype: Of the networks, such as "float32".
         folder: Where the export lies.
-        prompt: An example.
+        prompt: An example; None for a pipeline that takes none.
         settings: Further arguments of the pipeline's call.
     """
+    import diffusers
+
     options = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    plain = loads_lora(getattr(diffusers, pipeline), denoiser)
+    adapters = "pipe.load_lora_weights(folder)" if plain else f"PeftModel.from_pretrained(pipe.{denoiser}, folder)"
+    given = "" if prompt is None else f"{prompt!r}, "
     return f"""import torch
 from diffusers import {", ".join(sorted([scheduler, pipeline]))}
-
+{"" if plain else "from peft import PeftModel" + chr(10)}
 folder = {folder!r}
 pipe = {pipeline}.from_pretrained({base_model!r}, dtype=torch.{dtype})
 pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
-pipe.load_lora_weights(folder)
+{adapters}
 settings = dict({options})
-image = pipe({prompt!r}, generator=torch.Generator().manual_seed(0), **settings).images[0]"""
+image = pipe({given}generator=torch.Generator().manual_seed(0), **settings).images[0]"""

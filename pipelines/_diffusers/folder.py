@@ -88,6 +88,7 @@ def load_pipeline(
     """
     with quiet():
         pipe = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    components = [name for name in components if getattr(pipe, name, None) is not None]
     for name in components:
         check_finite(getattr(pipe, name), Path(folder) / name)
     digest = _digest(pipe, components)

@@ -53,12 +53,12 @@ class Guidance:
         """Which prior the posterior tilts."""
         return "guided" if self.scale > 1 else "unguided"
 
-    def settings(self) -> dict[str, Any]:
-        """Arguments of a pipeline's call."""
-        negative = {"negative_prompt": self.negative_prompt or ""} if self.scale > 1 else {}
-        return {"guidance_scale": self.scale} | negative
+    def settings(self, argument: str) -> dict[str, Any]:
+        """Arguments of a pipeline's call, of which `argument` takes the scale."""
+        negative = {} if self.scale == 1 or self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
+        return {argument: self.scale} | negative
 
     def fingerprint(self) -> dict[str, Any]:
         """As plain JSON values."""
-        negative = self.settings().get("negative_prompt")
+        negative = self.negative_prompt if self.scale > 1 else None
         return {"tilted_prior": self.tilted_prior, "scale": float(self.scale), "negative_prompt": negative}

@@ -1,4 +1,4 @@
-"""The posterior as LoRA inside the prior's own network, through diffusers' `add_adapter`.
+"""The posterior as LoRA inside the prior's own network, by diffusers' `add_adapter`, or peft where a network has none.
 
     W x  ->  W x + (alpha / rank) · B A x,    B = 0 at the start
 
@@ -36,11 +36,15 @@ def add_lora(network: Any, *, rank: int, alpha: float, target_modules: Sequence[
             f"rank={rank} and alpha={alpha}: a LoRA needs rank >= 1 and alpha > 0, for example rank 8, alpha 8."
         )
     check_targets(network, target_modules)
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator; ours replaces it below
-        network.add_adapter(config)
+        if hasattr(network, "add_adapter"):
+            network.add_adapter(config)
+        else:
+            inject_adapter_in_model(config, network)
+            network.peft_config = {"default": config}
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in lora_parameters(network).items():
         start = torch.zeros(parameter.shape)
@@ -104,8 +108,10 @@ def adapters_off(network: Any) -> Iterator[None]:
     if all(layer.disable_adapters for layer in layers):
         yield
         return
-    network.disable_adapters()
+    for layer in layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        network.enable_adapters()
+        for layer in layers:
+            layer.enable_adapters(True)

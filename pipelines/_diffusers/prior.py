@@ -1,7 +1,7 @@
 """All of a diffusers pipeline as a `Prior` that is not of one family: found, proved whole, made stochastic, with a LoRA.
 
 A family is a subclass in a file of its own. It says which pipeline of diffusers it is and what the pipeline is made of (the class
-attributes below), and how it is called: `dims`, `settings`, `arguments`, `features` and `decode`.
+attributes below), and how it is called: `arguments` and `features`, which `text_to_image.py` does for prompts.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.files.completeness import tensor_shapes
+from pipelines._diffusers.decoding import decoded, state_shape
 from pipelines._diffusers.export import snippet, write_lora
 from pipelines._diffusers.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
 from pipelines._diffusers.lora import adapters_off, add_lora, lora_numbers, lora_parameters
@@ -47,6 +49,7 @@ class DiffusersPrior(TwoPhase):
         scheduler_arguments: Constructor arguments of the scheduler that differ from the pipeline's.
         dtype: Of the frozen networks, a name of `DTYPES`. Adapters are always float32.
         device: Where to run; accelerate's choice by default.
+        decode_batch: Samples decoded at once.
         variant: Of the weight files; by default the plain ones or, where there are none, "fp16".
         revision: Branch, tag or commit of a hub id.
 
@@ -59,6 +62,8 @@ class DiffusersPrior(TwoPhase):
     """Name for the fingerprint."""
     pipeline: ClassVar[str]
     """Class in diffusers; model_index.json must name it."""
+    published: ClassVar[str] = ""
+    """Hub id of the model that is meant where none is given."""
     parts: ClassVar[Parts]
     """Networks and vocabularies that must be whole."""
     denoiser: ClassVar[str]
@@ -75,6 +80,10 @@ class DiffusersPrior(TwoPhase):
     """Parts of the pipeline that are not loaded."""
     options: ClassVar[Mapping[str, Any]] = {}
     """Further arguments of `from_pretrained`."""
+    output_type: ClassVar[str] = "pt"
+    """How the pipeline is asked for images: "pt", or "np" where it knows no tensors."""
+    any_prompt: ClassVar[str] = ""
+    """A prompt that is always allowed: asked for shapes, and to decode, which no prompt has a part in."""
 
     def __init__(
         self,
@@ -87,6 +96,7 @@ class DiffusersPrior(TwoPhase):
         scheduler_arguments: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         device: str | None = None,
+        decode_batch: int = 8,
         variant: str | None = None,
         revision: str | None = None,
     ) -> None:
@@ -96,11 +106,15 @@ class DiffusersPrior(TwoPhase):
         check_dtype(dtype)
         check_device(device)
         check_eta(eta)
+        if decode_batch < 1:
+            raise ValueError(f"decode_batch={decode_batch} must be at least 1.")
+        self.decode_batch = decode_batch
         scheduler_class(scheduler or self.sampler)
         self._scheduler = scheduler or self.sampler, dict(scheduler_arguments or {})
         self._device, self._variant, self._revision = device, variant, revision
         self._pipe: Any = None
         self._digest = ""
+        self._dims: tuple[int, ...] | None = None
         self._adapter: dict[str, Any] | None = None
         # A hub id is not fetched before the run starts.
         self._found = None if is_hub_id(path) else self._prepare()
@@ -169,9 +183,32 @@ class DiffusersPrior(TwoPhase):
         return next(self.network.parameters()).device
 
     @property
+    def loop_networks(self) -> Sequence[nn.Module]:
+        """The networks that the denoising loop evaluates."""
+        return (self.network,)
+
+    @property
     def dims(self) -> tuple[int, ...]:
-        """Shape of one state; the family's to say."""
+        """Shape of one state, asked of the pipeline itself, once: it may pack its latents."""
+        if self._dims is None:
+            self._dims = state_shape(self.pipe, self.arguments([self.any_prompt]))
+        return self._dims
+
+    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Keyword arguments of `pipe.__call__` for these prompts; the family's to say."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def decode(self, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *shape"]:
+        """Images in [0, 1], float32: what the pipeline itself answers where its chain ends in x_0."""
+        parts = x_0.to(self.device, DTYPES[self.dtype]).split(self.decode_batch)
+        calls = [self.arguments([self.any_prompt] * len(part)) for part in parts]
+        return torch.cat(
+            [
+                decoded(self.pipe, call, part, self.loop_networks, self.output_type)
+                for call, part in zip(calls, parts, strict=True)
+            ]
+        )
 
     def settings(self) -> dict[str, Any]:
         """The arguments of the pipeline's call that do not depend on the prompt, as `snippet` and the card show them."""
@@ -261,4 +298,6 @@ class DiffusersPrior(TwoPhase):
     def snippet(self, folder: str = "path/to/this/folder", prompt: str = "a cat") -> str:
         """Python that samples an exported posterior with plain diffusers, the way this prior samples it."""
         sampler = type(self.pipe.scheduler).__name__
-        return snippet(self.pipeline, self.base_model, sampler, self.dtype, folder, prompt, self.settings())
+        return snippet(
+            self.pipeline, self.denoiser, self.base_model, sampler, self.dtype, folder, prompt, self.settings()
+        )

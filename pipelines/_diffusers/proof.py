@@ -33,6 +33,14 @@ class Parts:
     """Those whose weights must be complete."""
     vocabularies: Mapping[str, str] = field(default_factory=dict)
     """Tokenizer -> the network whose embeddings must have a row for each of its tokens."""
+    optional: Sequence[str] = ()
+    """Those of both that a folder may leave out, where its model_index.json says null."""
+
+    def here(self, index: Mapping[str, Any]) -> Parts:
+        """Those that a model_index.json has."""
+        gone = {name for name in self.optional if (index.get(name) or [None, None])[1] is None}
+        vocabularies = {name: network for name, network in self.vocabularies.items() if not {name, network} & gone}
+        return Parts([name for name in self.networks if name not in gone], vocabularies)
 
 
 def check_folder(
@@ -72,6 +80,7 @@ def check_folder(
         )
     if not (folder / SCHEDULER).is_file():
         raise ValueError(f"{folder} holds no {SCHEDULER}, which has the model's noise schedule.")
+    parts = parts.here(index)
     classes = {name: _class(folder, index, name) for name in (*parts.networks, *parts.vocabularies)}
     if not weights:
         check_files(folder)
@@ -88,7 +97,7 @@ def check_folder(
 def network_files(folder: Path, parts: Parts, variant: str | None) -> dict[str, list[Path]]:
     """The weight files of each network in a folder that `check_folder` has proved; `variant` is what it returned."""
     index = read_json(folder / "model_index.json")
-    return {name: _weights(folder / name, _class(folder, index, name), variant)[0] for name in parts.networks}
+    return {name: _weights(folder / name, _class(folder, index, name), variant)[0] for name in parts.here(index).networks}
 
 
 def read_scheduler_config(folder: Path) -> dict[str, Any]:

@@ -38,14 +38,12 @@ def check_device(device: str | None) -> None:
         raise ValueError(f"device={device!r}, but torch sees no CUDA device here; set device: cpu, or leave it out.")
 
 
-def check_size(height: int | None, width: int | None, decode_batch: int) -> None:
-    """Refuse image sizes that are not a multiple of the autoencoder's factor 8, and decoding no image at once."""
-    if decode_batch < 1:
-        raise ValueError(f"decode_batch={decode_batch} must be at least 1.")
+def check_size(height: int | None, width: int | None, multiple: int) -> None:
+    """Refuse image sizes that are not a multiple of what the autoencoder and the network divide them by."""
     if (height is None) != (width is None):
         raise ValueError(f"height={height} and width={width}: give both, or neither for the model's own size.")
-    if any(side is not None and (side < 8 or side % 8) for side in (height, width)):
-        raise ValueError(f"height={height} and width={width} must be positive multiples of 8.")
+    if any(side is not None and (side < multiple or side % multiple) for side in (height, width)):
+        raise ValueError(f"height={height} and width={width} must be positive multiples of {multiple}.")
 
 
 def number_of_steps(steps: int | None, timesteps: Sequence[int] | None) -> int:

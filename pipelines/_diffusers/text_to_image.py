@@ -1,0 +1,121 @@
+"""Any text-to-image pipeline of diffusers as a `Prior`: prompts by its own `encode_prompt`, guidance, sizes.
+
+Which prior is tilted with classifier-free guidance, and which without, is in `pipelines._diffusers.guidance`.
+
+DDIM and eta: Song et al., 2020, https://arxiv.org/abs/2010.02502
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pipelines._diffusers.embeddings import PromptEmbeddings
+from pipelines._diffusers.guidance import Guidance, TiltedPrior
+from pipelines._diffusers.prior import DiffusersPrior
+from pipelines._diffusers.settings import check_size
+
+__all__ = ["TextToImage"]
+
+
+class TextToImage(DiffusersPrior):
+    """A folder of diffusers that draws what a prompt says; the constructor checks all it can, and weights load at first use.
+
+    Args:
+        path: A diffusers folder, a hub id, the name of a bundled prior, or "random:NAME" for random weights of a published
+            architecture; by default the family's `published` model.
+        steps: Denoising steps T; 50 by default.
+        timesteps: Instead of `steps` the timesteps themselves, falling, where the scheduler takes them (DDPMScheduler). More of
+            them where the reward is decided: a Gaussian can follow the tilt of a transition only if it decides little.
+        guidance: Classifier-free guidance scale g >= 1, the same for prior and posterior; 1 is none.
+        tilted_prior: States which prior is tilted, "guided" (needs guidance > 1) or "unguided" (needs guidance 1). The
+            default follows from `guidance`; stating it turns a later change of `guidance` into an error.
+        eta: Noise level in (0, 1] of schedulers that have one (DDIM). 1 is the DDPM posterior variance. Below 1 the chain
+            is not memoryless: x_0 depends on x_T, and one log Z per prompt cannot fit.
+        scheduler: Class name in diffusers; the family's `sampler` by default. It keeps the pipeline's own noise schedule.
+        scheduler_arguments: Constructor arguments of the scheduler that differ from the pipeline's.
+        negative_prompt: What guidance moves away from; by default what the pipeline itself takes without one.
+        dtype: Of the frozen networks: "float32", "float16" or "bfloat16". Adapters are always float32.
+        device: Where to run, such as "cpu" or "cuda:1"; accelerate's choice by default.
+        height: Image height in pixels, a multiple of the family's `multiple`, together with `width`; the model's own by default.
+        width: Image width in pixels.
+        decode_batch: Images the autoencoder decodes at once.
+        variant: Of the weight files, as in `from_pretrained`; by default the plain ones or, where there are none, "fp16".
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        ValueError: a setting is out of range, the sampler is deterministic, or the folder is incomplete, damaged or of
+            another kind.
+    """
+
+    embeds: ClassVar[Sequence[str | None]]
+    """What `encode_prompt` answers, by the names of the call's arguments; None for what is not passed on."""
+    encode: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments of `encode_prompt`."""
+    call: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments of the pipeline's call."""
+    guidance_argument: ClassVar[str] = "guidance_scale"
+    """The argument of the call that turns the second branch of classifier-free guidance on."""
+    no_negative: ClassVar[str | None] = None
+    """The negative prompt where none is given; None leaves it to the pipeline."""
+    multiple: ClassVar[int] = 8
+    """Of which height and width must be one."""
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        guidance: float = 1.0,
+        tilted_prior: TiltedPrior | None = None,
+        eta: float = 1.0,
+        scheduler: str | None = None,
+        scheduler_arguments: dict[str, Any] | None = None,
+        negative_prompt: str | None = None,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        device: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        decode_batch: int = 8,
+        variant: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        negative = self.no_negative if negative_prompt is None and guidance > 1 else negative_prompt
+        self.guidance = Guidance(guidance, tilted_prior, negative)
+        check_size(height, width, self.multiple)
+        self._size = {"height": height, "width": width} if height and width else {}
+        self._embeddings = PromptEmbeddings(self.embeds, self.encode, guidance > 1, negative)
+        super().__init__(
+            path or self.published,
+            steps=steps,
+            timesteps=timesteps,
+            eta=eta,
+            scheduler=scheduler,
+            scheduler_arguments=scheduler_arguments,
+            dtype=dtype,
+            device=device,
+            decode_batch=decode_batch,
+            variant=variant,
+            revision=revision,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Steps, eta, guidance and size, as arguments of the pipeline's call."""
+        return super().settings() | dict(self.call) | self.guidance.settings(self.guidance_argument) | self._size
+
+    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Keyword arguments of `pipe.__call__` for these prompts: embeddings, guidance, steps, eta, size."""
+        settings = {name: value for name, value in self.settings().items() if name != "negative_prompt"}
+        return settings | self._embeddings(self.pipe, prompts, self.device)
+
+    def features(self, prompts: Sequence[str]) -> Float[Tensor, "batch features"]:
+        """Mean of each prompt's token embeddings, float32, detached."""
+        return self._embeddings.mean(self._embeddings(self.pipe, prompts, self.device))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint must agree with, the guidance too."""
+        return super().fingerprint() | {"guidance": self.guidance.fingerprint()}
