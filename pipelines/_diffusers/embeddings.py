@@ -49,8 +49,7 @@ class PromptEmbeddings:
         """Arguments of the call for these prompts, joined along the batch."""
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._rows:
-                found = self._encoded(pipe, device, prompt, guided=False)
-                self._rows[prompt] = {name: value for name, value in found.items() if not name.startswith("negative_")}
+                self._rows[prompt] = self._positive(pipe, device, prompt)
         rows = [self._rows[prompt] | self._against(pipe, device) for prompt in prompts]
         for prompt in list(self._rows)[:-REMEMBERED]:
             del self._rows[prompt]
@@ -67,17 +66,22 @@ class PromptEmbeddings:
         kept = mask.to(tokens.device).float()[..., None]
         return (tokens.detach().float() * kept).sum(1) / kept.sum(1).clamp(min=1)
 
+    def _positive(self, pipe: Any, device: torch.device, prompt: str) -> Row:
+        """Of one prompt; of the first one the pipeline is asked for the negative prompt too, where it answers both."""
+        both = self.guided and self._negative is None and _knows_guidance(pipe)
+        found = self._encoded(pipe, device, prompt, guided=both)
+        negative = {name: value for name, value in found.items() if name.startswith("negative_")}
+        if both:
+            self._negative = negative
+        return {name: value for name, value in found.items() if name not in negative}
+
     def _against(self, pipe: Any, device: torch.device) -> Row:
         """What guidance moves away from: the same for all prompts."""
         if not self.guided:
             return {}
-        if self._negative is None:
-            prompt = self.negative or ""
-            found = self._encoded(pipe, device, prompt, guided=True)
-            if "do_classifier_free_guidance" in inspect.signature(pipe.encode_prompt).parameters:
-                self._negative = {name: value for name, value in found.items() if name.startswith("negative_")}
-            else:  # it encodes one prompt at a time and knows nothing of guidance
-                self._negative = {f"negative_{name}": value for name, value in found.items()}
+        if self._negative is None:  # `encode_prompt` encodes one prompt at a time and knows nothing of guidance
+            found = self._encoded(pipe, device, self.negative or "", guided=False)
+            self._negative = {f"negative_{name}": value for name, value in found.items()}
         return self._negative
 
     def _encoded(self, pipe: Any, device: torch.device, prompt: str, *, guided: bool) -> Row:
@@ -96,6 +100,10 @@ class PromptEmbeddings:
         answer = pipe.encode_prompt(**options)
         found = answer if isinstance(answer, tuple) else (answer,)
         return {name: value for name, value in zip(self.names, found, strict=False) if name and value is not None}
+
+
+def _knows_guidance(pipe: Any) -> bool:
+    return "do_classifier_free_guidance" in inspect.signature(pipe.encode_prompt).parameters
 
 
 def _masked(row: Row) -> bool:
