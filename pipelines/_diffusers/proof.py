@@ -97,7 +97,9 @@ def check_folder(
 def network_files(folder: Path, parts: Parts, variant: str | None) -> dict[str, list[Path]]:
     """The weight files of each network in a folder that `check_folder` has proved; `variant` is what it returned."""
     index = read_json(folder / "model_index.json")
-    return {name: _weights(folder / name, _class(folder, index, name), variant)[0] for name in parts.here(index).networks}
+    return {
+        name: _weights(folder / name, _class(folder, index, name), variant)[0] for name in parts.here(index).networks
+    }
 
 
 def read_scheduler_config(folder: Path) -> dict[str, Any]:
