@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, get_type_hints
+from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -39,14 +39,17 @@ def call_arguments(
         ValueError: with every argument that is unknown, missing or of the wrong type.
     """
     parameters, hints = inspect.signature(function).parameters, _hints(function)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = {key: p for key, p in parameters.items() if p.kind in NAMED and key not in but}
-    known = f"It has: {', '.join(named) or 'none'}."
+    rest = next((hints.get(key, Any) for key, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
+    unpacked = _unpacked(rest)
+    hints |= unpacked
+    own = {key: p for key, p in parameters.items() if p.kind in NAMED and key not in but}
+    named = [*own, *unpacked]
     taken = {key: value for key, value in (offered or {}).items() if key in named and key not in given}
-    missing = [key for key, p in named.items() if p.default is p.empty and key not in {*given, *taken}]
+    missing = [key for key, p in own.items() if p.default is p.empty and key not in {*given, *taken}]
     problems = [f"{what} needs {key!r}: add `{key}: ...` to it." for key in missing]
     for key, value in given.items():
-        if key not in named and not open_ended:
+        if key not in named and (rest is None or unpacked):
+            known = f"It has: {', '.join(named) or 'none'}."
             problems.append(f"{what} has no argument {key!r}.{nearest(key, named)} {known}")
             continue
         try:
@@ -56,6 +59,11 @@ def call_arguments(
     if problems:
         raise ValueError("\n".join(problems))
     return taken
+
+
+def _unpacked(rest: Any) -> dict[str, Any]:
+    """Names and types of `**settings: Unpack[Settings]`, a TypedDict all of whose keys may be left out (PEP 692)."""
+    return get_type_hints(get_args(rest)[0], include_extras=True) if get_origin(rest) is Unpack else {}
 
 
 def _hints(target: Any) -> dict[str, Any]:

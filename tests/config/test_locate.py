@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -18,7 +19,7 @@ from diffusion_rtb.objectives.rtb import RTB
 ROOT = Path(__file__).parents[2]
 
 BRIGHTNESS = """
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 def brightness(images, prompts, scale: float = 1.0):
     return scale * images.flatten(1).mean(1)
@@ -54,6 +55,14 @@ class OnePhase:
 
     def __call__(self, images, prompts):
         return images.flatten(1).mean(1)
+
+class Settings(TypedDict, total=False):
+    channels: tuple[int, ...]
+    mode: Literal["mean", "max"]
+
+class Warmth(Brightness):
+    def __init__(self, blue: float = 0.5, **settings: Unpack[Settings]) -> None:
+        super().__init__(1 - blue, **settings)
 
 NOT_CALLABLE = 3
 """
@@ -186,6 +195,18 @@ def test_arguments_are_checked_before_anything_is_loaded(
             attempt(component, "reward")
         assert expected in str(error.value)
     assert locate("checked_rewards:Brightness").loaded == 0
+
+
+def test_arguments_that_a_class_hands_on_are_checked_too(mine: Callable[[str, str], str]) -> None:
+    warmth = {"component": f"{mine('handed_on', BRIGHTNESS)}:Warmth"}
+    assert describe(warmth | {"blue": 0.25, "channels": [0]}, "reward").construct().channels == (0,)
+    for given, expected in (
+        ({"mode": "median"}, "argument 'mode': got 'median' (str)"),
+        ({"channel": [0]}, "no argument 'channel'. Did you mean 'channels'? It has: blue, channels, mode."),
+        ({"scale": 1.0}, "no argument 'scale'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            describe(warmth | given, "reward")
 
 
 def test_weights_are_loaded_once_and_last(mine: Callable[[str, str], str]) -> None:
