@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 import torch
 
+from pipelines._diffusers.guidance import TiltedPrior
+
 __all__ = [
     "DTYPES",
+    "PriorSettings",
+    "TextSettings",
     "check_device",
     "check_dtype",
     "check_size",
@@ -17,7 +21,33 @@ __all__ = [
     "own_size",
 ]
 
+Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class PriorSettings(TypedDict, total=False):
+    """The arguments of every `DiffusersPrior`, which a family hands on: `**settings: Unpack[PriorSettings]`."""
+
+    steps: int | None
+    timesteps: Sequence[int] | None
+    eta: float
+    scheduler: str | None
+    scheduler_arguments: Mapping[str, Any] | None
+    dtype: Dtype
+    device: str | None
+    decode_batch: int
+    variant: str | None
+    revision: str | None
+
+
+class TextSettings(PriorSettings, total=False):
+    """The arguments of every `TextToImage`, likewise."""
+
+    guidance: float
+    tilted_prior: TiltedPrior | None
+    negative_prompt: str | None
+    height: int | None
+    width: int | None
 
 
 def check_dtype(dtype: str, known: Iterable[str] = tuple(DTYPES)) -> None:

@@ -8,7 +8,7 @@ DDIM and eta: Song et al., 2020, https://arxiv.org/abs/2010.02502
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Unpack
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from pipelines._diffusers.embeddings import PromptEmbeddings
 from pipelines._diffusers.guidance import Guidance, TiltedPrior
 from pipelines._diffusers.prior import DiffusersPrior
-from pipelines._diffusers.settings import check_size
+from pipelines._diffusers.settings import PriorSettings, check_size
 
 __all__ = ["TextToImage"]
 
@@ -68,40 +68,19 @@ class TextToImage(DiffusersPrior):
         self,
         path: str | None = None,
         *,
-        steps: int | None = None,
-        timesteps: Sequence[int] | None = None,
         guidance: float = 1.0,
         tilted_prior: TiltedPrior | None = None,
-        eta: float = 1.0,
-        scheduler: str | None = None,
-        scheduler_arguments: dict[str, Any] | None = None,
         negative_prompt: str | None = None,
-        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-        device: str | None = None,
         height: int | None = None,
         width: int | None = None,
-        decode_batch: int = 8,
-        variant: str | None = None,
-        revision: str | None = None,
+        **settings: Unpack[PriorSettings],
     ) -> None:
         negative = self.no_negative if negative_prompt is None and guidance > 1 else negative_prompt
         self.guidance = Guidance(guidance, tilted_prior, negative)
         check_size(height, width, self.multiple)
         self._size = {"height": height, "width": width} if height and width else {}
         self._embeddings = PromptEmbeddings(self.embeds, self.encode, guidance > 1, negative)
-        super().__init__(
-            path or self.published,
-            steps=steps,
-            timesteps=timesteps,
-            eta=eta,
-            scheduler=scheduler,
-            scheduler_arguments=scheduler_arguments,
-            dtype=dtype,
-            device=device,
-            decode_batch=decode_batch,
-            variant=variant,
-            revision=revision,
-        )
+        super().__init__(path or self.published, **settings)
 
     def settings(self) -> dict[str, Any]:
         """Steps, eta, guidance and size, as arguments of the pipeline's call."""
