@@ -35,13 +35,13 @@ class Memory:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Memory]:
-    """Measure a block: allocated memory of an accelerator, resident memory of the process on a CPU.
+    """Measure a block: allocated memory of an accelerator that counts it, else the resident memory of the process.
 
     The latter is looked at every 2 ms, and holds only what the process did not have already.
     """
     result = Memory()
-    if device.type != "cpu":
-        module: Any = torch.get_device_module(device)
+    module: Any = torch.get_device_module(device) if device.type != "cpu" else None
+    if hasattr(module, "reset_peak_memory_stats"):  # not MPS, whose memory is that of the process
         module.reset_peak_memory_stats(device)
         before = module.memory_allocated(device)
         yield result
@@ -94,7 +94,8 @@ def seconds(device: torch.device, spent: list[float]) -> Iterator[None]:
 
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
+        module: Any = torch.get_device_module(device)
+        module.synchronize(*([] if device.type == "mps" else [device]))  # there is only one of those
 
 
 @dataclass(frozen=True)

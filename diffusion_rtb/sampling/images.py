@@ -56,7 +56,7 @@ def draw_batches(
 
 
 def _none(images: Float[Tensor, "batch *shape"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-    return torch.zeros(len(images))
+    return torch.zeros(len(images), device=images.device)
 
 
 def image_paths(prompts: Sequence[str], count: int, folder: Path | str, *, overwrite: bool = False) -> list[Path]:

@@ -182,11 +182,11 @@ x = pipe(batch_size=1000, generator=torch.Generator().manual_seed(0), {options})
         """Add the correction, drawn from `seed`; the global generators are left as they were."""
         if self._adapter is not None:
             raise ValueError("The posterior is attached already; attach it once, to a newly made prior.")
-        denoiser = self.pipe.denoiser
+        denoiser, device = self.pipe.denoiser, self.device  # that of the first parameter, as soon as there is one
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             denoiser.add_correction()
-        denoiser.correction.to(self.device, DTYPES[self.dtype]).requires_grad_(True)
+        denoiser.correction.to(device, DTYPES[self.dtype]).requires_grad_(True)
         self._adapter = dict(description)
 
 

@@ -1,0 +1,32 @@
+"""Everything on a device that is not the CPU: `on_it/` holds the tests, which run in one process per file.
+
+A back end of torch is registered for good: in this process it would be there for the tests that follow. While working on one:
+
+    python -m pytest tests/devices/on_it/commands.py
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="torch before 2.10 has no device made in Python",
+)
+@pytest.mark.parametrize("file", sorted(HERE.glob("on_it/*.py")), ids=lambda file: file.stem)
+def test_runs_on_a_pretended_device(file: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
+    done = subprocess.run(
+        [*command, str(file)], cwd=HERE.parents[1], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
