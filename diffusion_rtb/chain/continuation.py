@@ -71,11 +71,20 @@ class Continuation(TrajectoryRecorder):
         call = StepCall(self.scheduler, self._step, *args, **kwargs)
         self._check_state(call)
         mean, std = self._transition(call)
+        self._check_density(call, std)
         x_s = self.states[:, following].contiguous().to(call.sample)
         # The scheduler steps all the same: it counts, and draws from generators that later steps go on with.
         with self._row_by_row(call):
             output = with_previous_sample(call.made(), x_s)
         return self._append(call, output, mean, std)
+
+    def _check_density(self, call: StepCall, std: float) -> None:
+        """The states of a forward chain do not follow the ODE's map, which a chain makes after its noise."""
+        if std == 0 and any(step.std > 0 for step in self.steps):
+            raise ValueError(
+                f"{call.name} makes the step at timestep {call.timestep:g} without noise, so the given states are none of its. "
+                "Let the window of noise reach to the schedule's end, or take back_and_forth out of behaviours."
+            )
 
     def _check_start(self, call: StepCall) -> None:
         if call.sample.shape != self.states[:, 0].shape or not is_state(call.sample, self.states[:, 0].to(call.sample)):

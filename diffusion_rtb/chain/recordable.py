@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 __all__ = [
     "ROLES",
     "STOCHASTIC",
     "DeterministicStepError",
+    "HasODESteps",
     "check_recordable",
     "check_single_step",
+    "is_ode_step",
     "refuse_deterministic",
+    "samples_flows",
     "solver_order",
 ]
 
@@ -19,18 +22,18 @@ ROLES = ("model_output", "timestep", "sample")
 
 STOCHASTIC = (
     "DDIMScheduler with eta=1.0, DDPMScheduler, EulerAncestralDiscreteScheduler, or DPMSolverMultistepScheduler with "
-    "algorithm_type='sde-dpmsolver++' and solver_order=1"
+    "algorithm_type='sde-dpmsolver++' and solver_order=1; for flows diffusion_rtb.schedulers.FlowMatchSDEScheduler"
 )
 
 REMEDIES = {
     "DDIMScheduler": "pass eta=1.0 to the pipeline",
     "TCDScheduler": "pass eta=1.0 to the pipeline",
     "DPMSolverMultistepScheduler": 'build it with algorithm_type="sde-dpmsolver++" and solver_order=1',
-    "FlowMatchEulerDiscreteScheduler": "build it with stochastic_sampling=True",
     "EulerDiscreteScheduler": "use EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)",
     "KDPM2DiscreteScheduler": "use EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)",
 }
 DEFAULT_REMEDY = "use DDIMScheduler.from_config(pipe.scheduler.config) and pass eta=1.0 to the pipeline"
+FLOW_REMEDY = "use diffusion_rtb.schedulers.FlowMatchSDEScheduler.from_config(pipe.scheduler.config)"
 
 
 def check_recordable(scheduler: Any) -> None:
@@ -59,6 +62,30 @@ def check_recordable(scheduler: Any) -> None:
 def solver_order(scheduler: Any) -> int:
     """How many network outputs one step combines, as its config says; 1 where it does not."""
     return int(getattr(getattr(scheduler, "config", None), "solver_order", 1) or 1)
+
+
+@runtime_checkable
+class HasODESteps(Protocol):
+    """A scheduler that leaves some of its steps to the ODE on purpose, and says which: any place in the chain may be one."""
+
+    def ode_step(self, timestep: Any) -> bool:
+        """Whether the coming step, at this timestep, is one of them; the last step of a schedule need not be."""
+
+
+def is_ode_step(scheduler: Any, timestep: Any) -> bool:
+    """Whether a step that turns out to be without noise is meant to be; only the scheduler itself knows."""
+    return isinstance(scheduler, HasODESteps) and scheduler.ode_step(timestep)
+
+
+def samples_flows(scheduler: Any) -> bool:
+    """Whether it takes the network's output for the velocity of a flow, by its config and its name."""
+    settings, name = getattr(scheduler, "config", {}), type(scheduler).__name__
+    return (
+        "FlowMatch" in name
+        or name.endswith("RFScheduler")
+        or "flow" in str(settings.get("prediction_type"))
+        or bool(settings.get("use_flow_sigmas"))
+    )
 
 
 def check_single_step(scheduler: Any) -> None:
@@ -92,7 +119,9 @@ def refuse_deterministic(scheduler: Any, timestep: float, *, begun: bool = False
         begun: Steps with noise came before it, and another step comes after it.
     """
     name = type(scheduler).__name__
-    remedy = f"To make it stochastic, {REMEDIES.get(name, DEFAULT_REMEDY)}."
+    remedy = (
+        f"To make it stochastic, {REMEDIES.get(name, FLOW_REMEDY if samples_flows(scheduler) else DEFAULT_REMEDY)}."
+    )
     if begun:
         remedy = (
             "Only a last step may be one: the schedule has two equal noise levels, or the loop goes on after its end. Choose "

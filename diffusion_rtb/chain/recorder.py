@@ -30,6 +30,8 @@ class Step:
     std: float
     log_prob: Float[Tensor, " batch"]
     log_behaviour: Float[Tensor, " batch"] | None
+    left_to_ode: bool = False
+    """Without noise on purpose."""
 
 
 class TrajectoryRecorder:
@@ -53,8 +55,9 @@ class TrajectoryRecorder:
             passes is left as it is.
 
     Raises:
-        ValueError: see `recordable.py`; a step that is not the last has no noise, noise comes from elsewhere than
-            `torch.randn`, the pipeline changes the latents between steps, or something is not finite.
+        ValueError: see `recordable.py`; a step that is not the last has no noise, unless the scheduler says that it is one of the
+            ODE (`recordable.HasODESteps`); noise comes from elsewhere than `torch.randn`, the pipeline changes the latents
+            between steps, or something is not finite.
     """
 
     def __init__(
@@ -116,12 +119,12 @@ class TrajectoryRecorder:
         return rows if rows is not None and needed else nullcontext()
 
     def _check_state(self, call: StepCall) -> None:
-        """A step begins where the one before it ended, and only a last one is without noise."""
+        """A step begins where the one before it ended, and only a last one is without noise, or one of the ODE."""
         if not self.steps or self._handed is None:
             self._x_T = call.sample.detach().clone()
             return
         before, x_t = self.steps[-1], call.sample
-        if before.std == 0:
+        if before.std == 0 and not before.left_to_ode:
             refuse_deterministic(self.scheduler, before.timestep, begun=True)
         handed, version = self._handed
         if x_t is handed and version is not None and x_t._version == version:
@@ -134,13 +137,13 @@ class TrajectoryRecorder:
             )
 
     def _check_deterministic(self, call: StepCall, noiseless: Tensor, x_s: Tensor) -> None:
-        """A step that does not answer to `torch.randn` has to be without noise, bit for bit, and cannot be the first."""
+        """A step that does not answer to `torch.randn` is without noise, bit for bit, and the first only if that is meant."""
         if not bool(((x_s - noiseless).abs() <= 16 * call.residue).all()):
             raise ValueError(
                 f"{call.name} draws noise that does not come from torch.randn (timestep {call.timestep:g}), so its "
                 f"density is unknown. Use {STOCHASTIC}."
             )
-        if not self.steps:
+        if not self.steps and not call.left_to_ode:
             refuse_deterministic(self.scheduler, call.timestep)
 
     def _append(self, call: StepCall, output: Any, mean: Tensor, std: float) -> Any:
@@ -151,7 +154,7 @@ class TrajectoryRecorder:
         behaviour = None
         if self.noise_scale is not None:
             behaviour = zero if std == 0 else normal_log_prob(x_s, mean, self.noise_scale(std) * std, self.dtype)
-        self.steps.append(Step(call.timestep, x_s, std, log_prob, behaviour))
+        self.steps.append(Step(call.timestep, x_s, std, log_prob, behaviour, call.left_to_ode))
         self._handed = (handed, None if handed.is_inference() else handed._version)
         return output
 

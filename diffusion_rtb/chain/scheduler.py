@@ -24,7 +24,7 @@ from torch import Tensor
 
 from diffusion_rtb.chain.noise import ProbeNoise, signs
 from diffusion_rtb.chain.normal import precise
-from diffusion_rtb.chain.recordable import ROLES
+from diffusion_rtb.chain.recordable import ROLES, is_ode_step
 
 __all__ = [
     "StepCall",
@@ -91,6 +91,8 @@ class StepCall:
         self.args, self.kwargs = args, kwargs
         self.residue = 0.0
         """Largest deviation of a step that counts as one without noise: DDPM clamps its last variance to 1e-20."""
+        self.left_to_ode = False
+        """Whether the scheduler means a step without noise to be one."""
         self.names, self.takes_noise = parameter_names(getattr(step, "__func__", step))
 
     def get(self, name: str) -> Any:
@@ -160,7 +162,7 @@ class StepCall:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(self._not_finite())
         if high < NO_NOISE:
-            self.residue = high
+            self.residue, self.left_to_ode = high, is_ode_step(self.scheduler, self.get(self.names[1]))
             return 0.0
         if math.isclose(low, high, rel_tol=1e-4):
             # Rounded to the trajectory's dtype, so that a deviation read back from it is the same number: replayed = recorded.

@@ -27,7 +27,8 @@ class Trajectory(Rows):
     r"""A batch of trajectories x_T, …, x_0 and log N(x_s; mean, std²·I) of each transition x_t -> x_s.
 
     A step whose `std` is 0 is a deterministic map for prior and posterior alike: it carries no log-density, its
-    `log_prob` is 0, and `stochastic` is False there. Only a final step may be of that kind.
+    `log_prob` is 0, and `stochastic` is False there. A final step may be of that kind, and steps that the scheduler leaves to the
+    ODE (`FlowMatchSDEScheduler` with a `window`).
     """
 
     shared: ClassVar[frozenset[str]] = frozenset({"timesteps", "std"})
@@ -37,7 +38,7 @@ class Trajectory(Rows):
     timesteps: Float[Tensor, " steps"]
     """The scheduler's timestep at each step, decreasing."""
     std: Float[Tensor, " steps"]
-    """Standard deviation of each transition; 0 marks a deterministic final step."""
+    """Standard deviation of each transition; 0 marks a deterministic step."""
     log_prob: Float[Tensor, "batch steps"]
     """Log-density of each transition under the network that was recorded: summed over dims, nats, fp32."""
     log_behaviour: Float[Tensor, "batch steps"] | None = None

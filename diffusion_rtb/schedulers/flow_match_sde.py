@@ -18,6 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+
+# Where diffusers loads a saved pipeline it looks for this base class beside a class that is not its own.
+from diffusers import SchedulerMixin as SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor

@@ -74,7 +74,7 @@ def snippet(
         pipeline: Class in diffusers.
         denoiser: Its part that carries the adapters.
         base_model: Hub id or folder of the prior.
-        scheduler: Class in diffusers; its config lies in the exported folder.
+        scheduler: Class in diffusers, or in `diffusion_rtb.schedulers`; its config lies in the exported folder.
         dtype: Of the networks, such as "float32".
         folder: Where the export lies.
         prompt: An example; None for a pipeline that takes none.
@@ -86,12 +86,16 @@ def snippet(
     plain = loads_lora(getattr(diffusers, pipeline), denoiser)
     adapters = "pipe.load_lora_weights(folder)" if plain else f"PeftModel.from_pretrained(pipe.{denoiser}, folder)"
     given = "" if prompt is None else f"{prompt!r}, "
+    imports, seeded = f"from diffusers import {', '.join(sorted([scheduler, pipeline]))}", ""
+    if not hasattr(diffusers, scheduler):
+        imports = f"from diffusers import {pipeline}\nfrom diffusion_rtb.schedulers import {scheduler}"
+        seeded = "\ntorch.manual_seed(0)  # most flow pipelines give the scheduler no generator"
     return f"""import torch
-from diffusers import {", ".join(sorted([scheduler, pipeline]))}
+{imports}
 {"" if plain else "from peft import PeftModel" + chr(10)}
 folder = {folder!r}
 pipe = {pipeline}.from_pretrained({base_model!r}, dtype=torch.{dtype})
 pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
 {adapters}
-settings = dict({options})
+settings = dict({options}){seeded}
 image = pipe({given}generator=torch.Generator().manual_seed(0), **settings).images[0]"""

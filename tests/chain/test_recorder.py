@@ -244,8 +244,11 @@ def test_deterministic_schedulers_are_refused_with_the_remedy(kind: Any, remedy:
 
 def test_flow_matching_without_noise_is_refused_with_the_remedy() -> None:
     pipe, call = with_scheduler("flow_match")
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=False)
-    with pytest.raises(ValueError, match="stochastic_sampling=True"), TrajectoryRecorder(pipe.scheduler):
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with (
+        pytest.raises(ValueError, match=r"use diffusion_rtb\.schedulers\.FlowMatchSDEScheduler"),
+        TrajectoryRecorder(pipe.scheduler),
+    ):
         images_of(pipe, call)
 
 

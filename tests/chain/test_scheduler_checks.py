@@ -14,6 +14,7 @@ from tests.oracles.loops import LATENT, Loop, sampler
 from tests.oracles.tiny import tiny_ddim
 
 CONFIG = dict(tiny_ddim().config)
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 NAMES = [name for name in dir(diffusers) if name.endswith("Scheduler")]
 FIT = {
     "DDIMScheduler",
@@ -38,6 +39,104 @@ def test_every_scheduler_of_diffusers_fits_or_is_refused_with_a_reason(name: str
         return
     with pytest.raises(ValueError, match=r"(Choose|Use) .*DDPMScheduler|only supports `beta_schedule`"):
         check(name)
+
+
+def flow_check(name: str, arguments: dict[str, Any] | None = None, steps: int = 20, **config: Any) -> Any:
+    scheduler = build_scheduler(FLOW | config, name, arguments or {}, predicts="flow_prediction")
+    check_sampler(scheduler, steps, 1.0)
+    return scheduler
+
+
+FLOW_SDE = {"algorithm_type": "sde-dpmsolver++", "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+FLOW_REASONS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    (
+        "FlowMatchEulerDiscreteScheduler",
+        {"stochastic_sampling": True},
+        {},
+        "another distribution.*FlowMatchSDEScheduler",
+    ),
+    (
+        "FlowMatchEulerDiscreteScheduler",
+        {},
+        {"stochastic_sampling": True},
+        "another distribution.*FlowMatchSDEScheduler",
+    ),
+    ("FlowMatchLCMScheduler", {}, {}, "another distribution.*FlowMatchSDEScheduler"),
+    ("FlowMatchEulerDiscreteScheduler", {}, {}, "draws no noise.*Choose FlowMatchSDEScheduler"),
+    ("FlowMatchEulerDiscreteScheduler", {}, {"use_dynamic_shifting": True}, "draws no noise.*FlowMatchSDEScheduler"),
+    ("FlowMatchHeunDiscreteScheduler", {}, {}, "FlowMatchSDEScheduler"),
+    ("DDIMScheduler", {}, {}, "velocity of a flow.*FlowMatchSDEScheduler"),
+    ("FlowMatchSDEScheduler", {"noise_level": 3.0}, {}, r"outside \[0, 2\]"),
+    ("FlowMatchSDEScheduler", {"noise_level": 0.0}, {}, "draws no noise"),
+    ("FlowMatchSDEScheduler", {"window": [0, 21]}, {}, r"window=\[0, 21\] does not fit 20 steps.*stop <= 20"),
+    ("FlowMatchSDEScheduler", {"window": [19, 20]}, {}, "start < 19"),
+    ("FlowMatchSDEScheduler", {"level": 1.0}, {}, "has no argument 'level'"),
+    ("FlowMatchSDEScheduler", {}, {"stochastic_sampling": True}, "another distribution"),
+    ("DPMSolverMultistepScheduler", FLOW_SDE, {}, r"solver_order: 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "config", "reason"), FLOW_REASONS)
+def test_samplers_that_do_not_fit_a_flow_are_refused(
+    name: str, arguments: dict[str, Any], config: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        flow_check(name, arguments, **config)
+
+
+@pytest.mark.filterwarnings("error:.*log Z")
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("FlowMatchSDEScheduler", {}),
+        ("FlowMatchSDEScheduler", {"kernel": "posterior"}),
+        ("FlowMatchSDEScheduler", {"window": [0, 5]}),
+        ("DPMSolverMultistepScheduler", {**FLOW_SDE, "solver_order": 1}),
+        ("LTXEulerAncestralRFScheduler", {}),
+    ],
+)
+def test_what_samples_a_flow_is_let_through(name: str, arguments: dict[str, Any], dynamic: bool) -> None:
+    """With dynamic shifting too, where pipelines give a shift that follows from the size."""
+    flow_check(name, arguments, use_dynamic_shifting=dynamic)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "warning"),
+    [
+        (
+            "FlowMatchSDEScheduler",
+            {"noise_level": 0.7},
+            "noise_level=0.7 of the marginal kernel.*log Z.*Leave noise_level out",
+        ),
+        (
+            "FlowMatchSDEScheduler",
+            {"kernel": "posterior", "noise_level": 0.5},
+            "noise_level=0.5 of the posterior kernel",
+        ),
+        ("FlowMatchSDEScheduler", {"window": [3, 9]}, r"window=\[3, 9\] starts from states.*log Z.*value network"),
+        ("LTXEulerAncestralRFScheduler", {"eta": 0.5}, "eta=0.5 < 1 is not memoryless"),
+    ],
+)
+def test_a_flow_sampler_with_memory_is_warned_of(name: str, arguments: dict[str, Any], warning: str) -> None:
+    with pytest.warns(UserWarning, match=warning):
+        flow_check(name, arguments)
+
+
+def test_a_flow_keeps_its_shift_whatever_the_scheduler_calls_it() -> None:
+    """Folders of Wan and Sana hold multistep solvers, whose `flow_shift` is Euler's `shift`."""
+    wan = {"_class_name": "UniPCMultistepScheduler", "flow_shift": 5.0, "prediction_type": "flow_prediction"}
+    ours = build_scheduler(wan, "FlowMatchSDEScheduler", {}, predicts="flow_prediction")
+    assert ours.config.shift == 5.0
+    solver = build_scheduler(FLOW, "DPMSolverMultistepScheduler", FLOW_SDE, predicts="flow_prediction")
+    assert solver.config.flow_shift == 3.0
+    assert build_scheduler(wan, "FlowMatchSDEScheduler", {"shift": 2.0}, predicts="flow_prediction").config.shift == 2.0
+
+
+def test_timesteps_of_ones_own_are_refused_for_a_flow() -> None:
+    scheduler = build_scheduler(FLOW, "FlowMatchSDEScheduler", {}, predicts="flow_prediction")
+    with pytest.raises(ValueError, match="Give steps"):
+        check_sampler(scheduler, 2, 1.0, [900, 400])
 
 
 SDE = {"algorithm_type": "sde-dpmsolver++"}

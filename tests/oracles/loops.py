@@ -10,6 +10,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from diffusion_rtb import schedulers
 from diffusion_rtb.chain.trajectory import Trajectory
 
 DIMS = (4, 16, 16)
@@ -45,6 +46,9 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "unclip": ("UnCLIPScheduler", {}, {}),
     "consistency": ("CMStochasticIterativeScheduler", {}, {}),
     "flow_match": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}),
+    "flow_match_sde": ("FlowMatchSDEScheduler", {"shift": 3.0}, {}),
+    "flow_match_posterior": ("FlowMatchSDEScheduler", {"kernel": "posterior"}, {}),
+    "flow_match_window": ("FlowMatchSDEScheduler", {"window": [2, 4]}, {}),
     "flow_match_lcm": ("FlowMatchLCMScheduler", {}, {}),
     "ltx": ("LTXEulerAncestralRFScheduler", {}, {}),
     "wuerstchen": ("DDPMWuerstchenScheduler", {}, {}),
@@ -56,7 +60,7 @@ MULTISTEP = ("sde_dpm_2", "sde_dpm_3", "singlestep_2", "edm_dpm_2")
 
 def sampler(name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     kind, settings, options = SAMPLERS[name]
-    return getattr(diffusers, kind)(**settings | arguments), options
+    return getattr(schedulers if kind in schedulers.__all__ else diffusers, kind)(**settings | arguments), options
 
 
 class Net(nn.Module):

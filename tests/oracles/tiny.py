@@ -16,7 +16,6 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
-    FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -25,6 +24,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from diffusion_rtb.schedulers import FlowMatchSDEScheduler
 
 WIDTH = 16
 """Length of one token's embedding."""
@@ -154,7 +155,7 @@ def tiny_stable_diffusion_3(seed: int = 0) -> StableDiffusion3Pipeline:
         vae = tiny_vae(shift_factor=0.0)
     pipe = StableDiffusion3Pipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        scheduler=FlowMatchSDEScheduler(),
         vae=vae,
         text_encoder=None,
         tokenizer=None,

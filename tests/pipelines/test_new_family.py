@@ -36,8 +36,7 @@ class Three(DiffusersPrior):
     parts = Parts(("vae", "transformer"))
     denoiser = "transformer"
     targets = ATTENTION
-    sampler = "FlowMatchEulerDiscreteScheduler"
-    sampler_settings = {{"stochastic_sampling": True}}
+    sampler = "FlowMatchSDEScheduler"
     predicts = "flow_prediction"
     without = [f"{{part}}{{n}}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
 
@@ -103,6 +102,7 @@ def test_it_is_trained_sampled_and_exported(model: Path) -> None:
     assert all(name.startswith("transformer.") for name in weights)
     card = Path("runs/three/lora/README.md").read_text()
     assert "pipe = StableDiffusion3Pipeline.from_pretrained('model', dtype=torch.float32)" in card
+    assert "from diffusion_rtb.schedulers import FlowMatchSDEScheduler" in card
     assert "kohya" not in card
     untuned = build({"component": "family_of_others.three:Three", "path": "model"}, "prior")
     assert isinstance(untuned, Prior)
@@ -114,14 +114,14 @@ def test_it_is_trained_sampled_and_exported(model: Path) -> None:
 
 
 def drawn(pipe: Any, prior: Prior) -> torch.Tensor:
-    torch.manual_seed(0)  # the stock scheduler takes its noise from there
+    torch.manual_seed(0)  # the pipeline gives its scheduler no generator
     call = prior.arguments(["a cat"]) | {"output_type": "latent"}
     latents: torch.Tensor = pipe(**call, generator=torch.Generator().manual_seed(0)).images
     return latents
 
 
 def test_samplers_of_noise_are_refused_for_a_flow(model: Path) -> None:
-    with pytest.raises(ValueError, match=r"DDIMScheduler .*velocity of a flow.*FlowMatchEuler"):
+    with pytest.raises(ValueError, match=r"DDIMScheduler .*velocity of a flow.*FlowMatchSDEScheduler"):
         describe(
             {"component": "family_of_others.three:Three", "path": str(model), "scheduler": "DDIMScheduler"}, "prior"
         )

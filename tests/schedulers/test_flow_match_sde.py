@@ -15,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     LTXEulerAncestralRFScheduler,
+    StableDiffusion3Pipeline,
 )
 
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
@@ -23,6 +24,7 @@ from diffusion_rtb.chain.scheduler import StepCall, previous_sample
 from diffusion_rtb.schedulers import FlowMatchSDEScheduler
 from tests.oracles.gaussian_flow import computed, marginal, posterior, sampled, schedule
 from tests.oracles.loops import Loop, generators
+from tests.oracles.tiny import tiny_stable_diffusion_3
 
 KERNELS = {"marginal": marginal, "posterior": posterior}
 M, V = 1.0, 0.25
@@ -215,6 +217,19 @@ def test_a_stock_config_and_a_saved_one_keep_every_setting(tmp_path: Path) -> No
     again = FlowMatchSDEScheduler.from_pretrained(tmp_path)
     assert (again.level, again.config.window, again.config.shift_terminal) == (1.0, [0, 4], 0.1)
     assert FlowMatchEulerDiscreteScheduler.from_config(again.config).config.max_shift == 1.3
+
+
+def test_a_pipeline_is_saved_and_loaded_with_it(tmp_path: Path) -> None:
+    pipe = tiny_stable_diffusion_3()
+    pipe.scheduler = FlowMatchSDEScheduler(shift=3.0, kernel="posterior")
+    pipe.save_pretrained(tmp_path)
+    without = {name: None for name, part in pipe.components.items() if part is None}
+    scheduler = StableDiffusion3Pipeline.from_pretrained(tmp_path, **without).scheduler
+    assert (type(scheduler), scheduler.config.shift, scheduler.config.kernel) == (
+        FlowMatchSDEScheduler,
+        3.0,
+        "posterior",
+    )
 
 
 def test_it_has_every_argument_of_the_stock_scheduler() -> None:
