@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "LORA",
     "check_finite",
     "check_names",
     "check_transformers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def snippet(
     folder: str,
     prompt: str | None,
     settings: Mapping[str, Any],
+    additions: Sequence[str],
 ) -> str:
     """Python that samples an exported posterior with plain diffusers.
 
@@ -79,12 +80,14 @@ def snippet(
         folder: Where the export lies.
         prompt: An example; None for a pipeline that takes none.
         settings: Further arguments of the pipeline's call.
+        additions: Lines that add to the prior what is not in its folder.
     """
     import diffusers
 
     options = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     plain = loads_lora(getattr(diffusers, pipeline), denoiser)
     adapters = "pipe.load_lora_weights(folder)" if plain else f"PeftModel.from_pretrained(pipe.{denoiser}, folder)"
+    adapters = "\n".join([*additions, adapters])
     given = "" if prompt is None else f"{prompt!r}, "
     imports, seeded = f"from diffusers import {', '.join(sorted([scheduler, pipeline]))}", ""
     if not hasattr(diffusers, scheduler):

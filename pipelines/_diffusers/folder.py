@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from diffusion_rtb.files.completeness import check_finite
+from pipelines._diffusers.additions import Additions
 from pipelines._diffusers.proof import quiet
 from pipelines._diffusers.random_weights import is_random, random_folder
 
@@ -79,7 +80,14 @@ def _download(path: str, pipeline: Any, without: Sequence[str], variant: str | N
 
 
 def load_pipeline(
-    pipeline: Any, folder: Path, components: Sequence[str], *, dtype: torch.dtype, device: torch.device, **options: Any
+    pipeline: Any,
+    folder: Path,
+    components: Sequence[str],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    additions: Additions,
+    **options: Any,
 ) -> tuple[Any, str]:
     """Load a diffusers pipeline with all networks frozen, in evaluation mode, and quiet.
 
@@ -87,7 +95,10 @@ def load_pipeline(
         The pipeline, and a digest that tells its weights from another model's.
     """
     with quiet():
-        pipe = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+        pipe = pipeline.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, **options | additions.replaced(dtype)
+        )
+        additions.add_to(pipe)
     components = [name for name in components if getattr(pipe, name, None) is not None]
     for name in components:
         check_finite(getattr(pipe, name), Path(folder) / name)

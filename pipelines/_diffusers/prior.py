@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.files.completeness import tensor_shapes
+from pipelines._diffusers.additions import Additions
 from pipelines._diffusers.decoding import decoded, state_shape
 from pipelines._diffusers.export import snippet, write_lora
 from pipelines._diffusers.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
@@ -50,6 +51,10 @@ class DiffusersPrior(TwoPhase):
         dtype: Of the frozen networks, a name of `DTYPES`. Adapters are always float32.
         device: Where to run; accelerate's choice by default.
         decode_batch: Samples decoded at once.
+        vae: A diffusers folder of an autoencoder to use instead of the pipeline's own.
+        lora: A LoRA, a .safetensors file or a folder, that is merged into the prior; the posterior's own comes on top.
+        lora_scale: What that LoRA's update is multiplied by.
+        textual_inversions: Tokens that prompts use -> the .safetensors files that hold what was learned for them.
         variant: Of the weight files; by default the plain ones or, where there are none, "fp16".
         revision: Branch, tag or commit of a hub id.
 
@@ -97,6 +102,10 @@ class DiffusersPrior(TwoPhase):
         dtype: str = "float32",
         device: str | None = None,
         decode_batch: int = 8,
+        vae: str | None = None,
+        lora: str | None = None,
+        lora_scale: float = 1.0,
+        textual_inversions: Mapping[str, str] | None = None,
         variant: str | None = None,
         revision: str | None = None,
     ) -> None:
@@ -109,6 +118,7 @@ class DiffusersPrior(TwoPhase):
         if decode_batch < 1:
             raise ValueError(f"decode_batch={decode_batch} must be at least 1.")
         self.decode_batch = decode_batch
+        self._additions = Additions(vae, lora, lora_scale, dict(textual_inversions or {}))
         scheduler_class(scheduler or self.sampler)
         self._scheduler = scheduler or self.sampler, dict(scheduler_arguments or {})
         self._device, self._variant, self._revision = device, variant, revision
@@ -131,9 +141,15 @@ class DiffusersPrior(TwoPhase):
         import diffusers
 
         cls = getattr(diffusers, self.pipeline)
+        self._additions.check(cls)
         folder = local_folder(self.path, cls, self.without, self._variant, self._revision)
         whole = not is_random(self.path)
         variant = check_folder(folder, self.pipeline, self.parts, self._variant, self.check_files, weights=whole)
+        if whole:
+            files = network_files(folder, self.parts, variant)
+            self._additions.check_fit(folder, tensor_shapes(files[self.denoiser]))
+        elif self._additions != Additions():
+            raise ValueError(f"path={self.path!r} has random weights: leave vae, lora and textual_inversions out.")
         name, arguments = self._scheduler
         sampler = build_scheduler(
             read_scheduler_config(folder), name, arguments, always=self.sampler_settings, predicts=self.predicts
@@ -162,6 +178,7 @@ class DiffusersPrior(TwoPhase):
             device=torch.device(self._device or default_device()),
             scheduler=sampler,
             variant=variant,
+            additions=self._additions,
             **dict.fromkeys(self.without),
             **self.options,
         )
@@ -299,5 +316,13 @@ class DiffusersPrior(TwoPhase):
         """Python that samples an exported posterior with plain diffusers, the way this prior samples it."""
         sampler = type(self.pipe.scheduler).__name__
         return snippet(
-            self.pipeline, self.denoiser, self.base_model, sampler, self.dtype, folder, prompt, self.settings()
+            self.pipeline,
+            self.denoiser,
+            self.base_model,
+            sampler,
+            self.dtype,
+            folder,
+            prompt,
+            self.settings(),
+            self._additions.code(self.dtype),
         )

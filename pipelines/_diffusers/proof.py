@@ -20,7 +20,7 @@ from diffusion_rtb.files.completeness import (
 )
 from diffusion_rtb.files.vocabulary import check_rows, load_tokenizer
 
-__all__ = ["Parts", "check_folder", "network_files", "quiet", "read_scheduler_config"]
+__all__ = ["Parts", "check_folder", "network_files", "prove", "quiet", "read_scheduler_config", "weights_of"]
 
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 
@@ -85,10 +85,10 @@ def check_folder(
     if not weights:
         check_files(folder)
         return None
-    found = {name: _weights(folder / name, classes[name], variant) for name in parts.networks}
+    found = {name: weights_of(folder / name, classes[name], variant) for name in parts.networks}
     check_files(folder)
     for name, (files, own) in found.items():
-        _prove(classes[name], folder / name, files, own)
+        prove(classes[name], folder / name, files, own)
     for tokenizer, encoder in parts.vocabularies.items():
         _check_vocabulary(classes[tokenizer], folder, tokenizer, encoder)
     return next((own for _, own in found.values() if own), None)
@@ -98,7 +98,7 @@ def network_files(folder: Path, parts: Parts, variant: str | None) -> dict[str, 
     """The weight files of each network in a folder that `check_folder` has proved; `variant` is what it returned."""
     index = read_json(folder / "model_index.json")
     return {
-        name: _weights(folder / name, _class(folder, index, name), variant)[0] for name in parts.here(index).networks
+        name: weights_of(folder / name, _class(folder, index, name), variant)[0] for name in parts.here(index).networks
     }
 
 
@@ -121,7 +121,7 @@ def _class(folder: Path, index: Mapping[str, Any], component: str) -> Any:
     return found
 
 
-def _weights(folder: Path, network: Any, variant: str | None) -> tuple[list[Path], str | None]:
+def weights_of(folder: Path, network: Any, variant: str | None) -> tuple[list[Path], str | None]:
     """The weight files that `from_pretrained` reads, and their variant."""
     stem = "diffusion_pytorch_model" if network.__module__.startswith("diffusers.") else "model"
     for candidate in dict.fromkeys((variant, None, *(() if variant else ("fp16",)))):
@@ -134,7 +134,7 @@ def _weights(folder: Path, network: Any, variant: str | None) -> tuple[list[Path
     )
 
 
-def _prove(network: Any, folder: Path, files: list[Path], variant: str | None) -> None:
+def prove(network: Any, folder: Path, files: list[Path], variant: str | None) -> None:
     """Hold the names and shapes in a component's files against its architecture's; nothing is loaded."""
     what, shapes = f"{folder.name} ({network.__name__})", tensor_shapes(files)
     where = files[0] if len(files) == 1 else folder

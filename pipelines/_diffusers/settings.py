@@ -36,6 +36,10 @@ class PriorSettings(TypedDict, total=False):
     dtype: Dtype
     device: str | None
     decode_batch: int
+    vae: str | None
+    lora: str | None
+    lora_scale: float
+    textual_inversions: Mapping[str, str]
     variant: str | None
     revision: str | None
 
