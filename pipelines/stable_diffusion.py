@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pipelines._diffusers.kohya import elsewhere, write_kohya
 from pipelines._diffusers.lora import ATTENTION
-from pipelines._diffusers.proof import Parts
 from pipelines._diffusers.settings import DTYPES, own_size
-from pipelines._diffusers.shapes import check_shapes
 from pipelines._diffusers.text_to_image import TextToImage
+from pipelines._models.proof import Parts
+from pipelines._models.shapes import check_shapes
 
 __all__ = ["StableDiffusion"]
 

@@ -18,13 +18,9 @@ from torch import Tensor, nn
 
 from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.files.completeness import tensor_shapes
-from pipelines._diffusers.additions import Additions
 from pipelines._diffusers.decoding import decoded, state_shape
 from pipelines._diffusers.export import snippet, write_lora
-from pipelines._diffusers.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
 from pipelines._diffusers.lora import adapters_off, add_lora, lora_numbers, lora_parameters
-from pipelines._diffusers.proof import Parts, check_folder, network_files, read_scheduler_config
-from pipelines._diffusers.random_weights import is_random, random_pipeline
 from pipelines._diffusers.scheduler import (
     build_scheduler,
     check_eta,
@@ -34,6 +30,10 @@ from pipelines._diffusers.scheduler import (
     takes_eta,
 )
 from pipelines._diffusers.settings import DTYPES, check_device, check_dtype, default_device, number_of_steps
+from pipelines._models.additions import Additions
+from pipelines._models.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
+from pipelines._models.proof import Parts, check_folder, network_files, read_scheduler_config
+from pipelines._models.random_weights import is_random, random_pipeline
 
 __all__ = ["DiffusersPrior"]
 

@@ -25,7 +25,7 @@ import torch
 
 from pipelines._diffusers.lora import ATTENTION
 from pipelines._diffusers.prior import DiffusersPrior
-from pipelines._diffusers.proof import Parts
+from pipelines._models.proof import Parts
 
 __all__ = ["Three"]
 

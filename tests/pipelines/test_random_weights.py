@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffusion_rtb.chain.rollout import rollout, score
-from pipelines._diffusers.random_weights import ARCHITECTURES, random_folder
+from pipelines._models.random_weights import ARCHITECTURES, random_folder
 from pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.tiny import WIDTH, save_tiny
 

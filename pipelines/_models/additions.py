@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion_rtb.files.completeness import LORA, read_json, tensor_shapes
-from pipelines._diffusers.proof import prove, weights_of
+from pipelines._models.proof import prove, weights_of
 
 __all__ = ["Additions"]
 

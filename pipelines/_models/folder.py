@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from diffusion_rtb.files.completeness import check_finite
-from pipelines._diffusers.additions import Additions
-from pipelines._diffusers.proof import quiet
-from pipelines._diffusers.random_weights import is_random, random_folder
+from pipelines._models.additions import Additions
+from pipelines._models.proof import quiet
+from pipelines._models.random_weights import is_random, random_folder
 
 __all__ = ["BUNDLED", "is_hub_id", "load_pipeline", "local_folder"]
 
