@@ -107,7 +107,7 @@ class Prior(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What an objective sees of a batch: small tensors, no networks, no pipelines."""
+    """What an objective sees of a batch: small tensors on its own device, the states on the host, no networks, no pipelines."""
 
     log_q: Float[Tensor, "batch steps"]
     """Posterior log-density of each transition; nats. A detached leaf that requires grad: d loss/d log_q is the cotangent."""
@@ -117,7 +117,7 @@ class Terms:
     prompt: Int[Tensor, " batch"]
     """Row of the run's prompt table; trajectories of one prompt form a group."""
     x: Float[Tensor, "batch steps_and_one *dims"]
-    """The states, x[:, 0] = x_T noise, x[:, -1] = x_0."""
+    """The states, x[:, 0] = x_T noise, x[:, -1] = x_0; on the host, as large as they are: a network fetches what it looks at."""
     timesteps: Float[Tensor, " steps"]
     """Scheduler timestep of x[:, i], i < steps."""
     features: Float[Tensor, "batch features"]

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Memory = dict[int, Batch]
-"""The stored trajectories of each prompt row, oldest first, on the CPU, with log_p; never changed in place."""
+"""The stored trajectories of each prompt row, oldest first, on the host, with log_p; never changed in place."""
 
 
 def with_newest(memory: Memory, row: int, new: Batch, capacity: int) -> Batch:
@@ -37,7 +37,7 @@ def with_newest(memory: Memory, row: int, new: Batch, capacity: int) -> Batch:
 
 def stored(batch: Batch) -> Batch:
     """What is worth keeping: what the posterior of the moment thought of a trajectory is not."""
-    return replace(batch, log_q=None, mean_p=None, kl=None).to("cpu")
+    return replace(batch, log_q=None, mean_p=None, kl=None)
 
 
 def record_numbers(counts: Mapping[int, int], added: Mapping[int, int]) -> Int[Tensor, "n 2"]:

@@ -15,7 +15,6 @@ from diffusion_rtb.behaviours._source import Kept, Share, Source
 from diffusion_rtb.chain.continuation import continued
 from diffusion_rtb.chain.forward_process import noised_chain
 from diffusion_rtb.chain.seeds import generators, seed_of
-from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, occurrences
 
@@ -56,7 +55,7 @@ class BackAndForth(Source):
         self.depth = depth
         self.pool = pool
         self.memory: dict[int, tuple[Tensor, Tensor]] = {}
-        """x_0 (n, *dims) and reward (n,) of each prompt row, oldest first, on the CPU."""
+        """x_0 (n, *dims) and reward (n,) of each prompt row, oldest first, on the host."""
         self.added: dict[int, int] = {}
         """Samples stored so far per prompt row."""
         self.timesteps: Float[Tensor, " steps"] | None = None
@@ -68,15 +67,13 @@ class BackAndForth(Source):
             seeds = [seed_of(self.seed, "back and forth", iteration, *pair) for pair in pairs]
             return sampler.draw([row for row, _, _ in pairs], seeds)
         good = torch.cat([self._good(row, n, count, iteration) for row, n in zip(rows, occurrences(rows), strict=True)])
-        seeds = [seed_of(self.seed, "forth", iteration, *pair) for pair in pairs]
+        back, forth = ([seed_of(self.seed, way, iteration, *pair) for pair in pairs] for way in ("back", "forth"))
+        texts, parts = sampler.texts([row for row, _, _ in pairs]), []
         with sampler.stopwatch("rollout"):
-            states = self._noised(sampler, good, [seed_of(self.seed, "back", iteration, *pair) for pair in pairs])
-            texts = sampler.texts([row for row, _, _ in pairs])
-            parts = [
-                continued(sampler.prior, texts[chunk], seeds[chunk], states[chunk])
-                for chunk in sampler.chunks(len(pairs))
-            ]
-        trajectory = Trajectory.cat(parts)
+            for chunk in sampler.chunks(len(pairs)):
+                states = self._noised(sampler, good[chunk], back[chunk])
+                parts.append(continued(sampler.prior, texts[chunk], forth[chunk], states).to("cpu"))
+        trajectory = sampler.joined(parts)
         batch = sampler.rewarded(trajectory, [row for row, _, _ in pairs])
         return Batch(trajectory, batch.prompt, batch.reward, log_q=trajectory.log_prob)
 
@@ -101,7 +98,7 @@ class BackAndForth(Source):
 
     def settle(self, parts: Mapping[str, Batch]) -> None:
         """Remember the posterior's own samples of the iteration, and those that came out of this."""
-        for part in [parts[name].to("cpu") for name in ("posterior", self.name) if name in parts]:
+        for part in [parts[name] for name in ("posterior", self.name) if name in parts]:
             self.timesteps = part.trajectory.timesteps
             for row in torch.unique(part.prompt).tolist():
                 new = (part.prompt == row).nonzero().flatten()

@@ -20,7 +20,7 @@ __all__ = ["PriorBuffer", "prior_trajectories"]
 def prior_trajectories(
     sampler: Sampler, run_seed: int, pairs: Sequence[tuple[int, int]], between: Callable[[], object] = lambda: None
 ) -> Iterator[Batch]:
-    """Trajectories of the prior, with log_p and reward: one micro-batch after the other, each on the CPU.
+    """Trajectories of the prior, with log_p and reward: one micro-batch after the other.
 
     `pairs` is (prompt row, number) of each; the number decides its noise. `between` is called before each micro-batch; what it
     raises ends the drawing.
@@ -29,7 +29,7 @@ def prior_trajectories(
         between()
         here = pairs[chunk]
         seeds = [seed_of(run_seed, "prior", *pair) for pair in here]
-        yield sampler.draw([row for row, _ in here], seeds, of_prior=True).to("cpu")
+        yield sampler.draw([row for row, _ in here], seeds, of_prior=True)
 
 
 class PriorBuffer(Source):
@@ -84,10 +84,10 @@ class PriorBuffer(Source):
             weights = torch.softmax(beta * held.reward.double(), 0) if self.resample else torch.ones(len(held))
             seed = seed_of(self.seed, "resample", iteration, row, *([nth] if nth else []))
             parts.append(held[systematic_draw(weights, count, seed)])
-        return Batch.cat(parts).to(sampler.prior.device)
+        return Batch.cat(parts)
 
     def everything(self, sampler: Sampler) -> list[Batch]:
-        """All stored trajectories, one batch per prompt, with log_p, on the CPU; buffers that are empty are filled first."""
+        """All stored trajectories, one batch per prompt, with log_p; buffers that are empty are filled first."""
         missing = [row for row in range(len(sampler.prompts)) if row not in self.memory]
         self.memory, self.drawn = self._extended(sampler, missing)
         return [self.memory[row] for row in sorted(self.memory)]

@@ -75,7 +75,7 @@ class Replay(Source):
             if row in self.memory:
                 held = self.memory[row]
                 seed = seed_of(self.seed, "replay", iteration, row, nth)
-                parts.append(held[systematic_draw(self.weights(held, beta), count, seed)].to(sampler.prior.device))
+                parts.append(held[systematic_draw(self.weights(held, beta), count, seed)])
             else:
                 seeds = [seed_of(self.seed, "replay", iteration, row, nth, sample) for sample in range(count)]
                 parts.append(sampler.draw([row] * count, seeds))

@@ -34,8 +34,13 @@ class Rows:
         return self._changed(cut, self.shared)
 
     def to(self: R, device: torch.device | str) -> R:
-        """The same on another device."""
-        return self._changed(lambda value: value.to(device))
+        """The same on another device; the host waits for what comes to it, and not for what leaves page-locked memory."""
+        leaving = torch.device(device).type != "cpu"
+
+        def there(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Rows) else value.to(device, non_blocking=leaving)
+
+        return self._changed(there)
 
     @classmethod
     def cat(cls: type[R], parts: Sequence[R]) -> R:

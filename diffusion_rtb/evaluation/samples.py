@@ -39,8 +39,8 @@ class Drawn(Rows):
 
     @staticmethod
     def of_batch(batch: Batch) -> Drawn:
-        """A batch without its states and images, which at full size would fill the memory, on the CPU."""
-        return Drawn(batch.prompt, batch.reward, batch.log_q, batch.log_p).to("cpu")
+        """A batch without its states and images, which at full size would fill the memory."""
+        return Drawn(batch.prompt, batch.reward, batch.log_q, batch.log_p)
 
     @property
     def densities(self) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
@@ -110,14 +110,14 @@ def draw(
     for chunk, batch in zip(sampler.chunks(len(pairs)), batches, strict=True):
         assert batch.images is not None
         found = sampler.completed(batch) if posterior else replace(batch, log_p=None)
-        images, most = batch.images, PICTURES if batch.images.ndim == 4 else DOTS
+        images, most = batch.images.to(sampler.prior.device), PICTURES if batch.images.ndim == 4 else DOTS
         labels = [judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors]
         embedding = None if embedder is None else embedder.embed(images).cpu()
         parts.append(
             replace(Drawn.of_batch(found), embedding=embedding, labels=torch.stack(labels, 1) if labels else None)
         )
         first = [i for i, (row, k) in enumerate(pairs[chunk]) if k < most and row in pictured]
-        pictures.append(Pictured(images, batch.reward)[torch.tensor(first, dtype=torch.long)].to("cpu"))
+        pictures.append(Pictured(batch.images, batch.reward)[torch.tensor(first, dtype=torch.long)])
         if advance is not None:
             advance(len(batch))
     return Drawn.cat(parts), Pictured.cat(pictures)

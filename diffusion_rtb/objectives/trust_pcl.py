@@ -252,10 +252,11 @@ class TrustPCL(nn.Module):
         optimizer = torch.optim.AdamW(self.value.parameters(), lr=lr, weight_decay=WARM_UP_DECAY)
         generator = torch.Generator().manual_seed(0)
         for update in range(self.warm_up_updates):
-            row = torch.randint(batch, (WARM_UP_BATCH,), generator=generator).to(terms.x.device)
-            i = torch.randint(steps, (WARM_UP_BATCH,), generator=generator).to(terms.x.device)
-            t = terms.timesteps[i]
-            x_t = noise(terms.x[row, -1], t, generator) if self.warm_up_states == "noised" else terms.x[row, i]
+            row = torch.randint(batch, (WARM_UP_BATCH,), generator=generator)
+            i = torch.randint(steps, (WARM_UP_BATCH,), generator=generator)
+            t, noised = terms.timesteps[i], self.warm_up_states == "noised"
+            x = terms.x[row, -1 if noised else i].to(terms.features.device)
+            x_t = noise(x, t, generator) if noised else x
             value = self.value(x_t, t, terms.features[row])
             optimizer.param_groups[0]["lr"] = lr * (1 - update / self.warm_up_updates)
             optimizer.zero_grad()

@@ -15,7 +15,7 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True, eq=False)
 class Batch(Rows):
-    """Trajectories with their prompts and rewards."""
+    """Trajectories with their prompts and rewards, on the host: only a micro-batch at a time is on the device."""
 
     trajectory: Trajectory
     prompt: Int[Tensor, " batch"]

@@ -45,6 +45,9 @@ class Stopwatch:
 class Sampler:
     """The prior, the posterior that shares its network, and the reward, on one table of prompts.
 
+    Everything it answers is on the host. A micro-batch goes to the prior's device to be drawn, decoded or scored, and comes back: a
+    batch takes the device's memory of one, however large it is.
+
     Args:
         prior: The pipeline family, with its adapters attached.
         reward: Scores the decoded images.
@@ -98,8 +101,9 @@ class Sampler:
         parts = []
         with self.stopwatch("rollout"), self.prior.as_prior() if of_prior else nullcontext():
             for chunk in self.chunks(len(rows)):
-                parts.append(rollout(self.prior, self.texts(rows[chunk]), seeds[chunk], noise_scale=noise_scale))
-        batch = self.rewarded(Trajectory.cat(parts), rows, images=images)
+                drawn = rollout(self.prior, self.texts(rows[chunk]), seeds[chunk], noise_scale=noise_scale)
+                parts.append(drawn.to("cpu"))
+        batch = self.rewarded(self.joined(parts), rows, images=images)
         known = batch.trajectory.log_prob
         return replace(batch, log_p=known) if of_prior else replace(batch, log_q=known)
 
@@ -111,7 +115,12 @@ class Sampler:
     def samples_of_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *dims"]:
         """x_0 of the prior, one per row and seed of one micro-batch."""
         with self.stopwatch("rollout"), self.prior.as_prior():
-            return rollout(self.prior, self.texts(rows), seeds).x_0
+            return rollout(self.prior, self.texts(rows), seeds).x_0.cpu()
+
+    def joined(self, parts: Sequence[Trajectory]) -> Trajectory:
+        """Micro-batches, on the host, as one batch; page-locked for CUDA, which then fetches them without a wait of the host."""
+        whole = Trajectory.cat(parts)
+        return replace(whole, x=whole.x.pin_memory()) if self.prior.device.type == "cuda" else whole
 
     def completed(self, batch: Batch) -> Batch:
         """The same trajectories with both log-densities."""
@@ -139,27 +148,26 @@ class Sampler:
         return replace(batch, log_q=log_q, log_p=log_p, mean_p=mean_p, kl=kl)
 
     def _score(self, batch: Batch) -> Float[Tensor, "batch steps"]:
-        parts = [
-            score(self.prior, self.texts(batch.prompt[chunk]), batch.trajectory[chunk])
-            for chunk in self.chunks(len(batch))
-        ]
-        return torch.cat(parts)
+        return torch.cat([score(*micro).cpu() for micro in self._micro_batches(batch)])
 
     def _score_with_means(
         self, batch: Batch
     ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
-        parts = [
-            score_with_means(self.prior, self.texts(batch.prompt[chunk]), batch.trajectory[chunk])
-            for chunk in self.chunks(len(batch))
-        ]
+        parts = [[part.cpu() for part in score_with_means(*micro)] for micro in self._micro_batches(batch)]
         return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([mean for _, mean in parts])
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Prior, list[str], Trajectory]]:
+        """What `score` takes of each micro-batch, on the device."""
+        for chunk in self.chunks(len(batch)):
+            yield self.prior, self.texts(batch.prompt[chunk]), batch.trajectory[chunk].to(self.prior.device)
 
     def rewarded(self, trajectory: Trajectory, rows: Sequence[int], *, images: bool = False) -> Batch:
         """Trajectories, one per row, with their prompts and rewards, and with their images where these are asked for."""
         kept: list[Tensor] = []
-        prompt = torch.tensor(rows, device=trajectory.x.device)
-        reward = self.rewards(trajectory.x_0, rows, kept.append if images else lambda _: None).to(prompt.device)
-        return Batch(trajectory, prompt, reward, images=torch.cat(kept) if images else None)
+        reward = self.rewards(
+            trajectory.x_0, rows, (lambda seen: kept.append(seen.cpu())) if images else lambda _: None
+        )
+        return Batch(trajectory, torch.tensor(rows), reward, images=torch.cat(kept) if images else None)
 
     def rewards(
         self, x_0: Float[Tensor, "batch *dims"], rows: Sequence[int], seen: Callable[[Tensor], object] = lambda _: None
@@ -169,9 +177,9 @@ class Sampler:
         parts = []
         with self.stopwatch("reward"):
             for chunk in self.chunks(len(x_0)):
-                images = decoded(self.prior, x_0[chunk])
+                images = decoded(self.prior, x_0[chunk].to(self.prior.device))
                 known = [self.metadata[int(row)] for row in rows[chunk]]
-                parts.append(evaluate_reward(self.reward, images, self.texts(rows[chunk]), name, metadata=known))
+                parts.append(evaluate_reward(self.reward, images, self.texts(rows[chunk]), name, metadata=known).cpu())
                 seen(images)
         return torch.cat(parts)
 

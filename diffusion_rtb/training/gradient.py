@@ -66,17 +66,17 @@ def terms_of(sampler: Sampler, batch: Batch) -> Terms:
     """What an objective sees of a batch with both log-densities."""
     assert batch.log_q is not None
     assert batch.log_p is not None
-    trajectory = batch.trajectory
+    trajectory, device = batch.trajectory, sampler.prior.device
     return Terms(
-        log_q=batch.log_q.detach().clone().requires_grad_(),
-        log_p=batch.log_p.detach(),
-        reward=batch.reward.to(batch.log_q),
-        prompt=batch.prompt,
+        log_q=batch.log_q.detach().clone().to(device).requires_grad_(),
+        log_p=batch.log_p.detach().to(device),
+        reward=batch.reward.to(device, batch.log_q.dtype),
+        prompt=batch.prompt.to(device),
         x=trajectory.x,
-        timesteps=trajectory.timesteps,
+        timesteps=trajectory.timesteps.to(device),
         features=sampler.prior.features(sampler.texts(batch.prompt)),
-        log_behaviour=trajectory.drawn_with,
-        kl=None if batch.kl is None else batch.kl.detach().clone().requires_grad_(),
+        log_behaviour=trajectory.drawn_with.to(device),
+        kl=None if batch.kl is None else batch.kl.detach().clone().to(device).requires_grad_(),
     )
 
 
@@ -106,7 +106,7 @@ def push_back(
             all.
 
     Returns:
-        log_q of each part as replayed; 0 at steps that got no gradient.
+        log_q of each part as replayed, on the host; 0 at steps that got no gradient.
     """
     scale = step_weights(weights, cotangent)
     if steps is not None:  # unbiased: each step is drawn with probability len(steps)/all
@@ -150,22 +150,21 @@ def _push_back(
     kl_cotangent: Float[Tensor, "batch steps"] | None,
     steps: Sequence[int] | None,
 ) -> Float[Tensor, "batch steps"]:
-    rows = []
+    rows, device = [], sampler.prior.device
     for chunk in sampler.chunks(len(part)):
         call = sampler.prior.arguments(sampler.texts(part.prompt[chunk]))
-        rows.append(
-            replay_backward(
-                sampler.prior.pipe,
-                part.trajectory[chunk],
-                cotangent[chunk],
-                steps=steps,
-                kl_cotangent=None if kl_cotangent is None else kl_cotangent[chunk],
-                mean_p=None if part.mean_p is None else part.mean_p[chunk],
-                dtype=torch.float64,
-                entry=entry_of(sampler.prior),
-                call=call,
-            )
+        replayed = replay_backward(
+            sampler.prior.pipe,
+            part.trajectory[chunk].to(device),
+            cotangent[chunk],
+            steps=steps,
+            kl_cotangent=None if kl_cotangent is None else kl_cotangent[chunk],
+            mean_p=None if part.mean_p is None else part.mean_p[chunk].to(device),
+            dtype=torch.float64,
+            entry=entry_of(sampler.prior),
+            call=call,
         )
+        rows.append(replayed.cpu())
     return torch.cat(rows)
 
 

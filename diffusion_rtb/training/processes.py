@@ -85,7 +85,7 @@ class Processes:
         if self.count == 1:
             return list(tensors)
         self.agree()
-        return [self._together(partial(self.accelerator.gather, tensor)) for tensor in tensors]
+        return [self._everywhere(self.accelerator.gather, tensor) for tensor in tensors]
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The mean of each tensor over the processes; they travel as one. See `agree` for errors."""
@@ -93,7 +93,7 @@ class Processes:
             return list(tensors)
         self.agree()
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        mean: Tensor = self._together(partial(self.accelerator.reduce, flat, reduction="mean"))
+        mean = self._everywhere(partial(self.accelerator.reduce, reduction="mean"), flat)
         parts = mean.split([tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
@@ -114,6 +114,12 @@ class Processes:
     def _meet(self, wish: bool, failed: bool) -> Tensor:
         mine = torch.tensor([[wish, failed]], dtype=torch.float32, device=self.accelerator.device)
         return self._together(partial(self.accelerator.gather, mine))
+
+    def _everywhere(self, collective: Callable[[Tensor], Any], tensor: Tensor) -> Tensor:
+        """What a collective makes of a tensor, from wherever it is and back: those of GPUs take none on the host."""
+        there = tensor.to(self.accelerator.device)
+        result: Tensor = self._together(lambda: collective(there))
+        return result.to(tensor.device)
 
     def _together(self, collective: Callable[[], Any]) -> Any:
         try:

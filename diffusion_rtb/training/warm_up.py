@@ -39,10 +39,10 @@ def learn_statistics(sampler: Sampler, run_seed: int, processes: Processes, betw
                 between()
                 rows = [nth_prompt(run_seed, n, total) for n in numbers[chunk]]
                 seeds = [seed_of(run_seed, "statistics", n) for n in numbers[chunk]]
-                drawn.append((rows, sampler.samples_of_prior(rows, seeds).to("cpu")))
+                drawn.append((rows, sampler.samples_of_prior(rows, seeds)))
         with observing(sampler.reward, lambda row: processes.gather(row)[0], only=innermost(wanted)):
             for rows, x_0 in drawn:
-                sampler.rewards(x_0.to(sampler.prior.device), rows)
+                sampler.rewards(x_0, rows)
         if wanting_rewards(sampler.reward).items() >= wanted.items():
             raise RuntimeError(
                 f"Rewards that wanted samples before training still want as many after seeing {len(drawn)} batches: {wanted}. "
@@ -84,7 +84,7 @@ def warm_up(
 
 
 def prior_terms(sampler: Sampler, batches: Iterable[Batch], clean: bool) -> Terms:
-    """What an objective sees of trajectories of the prior, given with log_p on the CPU; if `clean`, x is (batch, 1, *dims): x_0."""
+    """What an objective sees of trajectories of the prior, given with log_p; if `clean`, x is (batch, 1, *dims): x_0."""
     x, log_p, reward, prompt = [], [], [], []
     for batch in batches:
         assert batch.log_p is not None
@@ -102,7 +102,7 @@ def prior_terms(sampler: Sampler, batches: Iterable[Batch], clean: bool) -> Term
         log_p=density,
         reward=torch.cat(reward).to(density),
         prompt=torch.cat(prompt).to(device),
-        x=torch.cat(x).to(device),
+        x=torch.cat(x),
         timesteps=trajectory.timesteps.to(device),
         features=features[inverse.to(features.device)],
         log_behaviour=density,

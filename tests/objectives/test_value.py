@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffusion_rtb.interfaces import Terms
-from diffusion_rtb.objectives._value import ValueNetwork, time_embedding
+from diffusion_rtb.objectives import _value
+from diffusion_rtb.objectives._value import ValueNetwork, time_embedding, values_along
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
+from tests.oracles.terms import close, random_terms
 
 IMAGES = [(4, 8, 8), (4, 4, 4), (1, 5, 9), (3, 4, 16), (4, 16, 16), (4, 2, 3)]
 TOKENS, VIDEOS = [(16, 4), (33, 3), (1, 2)], [(4, 3, 2, 2), (2, 4, 8, 9)]
@@ -184,3 +186,28 @@ def test_learns_a_value_that_depends_on_the_state(dims: tuple[int, ...], length:
         objective(steps_of_noise(dims, 64), 2.0).loss.backward()
         optimizer.step()
     assert objective(steps_of_noise(dims, 256), 2.0).loss.item() < before / 10
+
+
+def test_states_in_pieces_have_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little of the states is on the network's device at once; and the piece's activations are computed again."""
+    network = perturbed(ValueNetwork((2, 4, 4), 3, width=8)).double()
+    network.start(torch.tensor(0.5))
+    terms = random_terms(0)
+    terms = replace(terms, x=torch.randn(6, 5, 2, 4, 4, dtype=torch.float64))
+
+    def values_and_gradients(numbers: int) -> tuple[Tensor, list[Tensor], list[int]]:
+        sizes: list[int] = []
+        monkeypatch.setattr(_value, "NUMBERS", numbers)
+        hook = network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        values = values_along(network, terms, torch.zeros(()), 1.0)
+        found = torch.autograd.grad(values.square().sum(), list(network.parameters()))
+        hook.remove()
+        return values.detach(), list(found), sizes
+
+    values, gradients, sizes = values_and_gradients(2**22)
+    pieced, same, small = values_and_gradients(5 * 32)
+    assert sizes == [24]
+    assert small == [5, 5, 5, 5, 4, 4, 5, 5, 5, 5]
+    close(pieced, values)
+    for one, other in zip(same, gradients, strict=True):
+        close(one, other)
