@@ -96,7 +96,7 @@ def test_one_version() -> None:
 
 LAYERS = (
     {"abilities", "config", "densities", "estimates", "files", "interfaces", "schedulers"},
-    {"beta", "chain", "exact", "objectives", "scoring"},
+    {"beta", "chain", "exact", "objectives", "out_of_memory", "scoring"},
     {"remote_reward", "run", "sampling"},
     {"behaviours", "evaluation", "reward_check"},
     {"training"},

@@ -121,6 +121,9 @@ def sample(
     prior: Annotated[bool, typer.Option("--prior", help="Sample the prior instead of the posterior.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("samples"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace PNG files that are there.")] = False,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images drawn at once. Default: eval.batch of the run.")
+    ] = None,
     traceback: Traceback = False,
 ) -> None:
     """Draw images from the posterior of RUN, or from its prior, one PNG each.
@@ -134,7 +137,7 @@ def sample(
         diffusion-rtb sample runs/quickstart --prior --prompt "a cat emoji" -n 8 --out cats-before
     """
     with errors_explained(traceback):
-        _sample(run, prompt, count, seed, prior, out, overwrite)
+        _sample(run, prompt, count, seed, prior, out, overwrite, batch)
 
 
 def show_config(
@@ -239,10 +242,18 @@ def _say_merged(run: RunConfig) -> None:
 
 
 def _sample(
-    run: Path, prompts: Sequence[str] | None, count: int, seed: int, prior: bool, out: Path, overwrite: bool
+    run: Path,
+    prompts: Sequence[str] | None,
+    count: int,
+    seed: int,
+    prior: bool,
+    out: Path,
+    overwrite: bool,
+    batch: int | None,
 ) -> None:
     from diffusion_rtb.files.pictures import write_images
     from diffusion_rtb.files.whole import check_writable
+    from diffusion_rtb.out_of_memory import remedied
     from diffusion_rtb.run.folder import find_run
     from diffusion_rtb.run.posterior import load_prior, open_trained_run
     from diffusion_rtb.sampling.images import draw_batches, image_paths
@@ -255,12 +266,12 @@ def _sample(
         check_prompt(text, f"prompt {number}")
     paths = image_paths(texts, count, out, overwrite=overwrite)
     check_writable(out)
-    if trained is None:
-        model = load_prior(run)[1]
-    else:
+    if trained is not None:
         say(trained.progress.sentence)
-        model = trained.prior()
-    write_images(draw_batches(model, texts, count, seed=seed, batch=config.eval.batch), paths)
+    batch = config.eval.batch if batch is None else batch
+    with remedied(config, "sample", batch=batch):
+        model = load_prior(run)[1] if trained is None else trained.prior()
+        write_images(draw_batches(model, texts, count, seed=seed, batch=batch), paths)
     say(f"{len(paths)} images in {out}, the first is {paths[0].name}.")
 
 

@@ -22,8 +22,12 @@ MAY_CHANGE = (
     "train.grid_samples",
     "train.tracker",
     "train.process_timeout",
+    "train.micro_batch",
+    "prior.decode_batch",
+    "prior.memory",
 )
-"""Keys, or sections, that change no number of the iterations done: where a run lies, how long it is, what is kept and shown."""
+"""Keys, or sections, that change no number of the iterations done: where a run lies, how long it is, what is kept and shown, and
+how much is in memory at once."""
 
 NOTHING = object()
 

@@ -21,6 +21,7 @@ from diffusion_rtb.files.pictures import save_png, side_by_side
 from diffusion_rtb.files.terminal import console, say
 from diffusion_rtb.files.whole import check_writable, clear_unfinished, write_json
 from diffusion_rtb.interfaces import Prior, Reward
+from diffusion_rtb.out_of_memory import remedied
 from diffusion_rtb.run.export import export_posterior
 from diffusion_rtb.run.posterior import TrainedRun, open_trained_run
 from diffusion_rtb.sampling.sampler import Sampler
@@ -50,7 +51,8 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         for place in (trained.folder, trained.folder / "eval"):
             clear_unfinished(place)
         say(trained.progress.sentence)
-        return _evaluate(trained, start)
+        with remedied(trained.config, "eval"):
+            return _evaluate(trained, start)
 
 
 def _check_room(run: TrainedRun) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from diffusion_rtb.config.arguments import call_arguments
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
 from diffusion_rtb.run.checks import Components, describe_components, describe_prior, paths_explained
@@ -31,7 +32,7 @@ __all__ = ["TrainedRun", "attach_posterior", "load_prior", "open_trained_run"]
 def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
     """The config of a run, or of a config file, and its prior without any posterior."""
     config, folder = find_run(run)
-    with paths_explained(folder):
+    with paths_explained(folder), doing("loading the prior"):
         return config, describe_prior(config).build()
 
 
@@ -62,7 +63,7 @@ class TrainedRun:
         Raises:
             CheckpointError: the posterior was trained on another prior.
         """
-        with paths_explained(self.folder):
+        with paths_explained(self.folder), doing("loading the prior"):
             prior: Prior = self.components.prior.build()
         attach_posterior(self.config, prior)
         check_compatible(self.checkpoint.state["prior"], prior.fingerprint())
@@ -71,7 +72,7 @@ class TrainedRun:
 
     def reward(self) -> Any:
         """The reward, with what it had learned (running statistics)."""
-        with paths_explained(self.folder):
+        with paths_explained(self.folder), doing("loading the reward"):
             reward = self.components.reward.build()
         load_reward(reward, self.checkpoint.tensors.get("reward", {}))
         return reward

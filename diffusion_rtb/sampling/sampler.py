@@ -17,10 +17,21 @@ from diffusion_rtb.chain.rollout import rollout, score, score_with_means
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Prior, Reward
+from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.scoring.call import evaluate_reward
 
 __all__ = ["DecodingError", "Sampler", "Stopwatch", "decoded", "numbered", "occurrences"]
+
+
+PHASES = {
+    "rollout": "drawing trajectories",
+    "score": "scoring trajectories",
+    "reward": "computing rewards",
+    "objective": "computing the loss",
+    "backward": "taking the gradient",
+}
+"""What errors call the phases of an iteration."""
 
 
 class Stopwatch:
@@ -33,7 +44,8 @@ class Stopwatch:
     def __call__(self, phase: str) -> Iterator[None]:
         start = perf_counter()
         try:
-            yield
+            with doing(PHASES.get(phase, phase)):
+                yield
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + perf_counter() - start
 
@@ -200,7 +212,8 @@ def decoded(prior: Prior, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "b
             f"x_0 of sample {bad} is not finite: the prior's network or its sampler made NaN or infinity. "
             "Use dtype: float32, a smaller train.lr, or other weights."
         )
-    images = prior.decode(x_0)
+    with doing("decoding samples"):
+        images = prior.decode(x_0)
     bad = _first_bad(images)
     if bad is not None:
         raise DecodingError(

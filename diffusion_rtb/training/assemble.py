@@ -18,6 +18,7 @@ from diffusion_rtb.beta import make_beta
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.out_of_memory import doing, remedied
 from diffusion_rtb.run.checks import Components, describe_components, paths_explained
 from diffusion_rtb.run.folder import hold_run, name_free_again, open_run, run_folder
 from diffusion_rtb.run.posterior import attach_posterior
@@ -105,19 +106,22 @@ def _built(config: RunConfig, folder: Path, components: Components, mixture: Mix
             main=processes.main,
         )
         objective: Any = components.objective.build()
-        sampler = load_sampler(config, folder, components, objective, mixture)
-        prepare(config, sampler, objective, processes)
+        with remedied(config, "train"):
+            sampler = load_sampler(config, folder, components, objective, mixture)
+            prepare(config, sampler, objective, processes)
     observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
     return Trainer(config, folder, sampler, objective, mixture, make_beta(config.beta), processes, observers, begun)
 
 
 def load_sampler(config: RunConfig, folder: Path, components: Components, objective: Any, mixture: Mixture) -> Sampler:
     """Prior and reward, loaded, on the run's prompts; nothing is written."""
-    reward: Any = components.reward.build()
+    with doing("loading the reward"):
+        reward: Any = components.reward.build()
     table = config.prompts.table()
     check_reward_prompts(reward, table.texts, table.metadata)
     check_reward_memory(reward, objective, mixture)
-    prior: Prior = components.prior.build()
+    with doing("loading the prior"):
+        prior: Prior = components.prior.build()
     check_chain(config, objective, prior)
     check_room(config, prior, objective, mixture, folder)
     return Sampler(prior, reward, table.texts, config.train.micro_batch, table.metadata)

@@ -20,6 +20,7 @@ from torch import Tensor
 from diffusion_rtb.chain.rollout import entry_of, replay_backward
 from diffusion_rtb.config.sections import TrainConfig
 from diffusion_rtb.interfaces import Loss, Objective, Terms
+from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.processes import Processes
@@ -244,7 +245,8 @@ def descend(optimizer: torch.optim.AdamW, train: TrainConfig, iteration: int, pr
     factor = learning_rate_factor(train, iteration)
     for group, rate in zip(optimizer.param_groups, (train.lr, train.lr_objective), strict=False):
         group["lr"] = rate * factor
-    optimizer.step()
+    with doing("updating the parameters"):
+        optimizer.step()
     return norm
 
 

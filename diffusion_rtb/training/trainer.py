@@ -21,6 +21,7 @@ from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.lock import folder_lock
 from diffusion_rtb.interfaces import Objective, Terms
+from diffusion_rtb.out_of_memory import remedied
 from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
 from diffusion_rtb.run.folder import CHECKPOINTS
 from diffusion_rtb.run.memories import Memories
@@ -113,7 +114,8 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the configured number of iterations, from wherever the latest checkpoint left off."""
-        with self.processes.guarded(), folder_lock(self.folder, self.processes.main):
+        memory = remedied(self.config, "train", kept=self._kept)
+        with self.processes.guarded(), folder_lock(self.folder, self.processes.main), memory:
             with self._stop, ExitStack() as end, suppress(Stopped):
                 for observer in self.observers:
                     end.callback(observer.ended)
@@ -157,6 +159,9 @@ class Trainer:
             if not isinstance(error, Stopped):
                 self.save()
             raise
+
+    def _kept(self) -> str:
+        return f"Iterations done, {self.iteration}, are kept: the same command with such a setting goes on from there."
 
     def _leave_if_asked(self) -> None:
         """Give up what is not finished when any process was sent a signal; all processes call it at the same places."""
