@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from diffusion_rtb import __version__
+from diffusion_rtb.cli.benchmark import benchmark
 from diffusion_rtb.cli.compare import CompareCommand, compare
 from diffusion_rtb.cli.messages import INTERRUPTED, Traceback, errors_explained, say
 from diffusion_rtb.cli.rewards import check_reward, serve_reward
@@ -197,6 +198,7 @@ app.command("sample")(sample)
 app.command("config")(show_config)
 app.command("compare", cls=CompareCommand)(compare)
 app.command("check-reward")(check_reward)
+app.command("benchmark")(benchmark)
 app.command("serve-reward")(serve_reward)
 
 

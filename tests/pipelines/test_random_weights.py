@@ -12,7 +12,7 @@ import torch
 from diffusion_rtb.chain.rollout import rollout, score
 from pipelines._models.random_weights import ARCHITECTURES, random_folder
 from pipelines.stable_diffusion import StableDiffusion
-from tests.oracles.tiny import WIDTH, save_tiny
+from tests.oracles.architecture import save_architecture
 
 PUBLISHED = {
     # Elements of the published weight files: 3.44 GB of float32; 5.14 GB of float16; 4.94 GB of bfloat16, of which the table of
@@ -49,14 +49,7 @@ def test_an_architecture_has_as_many_weights_as_the_published_one(architecture: 
 
 @pytest.fixture(scope="module")
 def tiny_architecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pipeline's folder without a single weight, vocabulary or text encoder's file."""
-    folder = save_tiny(tmp_path_factory.mktemp("tiny"))
-    for file in folder.rglob("*"):
-        if file.is_file() and file.name not in ("model_index.json", "config.json", "scheduler_config.json"):
-            file.unlink()
-    shapes = {"prompt_embeds": [77, WIDTH], "negative_prompt_embeds": [77, WIDTH]}
-    (folder / "embeddings.json").write_text(json.dumps(shapes))
-    return folder
+    return save_architecture(tmp_path_factory.mktemp("tiny"))
 
 
 def _prior(folder: Path, **settings: Any) -> StableDiffusion:
