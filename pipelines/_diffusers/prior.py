@@ -31,9 +31,9 @@ from pipelines._diffusers.scheduler import (
 )
 from pipelines._diffusers.settings import DTYPES, check_device, check_dtype, default_device, number_of_steps
 from pipelines._models.additions import Additions
-from pipelines._models.folder import BUNDLED, is_hub_id, load_pipeline, local_folder
-from pipelines._models.proof import Parts, check_folder, network_files, read_scheduler_config
-from pipelines._models.random_weights import is_random, random_pipeline
+from pipelines._models.folder import BUNDLED
+from pipelines._models.model import Kind, Model
+from pipelines._models.proof import Parts
 
 __all__ = ["DiffusersPrior"]
 
@@ -118,16 +118,18 @@ class DiffusersPrior(TwoPhase):
         if decode_batch < 1:
             raise ValueError(f"decode_batch={decode_batch} must be at least 1.")
         self.decode_batch = decode_batch
-        self._additions = Additions(vae, lora, lora_scale, dict(textual_inversions or {}))
+        kind = Kind(self.pipeline, self.parts, self.denoiser, self.without, self.options, self.check_files)
+        additions = Additions(vae, lora, lora_scale, dict(textual_inversions or {}))
+        self._model = Model(path, kind, additions, variant, revision)
         scheduler_class(scheduler or self.sampler)
         self._scheduler = scheduler or self.sampler, dict(scheduler_arguments or {})
-        self._device, self._variant, self._revision = device, variant, revision
+        self._device = device
         self._pipe: Any = None
         self._digest = ""
         self._dims: tuple[int, ...] | None = None
         self._adapter: dict[str, Any] | None = None
         # A hub id is not fetched before the run starts.
-        self._found = None if is_hub_id(path) else self._prepare()
+        self._sampler: Any = self._built_sampler() if self._model.here else None
 
     def check_files(self, folder: Path) -> None:
         """Refuse a folder whose parts do not fit each other, by their config files; the parts are there.
@@ -136,26 +138,13 @@ class DiffusersPrior(TwoPhase):
             ValueError: they do not.
         """
 
-    def _prepare(self) -> tuple[Path, str | None, Any]:
-        """The model's folder, the variant of its weights and the sampler, all of them checked; no weights are loaded."""
-        import diffusers
-
-        cls = getattr(diffusers, self.pipeline)
-        self._additions.check(cls)
-        folder = local_folder(self.path, cls, self.without, self._variant, self._revision)
-        whole = not is_random(self.path)
-        variant = check_folder(folder, self.pipeline, self.parts, self._variant, self.check_files, weights=whole)
-        if whole:
-            files = network_files(folder, self.parts, variant)
-            self._additions.check_fit(folder, tensor_shapes(files[self.denoiser]))
-        elif self._additions != Additions():
-            raise ValueError(f"path={self.path!r} has random weights: leave vae, lora and textual_inversions out.")
+    def _built_sampler(self) -> Any:
+        """The sampler on the model's own noise schedule, after the model has been proved; no weights are loaded."""
         name, arguments = self._scheduler
-        sampler = build_scheduler(
-            read_scheduler_config(folder), name, arguments, always=self.sampler_settings, predicts=self.predicts
-        )
+        config = self._model.scheduler_config
+        sampler = build_scheduler(config, name, arguments, always=self.sampler_settings, predicts=self.predicts)
         check_sampler(sampler, self.steps, self.eta, self.timesteps)
-        return folder, variant, sampler
+        return sampler
 
     def load_weights(self) -> None:
         """Load the pipeline; a hub id is fetched first. Once.
@@ -166,22 +155,9 @@ class DiffusersPrior(TwoPhase):
         """
         if self._pipe is not None:
             return
-        import diffusers
-
-        folder, variant, sampler = self._found or self._prepare()
-        load = random_pipeline if is_random(self.path) else load_pipeline
-        self._pipe, self._digest = load(
-            getattr(diffusers, self.pipeline),
-            folder,
-            self.parts.networks,
-            dtype=DTYPES[self.dtype],
-            device=torch.device(self._device or default_device()),
-            scheduler=sampler,
-            variant=variant,
-            additions=self._additions,
-            **dict.fromkeys(self.without),
-            **self.options,
-        )
+        sampler = self._sampler or self._built_sampler()
+        device = torch.device(self._device or default_device())
+        self._pipe, self._digest = self._model.load(sampler, DTYPES[self.dtype], device)
 
     @property
     def pipe(self) -> Any:
@@ -259,9 +235,7 @@ class DiffusersPrior(TwoPhase):
 
     def weight_files(self) -> dict[str, list[Path]]:
         """The safetensors files of each network; empty for a hub id that is not loaded yet, and for random weights."""
-        if self._found is None or is_random(self.path):
-            return {}
-        return network_files(self._found[0], self.parts, self._found[1])
+        return self._model.weight_files()
 
     def trained_numbers(self, *, rank: int = 8, target_modules: Sequence[str] | None = None, **_: Any) -> int:
         """How many numbers the LoRA of `attach` would have, by the headers of the denoiser's files; 0 for a hub id."""
@@ -324,5 +298,5 @@ class DiffusersPrior(TwoPhase):
             folder,
             prompt,
             self.settings(),
-            self._additions.code(self.dtype),
+            self._model.additions.code(self.dtype),
         )

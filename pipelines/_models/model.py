@@ -1,0 +1,111 @@
+"""A published model: where it is, proved whole, with what users add to it; then the pipeline that is loaded from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_rtb.files.completeness import tensor_shapes
+from pipelines._models.additions import Additions
+from pipelines._models.folder import is_hub_id, load_pipeline, local_folder
+from pipelines._models.proof import Parts, check_folder, network_files, read_scheduler_config
+from pipelines._models.random_weights import is_random, random_pipeline
+
+__all__ = ["Kind", "Model"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a model has to be; see `DiffusersPrior`, whose attributes these are."""
+
+    pipeline: str
+    parts: Parts
+    denoiser: str
+    without: Sequence[str]
+    options: Mapping[str, Any]
+    check_files: Callable[[Path], None]
+
+
+class Model:
+    """A model at a path; nothing happens before it is asked for something.
+
+    Args:
+        path: A folder, a hub id, or a name; see `local_folder`.
+        kind: What it has to be.
+        additions: What users put into it.
+        variant: Of its weight files.
+        revision: Of a hub id.
+    """
+
+    def __init__(
+        self, path: str, kind: Kind, additions: Additions, variant: str | None = None, revision: str | None = None
+    ) -> None:
+        self.path, self.kind, self.additions = path, kind, additions
+        self._asked = variant, revision
+        self._found: tuple[Path, str | None] | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether it can be looked at without fetching it."""
+        return self._found is not None or not is_hub_id(self.path)
+
+    def find(self) -> tuple[Path, str | None]:
+        """Its folder and the variant of its weights, all of them proved; a hub id is fetched first. No weights are loaded.
+
+        Raises:
+            ValueError: it is incomplete, damaged or of another kind, or an addition does not fit.
+            OSError: a hub id cannot be fetched.
+        """
+        if self._found is None:
+            self._found = self._proved()
+        return self._found
+
+    def _proved(self) -> tuple[Path, str | None]:
+        import diffusers
+
+        kind, (variant, revision), whole = self.kind, self._asked, not is_random(self.path)
+        pipeline = getattr(diffusers, kind.pipeline)
+        self.additions.check(pipeline)
+        folder = local_folder(self.path, pipeline, kind.without, variant, revision)
+        variant = check_folder(folder, kind.pipeline, kind.parts, variant, kind.check_files, weights=whole)
+        if whole:
+            files = network_files(folder, kind.parts, variant)
+            self.additions.check_fit(folder, tensor_shapes(files[kind.denoiser]))
+        elif self.additions != Additions():
+            raise ValueError(f"path={self.path!r} has random weights: leave vae, lora and textual_inversions out.")
+        return folder, variant
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """Its noise schedule: betas, prediction type, spacing, offset."""
+        return read_scheduler_config(self.find()[0])
+
+    def weight_files(self) -> dict[str, list[Path]]:
+        """The safetensors files of each network; empty where there are none, or not yet."""
+        if not self.here or is_random(self.path):
+            return {}
+        folder, variant = self.find()
+        return network_files(folder, self.kind.parts, variant)
+
+    def load(self, scheduler: Any, dtype: torch.dtype, device: torch.device) -> tuple[Any, str]:
+        """The pipeline, frozen and quiet, and a digest that tells its weights from another model's."""
+        import diffusers
+
+        folder, variant = self.find()
+        load = random_pipeline if is_random(self.path) else load_pipeline
+        return load(
+            getattr(diffusers, self.kind.pipeline),
+            folder,
+            self.kind.parts.networks,
+            dtype=dtype,
+            device=device,
+            scheduler=scheduler,
+            variant=variant,
+            additions=self.additions,
+            **dict.fromkeys(self.kind.without),
+            **self.kind.options,
+        )
