@@ -17,6 +17,7 @@ import typer
 from diffusion_rtb import __version__
 from diffusion_rtb.cli.benchmark import benchmark
 from diffusion_rtb.cli.compare import CompareCommand, compare
+from diffusion_rtb.cli.doctor import doctor
 from diffusion_rtb.cli.messages import INTERRUPTED, Traceback, errors_explained, say
 from diffusion_rtb.cli.rewards import check_reward, serve_reward
 from diffusion_rtb.config.load import ConfigError, RunConfig, config_schema, config_text, load_config
@@ -196,6 +197,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("sample")(sample)
 app.command("config")(show_config)
+app.command("doctor")(doctor)
 app.command("compare", cls=CompareCommand)(compare)
 app.command("check-reward")(check_reward)
 app.command("benchmark")(benchmark)

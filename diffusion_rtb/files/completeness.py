@@ -102,7 +102,8 @@ def tensor_shapes(files: Sequence[Path]) -> dict[str, Shape]:
     found: dict[str, Shape] = {}
     for file in files:
         try:
-            with safe_open(file, framework="pt") as opened:  # compares the header with the file's length
+            # It compares the header with the file's length. For torch it would reserve memory of the file's size.
+            with safe_open(file, framework="np") as opened:
                 found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is truncated or damaged ({error}): copy or download it again.") from error

@@ -7,7 +7,7 @@ report.passed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -197,19 +197,21 @@ def check_reward(
     *,
     name: str = "reward",
     device: torch.device | str | None = None,
+    only: Collection[str] = tuple(AFTER_CALL),
 ) -> Report:
     """Check a reward, whatever callable it is, on samples; see `diffusion_rtb/reward_check/checks.py` for what is checked.
 
-    A reward that learns statistics while training (`standardise`) learns them from the samples first.
+    A reward that learns statistics while training (`standardise`) learns them from the samples first. The first call is always
+    looked at, and of `AFTER_CALL` `only` these.
     """
     here = torch.device(device) if device is not None else accelerator() or torch.device("cpu")
     images, prompts = samples.images.to(here), list(samples.prompts)
     subject = Subject(reward, images, prompts, limits or Limits(), metadata=samples.metadata)
     with checks.settings_kept():
-        return Report(name, _findings(subject), subject.values.tolist())
+        return Report(name, _findings(subject, only), subject.values.tolist())
 
 
-def _findings(subject: Subject) -> list[Check]:
+def _findings(subject: Subject, only: Collection[str]) -> list[Check]:
     reward, here = subject.reward, subject.images.device
     try:
         if stateful_rewards(reward):
@@ -218,13 +220,13 @@ def _findings(subject: Subject) -> list[Check]:
         with peak_memory(here) as memory:
             found = checks.check_calls(subject)
     except Broken as problem:
-        names = ["output", "finite", "input", "settings", *AFTER_CALL, "memory"]
+        names = ["output", "finite", "input", "settings", *only, "memory"]
         rest = [Check(other, "skip", NOT_REACHED) for other in names if other != problem.name]
         said, cause = str(problem), problem.__cause__
         if cause is not None and not remedy(cause, reward):  # the exception itself does not say why
             said += other_form(reward, subject.images, subject.prompts)
         return [Check(problem.name, "fail", said), *rest]
-    found += [_guarded(other, check, subject) for other, check in AFTER_CALL.items()]
+    found += [_guarded(other, check, subject) for other, check in AFTER_CALL.items() if other in only]
     found.append(checks.check_memory(subject, memory.mib, memory.what))
     return found
 

@@ -64,11 +64,16 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (MANIFEST, METRICS, CHECKPOINTS)) and not folder.is_file()
 
 
-def find_run(path: Path | str, overrides: Sequence[str] = ()) -> tuple[RunConfig, Path]:
+def find_run(path: Path | str, overrides: Sequence[str] = (), *, restore: bool = True) -> tuple[RunConfig, Path]:
     """The config that CONFIG means, and the folder of its run.
 
     A run's folder, or the config.yaml in it, means that run, where it lies now, whatever it is called; with an override of `out`
     or `name`, or a config file, the run is in out/name.
+
+    Args:
+        path: CONFIG.
+        overrides: See `load_config`.
+        restore: Write a lost config.yaml anew from the latest checkpoint; otherwise nothing is written.
 
     Raises:
         ConfigError: see `load_config`; of a damaged config.yaml the message says what restores it.
@@ -78,7 +83,7 @@ def find_run(path: Path | str, overrides: Sequence[str] = ()) -> tuple[RunConfig
     if not is_run(folder):
         config = load_config(path, overrides)
         return config, run_folder(config)
-    config = _held_config(folder, overrides)
+    config = _held_config(folder, overrides) if restore else load_config(folder, overrides)
     elsewhere = {override.partition("=")[0].strip() for override in overrides} & {"out", "name"}
     return config, run_folder(config) if elsewhere else folder
 

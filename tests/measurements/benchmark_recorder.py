@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import statistics
 import sys
-import weakref
-from collections.abc import Callable
 from contextlib import nullcontext
 from time import process_time
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.rollout import replay, replay_backward
 from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.doctor.sizes import GraphBytes
 
 
 def bundled() -> Any:
@@ -61,44 +59,6 @@ def overhead(pipe: Any, batch: int, steps: int = 20, pairs: int = 12) -> float:
     return statistics.median(ratios)
 
 
-class LiveActivations:
-    """Bytes of the distinct tensors that autograd holds for backward: now and at most."""
-
-    def __init__(self, trajectory: Trajectory) -> None:
-        self.input = trajectory.x.untyped_storage().data_ptr()  # what was recorded is no activation
-        self.holders: dict[int, int] = {}
-        self.now = 0
-        self.peak = 0
-
-    def pack(self, tensor: Tensor) -> Any:
-        storage = tensor.untyped_storage()
-        key, size = storage.data_ptr(), storage.nbytes()
-        if key == self.input:
-            return _Box(tensor)
-        self.holders[key] = self.holders.get(key, 0) + 1
-        if self.holders[key] == 1:
-            self.now += size
-            self.peak = max(self.peak, self.now)
-        box = _Box(tensor)
-        weakref.finalize(box, self.release, key, size)
-        return box
-
-    def release(self, key: int, size: int) -> None:
-        self.holders[key] -= 1
-        if self.holders[key] == 0:
-            self.now -= size
-
-    def during(self, action: Callable[[], Any]) -> int:
-        with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda box: box.tensor):
-            action()
-        return self.peak
-
-
-class _Box:
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
 def recorded_trajectory(pipe: Any, batch: int, steps: int) -> Trajectory:
     with TrajectoryRecorder(pipe.scheduler) as recorder:
         pipe(**call(batch, steps), generator=torch.Generator().manual_seed(0), output_type="latent")
@@ -109,8 +69,8 @@ def activations(pipe: Any, steps: int, batch: int = 2) -> tuple[int, int]:
     """Peak bytes of live activations: backward inside the step, and autograd through the whole chain."""
     trajectory = recorded_trajectory(pipe, batch, steps)
     ones = torch.ones(batch, steps)
-    ours = LiveActivations(trajectory).during(lambda: replay_backward(pipe, trajectory, ones, **call(batch, steps)))
-    plain = LiveActivations(trajectory).during(
+    ours = GraphBytes([trajectory.x]).during(lambda: replay_backward(pipe, trajectory, ones, **call(batch, steps)))
+    plain = GraphBytes([trajectory.x]).during(
         lambda: replay(pipe, trajectory, grad=True, **call(batch, steps)).sum().backward()
     )
     return ours, plain
