@@ -68,7 +68,10 @@ class Prior(Protocol):
         """Shape of one state x_t without the batch, e.g. (4, 8, 8)."""
 
     def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Keyword arguments of `pipe.__call__` for these prompts: embeddings, guidance, steps, eta; no noise, no output type."""
+        """Keyword arguments of `pipe.__call__` for these prompts: embeddings, guidance, steps, eta; no noise.
+
+        No output type either, unless the pipeline knows none for latents and pays for the one that it takes "latent" for.
+        """
 
     def features(self, prompts: Sequence[str]) -> Float[Tensor, "batch features"]:
         """One vector per prompt, for value networks V(x_t, t, prompt)."""

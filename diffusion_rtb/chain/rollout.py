@@ -55,7 +55,7 @@ def rollout(
     if len(prompts) != len(seeds):
         raise ValueError(f"rollout got {len(prompts)} prompts and {len(seeds)} seeds; it needs one seed per prompt.")
     pipe, rows = prior.pipe, generators(seeds)
-    call = prior.arguments(prompts) | only_latents(pipe) | {"generator": rows}
+    call = only_latents(pipe) | prior.arguments(prompts) | {"generator": rows}
     recorder = TrajectoryRecorder(pipe.scheduler, noise_scale=noise_scale, dtype=LOG_DENSITY, generators=rows)
     with torch.no_grad(), global_seed(seed_of(0, *seeds)), recorder:
         pipe(**call)
@@ -207,7 +207,7 @@ def _table(rows: dict[int, Tensor], trajectory: Trajectory, dtype: torch.dtype) 
 
 
 def only_latents(pipe: Any) -> dict[str, Any]:
-    """Stop a pipeline before it decodes, where it can be asked to."""
+    """Stop a pipeline before it decodes, where it can be asked to; a call that says its output type itself keeps it."""
     return {"output_type": "latent"} if "output_type" in inspect.signature(_loop(pipe)).parameters else {}
 
 
@@ -269,5 +269,5 @@ def _force(
     start, block = start_at(pipe, forcing.x_t, entry, draw=False)
     given = start | dict(call) if "latents" not in start else dict(call) | start
     with forcing.installed(), block:
-        run(**given | only_latents(pipe))
+        run(**only_latents(pipe) | given)
     forcing.finished()

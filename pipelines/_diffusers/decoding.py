@@ -75,7 +75,7 @@ def decoded(
         for network in networks:
             stack.enter_context(_evaluated_once(network))
         rows = [torch.Generator().manual_seed(0) for _ in x_0]
-        found = pipe(**call, generator=rows, output_type=output_type, return_dict=False)[0]
+        found = pipe(**(dict(call) | {"generator": rows, "output_type": output_type, "return_dict": False}))[0]
     images = found if isinstance(found, Tensor) else torch.as_tensor(found).movedim(-1, -3)
     return images.float()
 

@@ -96,7 +96,11 @@ class PromptEmbeddings:
             "do_classifier_free_guidance": guided,
             "negative_prompt": self.negative if guided else None,
         }
-        options = {name: value for name, value in (given | dict(self.options)).items() if name in taken}
+        call = inspect.signature(
+            type(pipe).__call__
+        ).parameters  # whose defaults are others than those of `encode_prompt`
+        defaults = {name: argument.default for name, argument in call.items() if argument.default is not argument.empty}
+        options = {name: value for name, value in (defaults | given | dict(self.options)).items() if name in taken}
         answer = pipe.encode_prompt(**options)
         found = answer if isinstance(answer, tuple) else (answer,)
         return {name: value for name, value in zip(self.names, found, strict=False) if name and value is not None}

@@ -65,9 +65,10 @@ def snippet(
     scheduler: str,
     dtype: str,
     folder: str,
-    prompt: str | None,
+    prompt: str,
     settings: Mapping[str, Any],
-    additions: Sequence[str],
+    additions: Sequence[str] = (),
+    images: str = "images",
 ) -> str:
     """Python that samples an exported posterior with plain diffusers.
 
@@ -78,9 +79,10 @@ def snippet(
         scheduler: Class in diffusers, or in `diffusion_rtb.schedulers`; its config lies in the exported folder.
         dtype: Of the networks, such as "float32".
         folder: Where the export lies.
-        prompt: An example; None for a pipeline that takes none.
-        settings: Further arguments of the pipeline's call.
+        prompt: Arguments of the pipeline's call for one prompt, as Python.
+        settings: Further arguments.
         additions: Lines that add to the prior what is not in its folder.
+        images: What the pipeline's answer calls them.
     """
     import diffusers
 
@@ -88,7 +90,7 @@ def snippet(
     plain = loads_lora(getattr(diffusers, pipeline), denoiser)
     adapters = "pipe.load_lora_weights(folder)" if plain else f"PeftModel.from_pretrained(pipe.{denoiser}, folder)"
     adapters = "\n".join([*additions, adapters])
-    given = "" if prompt is None else f"{prompt!r}, "
+    given = f"{prompt}, " if prompt else ""
     imports, seeded = f"from diffusers import {', '.join(sorted([scheduler, pipeline]))}", ""
     if not hasattr(diffusers, scheduler):
         imports = f"from diffusers import {pipeline}\nfrom diffusion_rtb.schedulers import {scheduler}"
@@ -101,4 +103,4 @@ pipe = {pipeline}.from_pretrained({base_model!r}, dtype=torch.{dtype})
 pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
 {adapters}
 settings = dict({options}){seeded}
-image = pipe({given}generator=torch.Generator().manual_seed(0), **settings).images[0]"""
+image = pipe({given}generator=torch.Generator().manual_seed(0), **settings).{images}[0]"""

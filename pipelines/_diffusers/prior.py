@@ -1,7 +1,7 @@
 """All of a diffusers pipeline as a `Prior` that is not of one family: found, proved whole, made stochastic, with a LoRA.
 
-A family is a subclass in a file of its own. It says which pipeline of diffusers it is and what the pipeline is made of (the class
-attributes below), and how it is called: `arguments` and `features`, which `text_to_image.py` does for prompts.
+A family is a subclass in a file of its own. It says which pipeline of diffusers it is and what the pipeline is made of (see
+`Family`), and how it is called: `arguments` and `features`, which `text_to_image.py` does for prompts.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.files.completeness import tensor_shapes
 from pipelines._diffusers.decoding import decoded, state_shape
 from pipelines._diffusers.export import snippet, write_lora
@@ -29,16 +28,16 @@ from pipelines._diffusers.scheduler import (
     scheduler_class,
     takes_eta,
 )
-from pipelines._diffusers.settings import DTYPES, check_device, check_dtype, default_device, number_of_steps
+from pipelines._diffusers.settings import DTYPES, check_run, check_timesteps, default_device, number_of_steps
 from pipelines._models.additions import Additions
+from pipelines._models.family import Family
 from pipelines._models.folder import BUNDLED
-from pipelines._models.model import Kind, Model
-from pipelines._models.proof import Parts
+from pipelines._models.model import Model
 
 __all__ = ["DiffusersPrior"]
 
 
-class DiffusersPrior(TwoPhase):
+class DiffusersPrior(Family):
     """A folder of diffusers as prior and posterior; the constructor checks all it can, and the weights load at first use.
 
     Args:
@@ -63,33 +62,6 @@ class DiffusersPrior(TwoPhase):
             another kind.
     """
 
-    family: ClassVar[str]
-    """Name for the fingerprint."""
-    pipeline: ClassVar[str]
-    """Class in diffusers; model_index.json must name it."""
-    published: ClassVar[str] = ""
-    """Hub id of the model that is meant where none is given."""
-    parts: ClassVar[Parts]
-    """Networks and vocabularies that must be whole."""
-    denoiser: ClassVar[str]
-    """The network that carries the LoRA: one of the parts."""
-    targets: ClassVar[Sequence[str]]
-    """Ends of the names of its modules that the LoRA adapts unless told otherwise."""
-    sampler: ClassVar[str] = "DDIMScheduler"
-    """The scheduler unless told otherwise."""
-    sampler_settings: ClassVar[Mapping[str, Any]] = {}
-    """Constructor arguments of any scheduler that has them, whatever the folder says."""
-    predicts: ClassVar[str] = "epsilon"
-    """What the denoiser predicts where the scheduler's config does not say so, as diffusers' `prediction_type` has it."""
-    without: ClassVar[Sequence[str]] = ()
-    """Parts of the pipeline that are not loaded."""
-    options: ClassVar[Mapping[str, Any]] = {}
-    """Further arguments of `from_pretrained`."""
-    output_type: ClassVar[str] = "pt"
-    """How the pipeline is asked for images: "pt", or "np" where it knows no tensors."""
-    any_prompt: ClassVar[str] = ""
-    """A prompt that is always allowed: asked for shapes, and to decode, which no prompt has a part in."""
-
     def __init__(
         self,
         path: str,
@@ -112,15 +84,11 @@ class DiffusersPrior(TwoPhase):
         self.path, self.eta, self.dtype = path, eta, dtype
         self.timesteps = None if timesteps is None else [int(t) for t in timesteps]
         self.steps = number_of_steps(steps, timesteps)
-        check_dtype(dtype)
-        check_device(device)
+        check_run(dtype, device, decode_batch)
         check_eta(eta)
-        if decode_batch < 1:
-            raise ValueError(f"decode_batch={decode_batch} must be at least 1.")
         self.decode_batch = decode_batch
-        kind = Kind(self.pipeline, self.parts, self.denoiser, self.without, self.options, self.check_files)
         additions = Additions(vae, lora, lora_scale, dict(textual_inversions or {}))
-        self._model = Model(path, kind, additions, variant, revision)
+        self._model = Model(path, self, additions, variant, revision)
         scheduler_class(scheduler or self.sampler)
         self._scheduler = scheduler or self.sampler, dict(scheduler_arguments or {})
         self._device = device
@@ -131,18 +99,13 @@ class DiffusersPrior(TwoPhase):
         # A hub id is not fetched before the run starts.
         self._sampler: Any = self._built_sampler() if self._model.here else None
 
-    def check_files(self, folder: Path) -> None:
-        """Refuse a folder whose parts do not fit each other, by their config files; the parts are there.
-
-        Raises:
-            ValueError: they do not.
-        """
-
     def _built_sampler(self) -> Any:
         """The sampler on the model's own noise schedule, after the model has been proved; no weights are loaded."""
         name, arguments = self._scheduler
         config = self._model.scheduler_config
         sampler = build_scheduler(config, name, arguments, always=self.sampler_settings, predicts=self.predicts)
+        self.check_scheduler(sampler)
+        check_timesteps(self.pipeline, self.timesteps)
         check_sampler(sampler, self.steps, self.eta, self.timesteps)
         return sampler
 
@@ -289,14 +252,6 @@ class DiffusersPrior(TwoPhase):
     def snippet(self, folder: str = "path/to/this/folder", prompt: str = "a cat") -> str:
         """Python that samples an exported posterior with plain diffusers, the way this prior samples it."""
         sampler = type(self.pipe.scheduler).__name__
-        return snippet(
-            self.pipeline,
-            self.denoiser,
-            self.base_model,
-            sampler,
-            self.dtype,
-            folder,
-            prompt,
-            self.settings(),
-            self._model.additions.code(self.dtype),
-        )
+        names = (self.pipeline, self.denoiser, self.base_model, sampler, self.dtype)
+        more = (self.settings(), self._model.additions.code(self.dtype), self.answers)
+        return snippet(*names, folder, self.as_written(prompt), *more)

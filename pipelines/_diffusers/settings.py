@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import torch
 
 from pipelines._diffusers.guidance import TiltedPrior
+from pipelines._diffusers.scheduler import takes_eta
 
 __all__ = [
     "DTYPES",
@@ -15,7 +17,10 @@ __all__ = [
     "TextSettings",
     "check_device",
     "check_dtype",
+    "check_plain",
+    "check_run",
     "check_size",
+    "check_timesteps",
     "default_device",
     "number_of_steps",
     "own_size",
@@ -72,6 +77,14 @@ def check_device(device: str | None) -> None:
         raise ValueError(f"device={device!r}, but torch sees no CUDA device here; set device: cpu, or leave it out.")
 
 
+def check_run(dtype: str, device: str | None, decode_batch: int) -> None:
+    """Refuse what `check_dtype` and `check_device` refuse, and decoding no image at once."""
+    check_dtype(dtype)
+    check_device(device)
+    if decode_batch < 1:
+        raise ValueError(f"decode_batch={decode_batch} must be at least 1.")
+
+
 def check_size(height: int | None, width: int | None, multiple: int) -> None:
     """Refuse image sizes that are not a multiple of what the autoencoder and the network divide them by."""
     if (height is None) != (width is None):
@@ -93,6 +106,38 @@ def number_of_steps(steps: int | None, timesteps: Sequence[int] | None) -> int:
     if not timesteps or steps not in (None, len(timesteps)):
         raise ValueError(f"steps={steps}, but there are {len(timesteps)} timesteps: give one of the two.")
     return len(timesteps)
+
+
+def check_timesteps(pipeline: str, timesteps: Sequence[int] | None) -> None:
+    """Refuse timesteps of one's own for a pipeline of diffusers whose call takes none."""
+    import diffusers
+
+    call = inspect.signature(getattr(diffusers, pipeline).__call__)
+    if timesteps is not None and "timesteps" not in call.parameters:
+        raise ValueError(f"timesteps={list(timesteps)}, but {pipeline} takes no timesteps: give steps.")
+
+
+def check_plain(scheduler: Any, pipeline: str, *, eta: bool) -> None:
+    """Refuse a scheduler that wants more of the loop than this pipeline does.
+
+    Args:
+        scheduler: The sampler.
+        pipeline: Of a pipeline that starts at standard normal noise and hands its states to the network as they are.
+        eta: Whether it passes eta on.
+
+    Raises:
+        ValueError: the scheduler scales its states, or takes an eta that it would not be given.
+    """
+    name, start = type(scheduler).__name__, float(getattr(scheduler, "init_noise_sigma", 1.0))
+    wanted = f"it starts at a deviation of {start:.3g} and scales its states" if start != 1 else ""
+    if not wanted and takes_eta(scheduler) and not eta:
+        wanted = "its steps take eta"
+    if wanted:
+        raise ValueError(
+            f"{name} and {pipeline}: {wanted}, and the pipeline does nothing of the kind, so its samples would be others than the "
+            "model's. Choose DDPMScheduler, or DPMSolverMultistepScheduler with scheduler_arguments {algorithm_type: "
+            "sde-dpmsolver++, solver_order: 1}."
+        )
 
 
 def default_device() -> torch.device:

@@ -54,7 +54,7 @@ class TextToImage(DiffusersPrior):
     embeds: ClassVar[Sequence[str | None]]
     """What `encode_prompt` answers, by the names of the call's arguments; None for what is not passed on."""
     encode: ClassVar[Mapping[str, Any]] = {}
-    """Further arguments of `encode_prompt`."""
+    """Arguments of `encode_prompt` that the call does not have; those it has are taken from the call."""
     call: ClassVar[Mapping[str, Any]] = {}
     """Further arguments of the pipeline's call."""
     guidance_argument: ClassVar[str] = "guidance_scale"
@@ -79,7 +79,8 @@ class TextToImage(DiffusersPrior):
         self.guidance = Guidance(guidance, tilted_prior, negative)
         check_size(height, width, self.multiple)
         self._size = {"height": height, "width": width} if height and width else {}
-        self._embeddings = PromptEmbeddings(self.embeds, self.encode, guidance > 1, negative)
+        options = {name: value for name, value in self.call.items() if name != "negative_prompt"} | dict(self.encode)
+        self._embeddings = PromptEmbeddings(self.embeds, options, guidance > 1, negative)
         super().__init__(path or self.published, **settings)
 
     def settings(self) -> dict[str, Any]:
@@ -88,7 +89,11 @@ class TextToImage(DiffusersPrior):
 
     def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Keyword arguments of `pipe.__call__` for these prompts: embeddings, guidance, steps, eta, size."""
-        settings = {name: value for name, value in self.settings().items() if name != "negative_prompt"}
+        settings = self.settings()
+        if "negative_prompt" in settings:
+            settings["negative_prompt"] = (
+                None  # its embeddings are given; some pipelines have another default and refuse both
+            )
         return settings | self._embeddings(self.pipe, prompts, self.device)
 
     def features(self, prompts: Sequence[str]) -> Float[Tensor, "batch features"]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +9,12 @@ import torch
 
 from diffusion_rtb.files.completeness import tensor_shapes
 from pipelines._models.additions import Additions
+from pipelines._models.family import Family
 from pipelines._models.folder import is_hub_id, load_pipeline, local_folder
-from pipelines._models.proof import Parts, check_folder, network_files, read_scheduler_config
+from pipelines._models.proof import check_folder, network_files, read_scheduler_config
 from pipelines._models.random_weights import is_random, random_pipeline
 
-__all__ = ["Kind", "Model"]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a model has to be; see `DiffusersPrior`, whose attributes these are."""
-
-    pipeline: str
-    parts: Parts
-    denoiser: str
-    without: Sequence[str]
-    options: Mapping[str, Any]
-    check_files: Callable[[Path], None]
+__all__ = ["Model"]
 
 
 class Model:
@@ -42,7 +29,7 @@ class Model:
     """
 
     def __init__(
-        self, path: str, kind: Kind, additions: Additions, variant: str | None = None, revision: str | None = None
+        self, path: str, kind: Family, additions: Additions, variant: str | None = None, revision: str | None = None
     ) -> None:
         self.path, self.kind, self.additions = path, kind, additions
         self._asked = variant, revision
@@ -68,10 +55,10 @@ class Model:
         import diffusers
 
         kind, (variant, revision), whole = self.kind, self._asked, not is_random(self.path)
-        pipeline = getattr(diffusers, kind.pipeline)
-        self.additions.check(pipeline)
-        folder = local_folder(self.path, pipeline, kind.without, variant, revision)
-        variant = check_folder(folder, kind.pipeline, kind.parts, variant, kind.check_files, weights=whole)
+        folder = local_folder(self.path, getattr(diffusers, kind.pipeline), kind.without, variant, revision)
+        pipelines = kind.read_index(folder)
+        self.additions.check(getattr(diffusers, kind.pipeline))
+        variant = check_folder(folder, pipelines, kind.parts, variant, kind.check_files, weights=whole)
         if whole:
             files = network_files(folder, kind.parts, variant)
             self.additions.check_fit(folder, tensor_shapes(files[kind.denoiser]))

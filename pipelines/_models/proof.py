@@ -45,7 +45,7 @@ class Parts:
 
 def check_folder(
     folder: Path,
-    pipeline: str,
+    pipelines: Sequence[str],
     parts: Parts,
     variant: str | None = None,
     check_files: Callable[[Path], None] = lambda folder: None,
@@ -56,7 +56,7 @@ def check_folder(
 
     Args:
         folder: Holds model_index.json and one sub-folder per component.
-        pipeline: Class name that model_index.json must name.
+        pipelines: Class names of which model_index.json must name one.
         parts: What must be complete.
         variant: Of the weight files, such as "fp16"; None takes the plain ones, or else "fp16".
         check_files: Asked, once all files are found, whether the parts fit each other.
@@ -73,10 +73,10 @@ def check_folder(
             f"{folder} holds no model_index.json: it is not a diffusers pipeline folder (pipe.save_pretrained writes one)."
         )
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != pipeline:
+    if index.get("_class_name") not in pipelines:
         raise ValueError(
-            f"{folder} holds a {index.get('_class_name')}; this prior needs a {pipeline}. Choose another `component` for it, or "
-            "another `path`."
+            f"{folder} holds a {index.get('_class_name')}; this prior needs a {' or '.join(pipelines)}. "
+            "Choose another `component` for it, or another `path`."
         )
     if not (folder / SCHEDULER).is_file():
         raise ValueError(f"{folder} holds no {SCHEDULER}, which has the model's noise schedule.")
