@@ -25,12 +25,19 @@ STOCHASTIC = (
     "algorithm_type='sde-dpmsolver++' and solver_order=1; for flows diffusion_rtb.schedulers.FlowMatchSDEScheduler"
 )
 
+FORWARD = "use DDIMScheduler and pass eta=1.0 to the pipeline: this one runs from pictures to noise"
+NONE_FITS = "take another pipeline: no stochastic scheduler fits its network"
+
 REMEDIES = {
     "DDIMScheduler": "pass eta=1.0 to the pipeline",
     "TCDScheduler": "pass eta=1.0 to the pipeline",
     "DPMSolverMultistepScheduler": 'build it with algorithm_type="sde-dpmsolver++" and solver_order=1',
     "EulerDiscreteScheduler": "use EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)",
     "KDPM2DiscreteScheduler": "use EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)",
+    "DDIMInverseScheduler": FORWARD,
+    "DPMSolverMultistepInverseScheduler": FORWARD,
+    "FlowMapEulerDiscreteScheduler": NONE_FITS,
+    "MiniMaxH3Scheduler": NONE_FITS,
 }
 DEFAULT_REMEDY = "use DDIMScheduler.from_config(pipe.scheduler.config) and pass eta=1.0 to the pipeline"
 FLOW_REMEDY = "use diffusion_rtb.schedulers.FlowMatchSDEScheduler.from_config(pipe.scheduler.config)"
