@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from diffusion_rtb.config.arguments import defaults
 from diffusion_rtb.config.components import locate
 from diffusion_rtb.config.sections import RunConfig
 
@@ -109,8 +109,8 @@ def remedied(
 NOTHING_LEFT = "All sizes of the run are as small as they get."
 
 PRIOR = {
-    "gradient_checkpointing": "the network's activations are computed again for its gradient instead of being held",
-    "offload": "of text encoders, network and VAE only the one in use is on the device",
+    "gradient_checkpointing": "prior.memory.gradient_checkpointing=true (it is false): activations are computed twice",
+    "offload": "prior.memory.offload=all (it is null): of text encoders, network and VAE only the one in use is on the device",
 }
 """Members of a prior's `memory`, and what they do."""
 
@@ -121,7 +121,7 @@ def smaller_settings(config: RunConfig, command: Command, batch: int | None = No
     Those of a prior that its constructor has; what is as small as it gets is left out. See `remedied` for the arguments.
     """
     train, given = config.train, config.prior.model_extra or {}
-    takes = inspect.signature(locate(config.prior.component, "prior")).parameters
+    takes = defaults(locate(config.prior.component, "prior"))
     if command == "train":
         whole = train.prompts_per_iteration * train.group
         found = [_halved("train.micro_batch", train.micro_batch, "trajectories on the device at once", whole)]
@@ -131,9 +131,9 @@ def smaller_settings(config: RunConfig, command: Command, batch: int | None = No
     on = given.get("memory") or {}
     names = [name for name in PRIOR if name != "gradient_checkpointing" or command == "train"]
     if "memory" in takes:
-        found += [f"prior.memory.{name}=true (it is false): {PRIOR[name]}" for name in names if not on.get(name)]
+        found += [PRIOR[name] for name in names if not on.get(name)]
     if "decode_batch" in takes:
-        now = given.get("decode_batch", takes["decode_batch"].default)
+        now = given.get("decode_batch", takes["decode_batch"])
         found.append(_halved("prior.decode_batch", now, "samples decoded at once"))
     return [line for line in found if line]
 

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from diffusion_rtb.config.component_errors import nearest
 
-__all__ = ["call_arguments"]
+__all__ = ["call_arguments", "defaults"]
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -59,6 +59,19 @@ def call_arguments(
     if problems:
         raise ValueError("\n".join(problems))
     return taken
+
+
+def defaults(target: type) -> dict[str, Any]:
+    """The arguments of a class by name, those that it hands on to its bases too, each with its default; None for one without."""
+    found: dict[str, Any] = {}
+    for base in target.__mro__:
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values() if "__init__" in vars(base) else ()
+        own = {p.name: None if p.default is p.empty else p.default for p in parameters if p.kind in NAMED}
+        found = own | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters) and parameters:
+            break
+    found.pop("self", None)
+    return found
 
 
 def _unpacked(rest: Any) -> dict[str, Any]:

@@ -31,8 +31,9 @@ from diffusion_rtb.training.compatibility import (
     check_reward_memory,
     check_settings,
 )
-from diffusion_rtb.training.gradient import check_trainable, own_parameters
+from diffusion_rtb.training.gradient import check_trainable
 from diffusion_rtb.training.observers import Sheets
+from diffusion_rtb.training.optimizer import check_optimizer, own_parameters
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.tracker import Tracker, check_trackers
 from diffusion_rtb.training.trainer import Trainer
@@ -74,6 +75,7 @@ def check_run(config: RunConfig, folder: Path) -> tuple[Components, Mixture]:
         ValueError: see `describe_components`, `check_trackers` and `compatibility.py`.
     """
     check_trackers(config.train.tracker)
+    check_optimizer(config.train)
     with paths_explained(folder):
         mixture = sources(config)
         components = describe_components(config)

@@ -23,16 +23,15 @@ from diffusion_rtb.interfaces import Loss, Objective, Terms
 from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
+from diffusion_rtb.training.optimizer import own_parameters
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.schedules import learning_rate_factor
 
 __all__ = [
-    "adam",
     "check_trainable",
     "clip_gradients",
     "descend",
     "loss_of",
-    "own_parameters",
     "power_of_two",
     "push_back",
     "some_steps",
@@ -43,10 +42,6 @@ __all__ = [
 HEADROOM = (1.0, 2.0**10, 2.0**20)
 """How much smaller than 1 the largest cotangent is made. float16 holds 2^-24 to 2^16; in the networks that were tried gradients are
 right for a largest cotangent of 2^-12 to 2^8."""
-
-
-ADAM_EPS = 1e-15
-"""Next to nothing: a gradient of 1e-9 is as good as one of 1, and an objective may come in any unit."""
 
 
 def loss_of(sampler: Sampler, objective: Objective, parts: Sequence[Batch], beta: float) -> tuple[Terms, Loss]:
@@ -215,21 +210,7 @@ def check_trainable(parameters: Mapping[str, torch.nn.Parameter]) -> None:
         )
 
 
-def own_parameters(objective: Objective) -> list[torch.nn.Parameter]:
-    """What an objective learns besides the posterior: log Z, V."""
-    held = objective.parameters() if isinstance(objective, torch.nn.Module) else ()
-    return [parameter for parameter in held if parameter.requires_grad]
-
-
-def adam(posterior: Iterable[torch.nn.Parameter], objective: Objective, train: TrainConfig) -> torch.optim.AdamW:
-    """The optimizer of a run: the posterior's parameters, and a group of the objective's own where it has some."""
-    groups = [{"params": list(posterior), "lr": train.lr}]
-    if owned := own_parameters(objective):
-        groups.append({"params": owned, "lr": train.lr_objective})
-    return torch.optim.AdamW(groups, weight_decay=0.0, betas=(train.adam_beta1, train.adam_beta2), eps=ADAM_EPS)
-
-
-def descend(optimizer: torch.optim.AdamW, train: TrainConfig, iteration: int, processes: Processes) -> float:
+def descend(optimizer: torch.optim.Optimizer, train: TrainConfig, iteration: int, processes: Processes) -> float:
     """An update by the mean gradient of all processes; the posterior's is clipped. Returns the norm that it had.
 
     No DDP wrapper sees these gradients, because backward runs inside the sampler.

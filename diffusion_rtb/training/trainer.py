@@ -29,9 +29,10 @@ from diffusion_rtb.run.progress import Progress, trained_beta
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import observing, reward_tensors
-from diffusion_rtb.training.gradient import adam, descend, loss_of, push_back, some_steps
+from diffusion_rtb.training.gradient import descend, loss_of, push_back, some_steps
 from diffusion_rtb.training.metrics import Measured, batch_metrics, check_parity, parity, posterior_metrics, realised
 from diffusion_rtb.training.observers import Checkpoints, Observer
+from diffusion_rtb.training.optimizer import adam
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.rounding_floor import first_floor
 from diffusion_rtb.training.schedules import learning_rate_factor, prompt_rows

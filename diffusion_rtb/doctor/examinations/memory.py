@@ -17,7 +17,7 @@ from diffusion_rtb.doctor.words import many
 from diffusion_rtb.files.whole import size_text
 from diffusion_rtb.reward_check.measures import peak_memory
 from diffusion_rtb.sampling.sampler import decoded
-from diffusion_rtb.training.gradient import own_parameters
+from diffusion_rtb.training.optimizer import own_parameters
 from diffusion_rtb.training.rounding_floor import networks_of
 
 __all__ = ["PLACE", "Plan", "examine"]
@@ -30,8 +30,9 @@ KEPT = 1024
 NEAR = 0.9
 """Share of the free memory above which a plan is worth a look."""
 
-FACTOR, MIB = 4, 2**20
-"""A trained number, its gradient, and two moments of AdamW."""
+MIB = 2**20
+FACTOR = {"adamw": 4.0, "adamw8bit": 2.5}
+"""A trained number, its gradient, and two moments of the optimizer; in numbers of 4 bytes."""
 
 SLACK = 256 * MIB
 """Of an accelerator's libraries and allocator."""
@@ -100,13 +101,14 @@ def _resident(patient: Patient) -> list[Part]:
     networks = networks_of(prior.pipe).values()
     owned = bytes_of(own_parameters(objective))
     call = prior.arguments(patient.loaded.sampler.prompts[:1])
+    factor = FACTOR[patient.config.train.optimizer]
     embedding = bytes_of(value for value in call.values() if isinstance(value, Tensor))
     count = min(len(patient.config.prompts.texts()), KEPT)
     parts = [
         Part("prior's networks", module_bytes(*networks) - trained),
-        Part("posterior, AdamW", FACTOR * trained, note="numbers, gradients, two moments"),
+        Part("posterior, AdamW", round(factor * trained), note="numbers, gradients, two moments"),
         Part("reward's networks", module_bytes(*reward_networks(reward))),
-        Part("objective, AdamW", FACTOR * owned),
+        Part("objective, AdamW", round(factor * owned)),
         Part("embeddings", embedding * count, note=f"of {many(count, 'prompt')}"),
     ]
     return [part for part in parts if part.bytes]

@@ -9,8 +9,8 @@ from diffusion_rtb.doctor.words import many, seconds_text
 from diffusion_rtb.evaluation.choice import evaluated_rows
 from diffusion_rtb.interfaces import WarmsUp
 from diffusion_rtb.training.compatibility import check_owner
-from diffusion_rtb.training.gradient import own_parameters
 from diffusion_rtb.training.observers import PROMPTS
+from diffusion_rtb.training.optimizer import own_parameters
 
 __all__ = ["PLACE", "examine"]
 
