@@ -13,12 +13,13 @@ INSTALLED := $(VENV)/.installed
 CONFIG := configs/quickstart.yaml
 RUN := runs/quickstart
 
-.PHONY: help quickstart test lint types pytest docs install clean
+.PHONY: help quickstart test gpu-check lint types pytest docs install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   fine-tune the bundled emoji prior, sample, evaluate; seven to ten minutes on two cores"
 	@echo "make test         lint, types and tests"
+	@echo "make gpu-check    small runs on the GPU that is here, five minutes; a table of what passed"
 	@echo "make docs         the documentation as a site, in site/"
 	@echo "make install      only make $(VENV) and install into it"
 	@echo "make clean        delete $(RUN) and the caches; $(VENV) stays"
@@ -45,6 +46,10 @@ types: $(INSTALLED)
 pytest: $(INSTALLED)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 		$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
+# What is marked gpu, which `make test` skips where there is no card.
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m tests.gpu_check
 
 docs: $(INSTALLED)
 	$(BIN)/python -c "import mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[docs]"

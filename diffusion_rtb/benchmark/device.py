@@ -22,7 +22,6 @@ __all__ = [
     "TORCH_DTYPES",
     "counted",
     "describe_machine",
-    "out_of_memory",
     "peak_memory",
     "precision",
     "settled",
@@ -41,7 +40,7 @@ def settled(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(action: Callable[[], object], device: torch.device, *, seconds: float = 3.0, most: int = 10) -> list[float]:
+def timed(action: Callable[[], object], device: torch.device, *, seconds: float = 3.0, most: int = 5) -> list[float]:
     """Seconds of each of several runs: at least one, at most `most`, no further one once `seconds` have passed."""
     found: list[float] = []
     settled(device)
@@ -113,11 +112,6 @@ def precision(dtype: str) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(matrices)
         torch.backends.cudnn.allow_tf32 = convolutions
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the host, has no room left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

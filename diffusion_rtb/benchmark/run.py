@@ -14,7 +14,7 @@ import torch
 
 from diffusion_rtb.benchmark.choice import Asked, choose
 from diffusion_rtb.benchmark.compiled import measure_compiled
-from diffusion_rtb.benchmark.device import describe_machine, out_of_memory, precision
+from diffusion_rtb.benchmark.device import describe_machine, precision
 from diffusion_rtb.benchmark.expected import expected_seconds
 from diffusion_rtb.benchmark.floor import measure_floor
 from diffusion_rtb.benchmark.iteration import measure_iteration
@@ -27,6 +27,7 @@ from diffusion_rtb.benchmark.subject import Subject
 from diffusion_rtb.benchmark.table import markdown, state
 from diffusion_rtb.files.lock import folder_lock
 from diffusion_rtb.files.whole import write_text
+from diffusion_rtb.out_of_memory import is_out_of_memory
 
 __all__ = ["Budget", "Found", "measure_parts", "run_benchmark"]
 
@@ -145,7 +146,7 @@ def _measured(part: Part, held: _Held, results: Results) -> dict[str, Any]:
             found = _measure(part, held, results)
     except Exception as error:  # noqa: BLE001 — whatever fails in one part, the others are measured
         where = f"at batch {part.batch}" if part.batch else ""
-        found = {"out_of_memory": where} if out_of_memory(error) else {"failed": f"{type(error).__name__}: {error}"}
+        found = {"out_of_memory": where} if is_out_of_memory(error) else {"failed": f"{type(error).__name__}: {error}"}
     if "out_of_memory" in found or "failed" in found:
         held.release()  # outside `except`: the error holds the frames that hold the tensors
     return found | {"took": perf_counter() - start}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["images", "measure_sampling"]
 
-ENOUGH, PAIRS = 10.0, 5
+ENOUGH, PAIRS = 10.0, 3
 """Seconds after which no further pair is begun, and pairs at most."""
 
 

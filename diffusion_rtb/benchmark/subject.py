@@ -20,6 +20,7 @@ from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Objective, Prior
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.sampling.sampler import Sampler
+from diffusion_rtb.training.assemble import prepare_objective
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.trainer import Trainer
 
@@ -103,12 +104,9 @@ class Subject:
         """The trainer of an ordinary run; it writes nothing unless told to save."""
         config = config_of(part, self.device_asked)
         objective: Objective = build(config.objective, "objective")
-        features = self.prior.features(PROMPTS[:1]).shape[1]
-        objective.prepare(len(PROMPTS), self.prior.dims, features)
-        if isinstance(objective, nn.Module):
-            objective.to(self.device)
-        processes = Processes.start(config.train.process_timeout)
         sampler = self.sampler(config.train.micro_batch)
+        prepare_objective(config, sampler, objective)
+        processes = Processes.start(config.train.process_timeout)
         nowhere = Path(config.out) / config.name
         return Trainer(config, nowhere, sampler, objective, sources(config), make_beta(config.beta), processes)
 

@@ -38,7 +38,7 @@ from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.tracker import Tracker, check_trackers
 from diffusion_rtb.training.trainer import Trainer
 
-__all__ = ["assemble", "check_run", "load_sampler", "prepare", "training"]
+__all__ = ["assemble", "check_run", "load_sampler", "prepare", "prepare_objective", "training"]
 
 
 def assemble(config: RunConfig, folder: Path | None = None) -> Trainer:
@@ -131,14 +131,19 @@ def load_sampler(config: RunConfig, folder: Path, components: Components, object
 
 def prepare(config: RunConfig, sampler: Sampler, objective: Any, processes: Processes) -> None:
     """Attach the posterior to the prior, and let the objective make its scalars and networks."""
+    attach_posterior(config, sampler.prior)
+    prepare_objective(config, sampler, objective)
+    check_trainable(sampler.prior.parameters())
+    check_owner(objective, bool(own_parameters(objective)), processes.count)
+
+
+def prepare_objective(config: RunConfig, sampler: Sampler, objective: Any) -> None:
+    """Let the objective make its scalars and networks, from the run's seed and where the prior is."""
     prior, prompts = sampler.prior, sampler.prompts
-    attach_posterior(config, prior)
     torch.manual_seed(seed_of(config.seed, "objective"))
     objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
     if isinstance(objective, torch.nn.Module):
         objective.to(prior.device)
-    check_trainable(prior.parameters())
-    check_owner(objective, bool(own_parameters(objective)), processes.count)
 
 
 def _sheets(config: RunConfig, folder: Path, sampler: Sampler, tracker: Tracker) -> Sheets:

@@ -186,7 +186,6 @@ def test_devices_must_agree() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_reward_that_stays_on_the_cpu_fails_on_a_gpu() -> None:
     assert check_reward(planted.good, SAMPLES, device="cuda").passed
     found = check_reward(lambda images, prompts: planted.good(images.cpu(), prompts), SAMPLES, device="cuda")

@@ -87,7 +87,6 @@ def test_a_broken_image_has_no_reward(name: str, value: float) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_reward_follows_its_images_to_their_device(name: str) -> None:
     reward = build({"component": name, **arguments(name)}, "reward")
