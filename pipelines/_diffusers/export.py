@@ -61,13 +61,11 @@ def write_lora(pipe: Any, denoiser: str, folder: Path, scale: float) -> None:
 def snippet(
     pipeline: str,
     denoiser: str,
-    base_model: str,
+    load: Sequence[str],
     scheduler: str,
-    dtype: str,
     folder: str,
     prompt: str,
     settings: Mapping[str, Any],
-    additions: Sequence[str] = (),
     images: str = "images",
 ) -> str:
     """Python that samples an exported posterior with plain diffusers.
@@ -75,13 +73,11 @@ def snippet(
     Args:
         pipeline: Class in diffusers.
         denoiser: Its part that carries the adapters.
-        base_model: Hub id or folder of the prior.
+        load: Lines that load the prior as `pipe`.
         scheduler: Class in diffusers, or in `diffusion_rtb.schedulers`; its config lies in the exported folder.
-        dtype: Of the networks, such as "float32".
         folder: Where the export lies.
         prompt: Arguments of the pipeline's call for one prompt, as Python.
         settings: Further arguments.
-        additions: Lines that add to the prior what is not in its folder.
         images: What the pipeline's answer calls them.
     """
     import diffusers
@@ -89,7 +85,6 @@ def snippet(
     options = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     plain = loads_lora(getattr(diffusers, pipeline), denoiser)
     adapters = "pipe.load_lora_weights(folder)" if plain else f"PeftModel.from_pretrained(pipe.{denoiser}, folder)"
-    adapters = "\n".join([*additions, adapters])
     given = f"{prompt}, " if prompt else ""
     imports, seeded = f"from diffusers import {', '.join(sorted([scheduler, pipeline]))}", ""
     if not hasattr(diffusers, scheduler):
@@ -99,7 +94,7 @@ def snippet(
 {imports}
 {"" if plain else "from peft import PeftModel" + chr(10)}
 folder = {folder!r}
-pipe = {pipeline}.from_pretrained({base_model!r}, dtype=torch.{dtype})
+{chr(10).join(load)}
 pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
 {adapters}
 settings = dict({options}){seeded}

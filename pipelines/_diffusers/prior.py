@@ -16,7 +16,6 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from diffusion_rtb.files.completeness import tensor_shapes
 from pipelines._diffusers.decoding import decoded, state_shape
 from pipelines._diffusers.export import snippet, write_lora
 from pipelines._diffusers.lora import adapters_off, add_lora, lora_numbers, lora_parameters
@@ -54,6 +53,7 @@ class DiffusersPrior(Family):
         lora: A LoRA, a .safetensors file or a folder, that is merged into the prior; the posterior's own comes on top.
         lora_scale: What that LoRA's update is multiplied by.
         textual_inversions: Tokens that prompts use -> the .safetensors files that hold what was learned for them.
+        config: For a `path` that is one .safetensors file: a diffusers folder with the configs of its architecture.
         variant: Of the weight files; by default the plain ones or, where there are none, "fp16".
         revision: Branch, tag or commit of a hub id.
 
@@ -78,6 +78,7 @@ class DiffusersPrior(Family):
         lora: str | None = None,
         lora_scale: float = 1.0,
         textual_inversions: Mapping[str, str] | None = None,
+        config: str | None = None,
         variant: str | None = None,
         revision: str | None = None,
     ) -> None:
@@ -88,7 +89,7 @@ class DiffusersPrior(Family):
         check_eta(eta)
         self.decode_batch = decode_batch
         additions = Additions(vae, lora, lora_scale, dict(textual_inversions or {}))
-        self._model = Model(path, self, additions, variant, revision)
+        self._model = Model(path, self, additions, config=config, variant=variant, revision=revision)
         scheduler_class(scheduler or self.sampler)
         self._scheduler = scheduler or self.sampler, dict(scheduler_arguments or {})
         self._device = device
@@ -202,8 +203,8 @@ class DiffusersPrior(Family):
 
     def trained_numbers(self, *, rank: int = 8, target_modules: Sequence[str] | None = None, **_: Any) -> int:
         """How many numbers the LoRA of `attach` would have, by the headers of the denoiser's files; 0 for a hub id."""
-        shapes = tensor_shapes(self.weight_files().get(self.denoiser, ()))
-        return lora_numbers(shapes, rank, self.targets if target_modules is None else target_modules)
+        targets = self.targets if target_modules is None else target_modules
+        return lora_numbers(self._model.denoiser_shapes, rank, targets)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The LoRA parameters by name; empty before `attach`."""
@@ -252,6 +253,6 @@ class DiffusersPrior(Family):
     def snippet(self, folder: str = "path/to/this/folder", prompt: str = "a cat") -> str:
         """Python that samples an exported posterior with plain diffusers, the way this prior samples it."""
         sampler = type(self.pipe.scheduler).__name__
-        names = (self.pipeline, self.denoiser, self.base_model, sampler, self.dtype)
-        more = (self.settings(), self._model.additions.code(self.dtype), self.answers)
-        return snippet(*names, folder, self.as_written(prompt), *more)
+        load = self._model.code(self.base_model, self.dtype)
+        names = (self.pipeline, self.denoiser, load, sampler)
+        return snippet(*names, folder, self.as_written(prompt), self.settings(), self.answers)

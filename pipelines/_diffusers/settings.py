@@ -45,6 +45,7 @@ class PriorSettings(TypedDict, total=False):
     lora: str | None
     lora_scale: float
     textual_inversions: Mapping[str, str]
+    config: str | None
     variant: str | None
     revision: str | None
 

@@ -1,4 +1,4 @@
-"""Find a diffusers folder, have it proved complete before any of its weights is loaded, and load it."""
+"""Find a diffusers folder, and settle the pipeline that was loaded from it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Any
 import torch
 
 from diffusion_rtb.files.completeness import check_finite
-from pipelines._models.additions import Additions
-from pipelines._models.proof import quiet
 from pipelines._models.random_weights import is_random, random_folder
 
-__all__ = ["BUNDLED", "is_hub_id", "load_pipeline", "local_folder"]
+__all__ = ["BUNDLED", "is_hub_id", "local_folder", "settled"]
 
 BUNDLED = {"emoji": "pipelines/emoji/weights"}
 """Priors that come with this package: short name -> folder in the repository."""
@@ -79,29 +77,22 @@ def _download(path: str, pipeline: Any, without: Sequence[str], variant: str | N
     )
 
 
-def load_pipeline(
-    pipeline: Any,
-    folder: Path,
-    components: Sequence[str],
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    additions: Additions,
-    **options: Any,
-) -> tuple[Any, str]:
-    """Load a diffusers pipeline with all networks frozen, in evaluation mode, and quiet.
+def settled(pipe: Any, components: Sequence[str], where: Path, *, dtype: torch.dtype, device: torch.device) -> str:
+    """Freeze a pipeline that has been loaded and put it where it runs, quiet; a digest that tells its weights from another model's.
 
-    Returns:
-        The pipeline, and a digest that tells its weights from another model's.
+    Args:
+        pipe: The pipeline.
+        components: Its networks.
+        where: It was loaded from, for messages.
+        dtype: Of the networks.
+        device: Where to.
+
+    Raises:
+        ValueError: a weight is not finite.
     """
-    with quiet():
-        pipe = pipeline.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **options | additions.replaced(dtype)
-        )
-        additions.add_to(pipe)
     components = [name for name in components if getattr(pipe, name, None) is not None]
     for name in components:
-        check_finite(getattr(pipe, name), Path(folder) / name)
+        check_finite(getattr(pipe, name), where / name)
     digest = _digest(pipe, components)
     pipe.to(device)
     for network in (getattr(pipe, name) for name in components):
@@ -109,7 +100,7 @@ def load_pipeline(
         if network.dtype != dtype:  # diffusers versions that call the argument torch_dtype ignore dtype
             network.to(dtype)
     pipe.set_progress_bar_config(disable=True)
-    return pipe, digest
+    return digest
 
 
 def _digest(pipe: Any, components: Sequence[str]) -> str:

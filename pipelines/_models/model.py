@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from diffusion_rtb.files.completeness import tensor_shapes
 from pipelines._models.additions import Additions
 from pipelines._models.family import Family
-from pipelines._models.folder import is_hub_id, load_pipeline, local_folder
-from pipelines._models.proof import check_folder, network_files, read_scheduler_config
+from pipelines._models.folder import is_hub_id, local_folder, settled
+from pipelines._models.proof import check_folder, network_files, quiet, read_scheduler_config
 from pipelines._models.random_weights import is_random, random_pipeline
+from pipelines._models.single_file import check_single_file, configs_for, is_single_file, read_single_file
 
 __all__ = ["Model"]
 
@@ -24,16 +26,31 @@ class Model:
         path: A folder, a hub id, or a name; see `local_folder`.
         kind: What it has to be.
         additions: What users put into it.
+        config: Of a single file: a diffusers folder with the configs of its architecture.
         variant: Of its weight files.
         revision: Of a hub id.
     """
 
     def __init__(
-        self, path: str, kind: Family, additions: Additions, variant: str | None = None, revision: str | None = None
+        self,
+        path: str,
+        kind: Family,
+        additions: Additions,
+        *,
+        config: str | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> None:
-        self.path, self.kind, self.additions = path, kind, additions
+        self.path, self.kind, self.additions, self.config = path, kind, additions, config
+        self.single = is_single_file(path)
+        if config and not self.single:
+            raise ValueError(
+                f"config={config!r} is for a checkpoint in a single file, and path={path!r} is none: leave it out."
+            )
         self._asked = variant, revision
         self._found: tuple[Path, str | None] | None = None
+        self.denoiser_shapes: Mapping[str, tuple[int, ...]] = {}
+        """Of the denoiser's weights, by their files' headers; empty before they have been looked at, and where there are none."""
 
     @property
     def here(self) -> bool:
@@ -54,14 +71,22 @@ class Model:
     def _proved(self) -> tuple[Path, str | None]:
         import diffusers
 
-        kind, (variant, revision), whole = self.kind, self._asked, not is_random(self.path)
-        folder = local_folder(self.path, getattr(diffusers, kind.pipeline), kind.without, variant, revision)
+        kind, (variant, revision) = self.kind, self._asked
+        whole = not self.single and not is_random(self.path)
+        if self.single:
+            folder = configs_for(Path(self.path), kind.pipeline, self.config)
+        else:
+            folder = local_folder(self.path, getattr(diffusers, kind.pipeline), kind.without, variant, revision)
         pipelines = kind.read_index(folder)
         self.additions.check(getattr(diffusers, kind.pipeline))
         variant = check_folder(folder, pipelines, kind.parts, variant, kind.check_files, weights=whole)
+        if self.single:
+            self.denoiser_shapes = check_single_file(Path(self.path), folder)
+            self.additions.check_fit(folder, self.denoiser_shapes)
+            return folder, None
         if whole:
-            files = network_files(folder, kind.parts, variant)
-            self.additions.check_fit(folder, tensor_shapes(files[kind.denoiser]))
+            self.denoiser_shapes = tensor_shapes(network_files(folder, kind.parts, variant)[kind.denoiser])
+            self.additions.check_fit(folder, self.denoiser_shapes)
         elif self.additions != Additions():
             raise ValueError(f"path={self.path!r} has random weights: leave vae, lora and textual_inversions out.")
         return folder, variant
@@ -75,6 +100,8 @@ class Model:
         """The safetensors files of each network; empty where there are none, or not yet."""
         if not self.here or is_random(self.path):
             return {}
+        if self.single:
+            return {"whole pipeline": [Path(self.path)]}
         folder, variant = self.find()
         return network_files(folder, self.kind.parts, variant)
 
@@ -83,16 +110,28 @@ class Model:
         import diffusers
 
         folder, variant = self.find()
-        load = random_pipeline if is_random(self.path) else load_pipeline
-        return load(
-            getattr(diffusers, self.kind.pipeline),
-            folder,
-            self.kind.parts.networks,
-            dtype=dtype,
-            device=device,
-            scheduler=scheduler,
-            variant=variant,
-            additions=self.additions,
-            **dict.fromkeys(self.kind.without),
-            **self.kind.options,
-        )
+        pipeline, networks = getattr(diffusers, self.kind.pipeline), self.kind.parts.networks
+        options = {"scheduler": scheduler, "dtype": dtype} | dict.fromkeys(self.kind.without) | dict(self.kind.options)
+        if is_random(self.path):
+            return random_pipeline(pipeline, folder, networks, device=device, **options)
+        options |= self.additions.replaced(dtype)
+        if self.single:
+            pipe = read_single_file(pipeline, Path(self.path), folder, **options)
+        else:
+            with quiet():
+                pipe = pipeline.from_pretrained(folder, variant=variant, use_safetensors=True, **options)
+        with quiet():
+            self.additions.add_to(pipe)
+        return pipe, settled(pipe, networks, folder, dtype=dtype, device=device)
+
+    def code(self, base: str, dtype: str) -> list[str]:
+        """Lines of Python that load it as `pipe`, with plain diffusers.
+
+        Args:
+            base: What it is called: a folder or a hub id.
+            dtype: Such as "float32".
+        """
+        config = "" if self.config is None else f", config={self.config!r}"
+        load = f"from_single_file({self.path!r}{config}" if self.single else f"from_pretrained({base!r}"
+        name = "torch_dtype" if self.single else "dtype"
+        return [f"pipe = {self.kind.pipeline}.{load}, {name}=torch.{dtype})", *self.additions.code(dtype)]

@@ -85,8 +85,7 @@ def tiny_vae(**arguments: Any) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         norm_num_groups=2,
-        mid_block_add_attention=False,
-        **arguments,
+        **({"mid_block_add_attention": False} | arguments),
     ).eval()
     return vae
 
