@@ -153,13 +153,9 @@ def read_single_file(
         pipe = pipeline.from_single_file(
             str(file), config=str(folder), torch_dtype=dtype, local_files_only=True, scheduler=scheduler, **tokenizers, **options
         )  # fmt: skip
-    for name, part in pipe.components.items():
-        empty = (
-            [key for key, value in part.named_parameters() if value.is_meta]
-            if hasattr(part, "named_parameters")
-            else []
-        )
-        if empty:
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    for name, network in networks.items():
+        if empty := [key for key, value in network.named_parameters() if value.is_meta]:
             raise ValueError(f"{file} lacks {len(empty)} tensors of {name} (first: {empty[0]}): the file is cut off.")
     return pipe
 
