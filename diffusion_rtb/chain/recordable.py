@@ -60,7 +60,7 @@ def check_recordable(scheduler: Any) -> None:
             f"{name}.step needs {', '.join(needed)}: more than {', '.join(ROLES)}, so x_s does not follow from x_t and the "
             f"network alone. Use {STOCHASTIC}."
         )
-    if "predictor_order" in getattr(scheduler, "config", {}):
+    if own_setting(scheduler, "predictor_order") is not None:
         raise ValueError(
             f"{name} corrects each state with the noise of the step before, so x_s is no Gaussian given x_t. Use {STOCHASTIC}."
         )
@@ -68,7 +68,15 @@ def check_recordable(scheduler: Any) -> None:
 
 def solver_order(scheduler: Any) -> int:
     """How many network outputs one step combines, as its config says; 1 where it does not."""
-    return int(getattr(getattr(scheduler, "config", None), "solver_order", 1) or 1)
+    return int(own_setting(scheduler, "solver_order") or 1)
+
+
+def own_setting(scheduler: Any, name: str) -> Any:
+    """A setting that the scheduler has; what `from_config` keeps of another scheduler's means nothing to it."""
+    config = getattr(scheduler, "config", None)
+    kept = getattr(config, name, None)
+    known = inspect.signature(type(scheduler).__init__).parameters
+    return kept if name in known or not hasattr(type(scheduler), "from_config") else None
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion_rtb.abilities import Entry
 from diffusion_rtb.chain.noise import ProbeNoise
 from diffusion_rtb.chain.normal import normal_log_prob
-from diffusion_rtb.chain.recordable import check_recordable, solver_order
+from diffusion_rtb.chain.recordable import check_recordable, own_setting, solver_order
 from diffusion_rtb.chain.scheduler import StepCall, in_place_of, kept_state, previous_sample, with_previous_sample
 from diffusion_rtb.chain.trajectory import Trajectory
 
@@ -196,7 +196,7 @@ class TeacherForcing:
 
     def _check_history(self, call: StepCall) -> None:
         """Find out at the first step what a scheduler of somebody's own carries from step to step."""
-        if self.position > 0 or "solver_order" in getattr(self.scheduler, "config", {}):
+        if self.position > 0 or own_setting(self.scheduler, "solver_order") is not None:
             return
         kept = kept_state(call)
         self.keeps_history = bool(kept)

@@ -18,7 +18,10 @@ from pipelines._diffusers.guidance import Guidance, TiltedPrior
 from pipelines._diffusers.prior import DiffusersPrior
 from pipelines._diffusers.settings import PriorSettings, check_size
 
-__all__ = ["TextToImage"]
+__all__ = ["MASKED", "TextToImage"]
+
+MASKED = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+"""What `encode_prompt` answers where a mask says which tokens are padding."""
 
 
 class TextToImage(DiffusersPrior):
@@ -91,9 +94,7 @@ class TextToImage(DiffusersPrior):
         """Keyword arguments of `pipe.__call__` for these prompts: embeddings, guidance, steps, eta, size."""
         settings = self.settings()
         if "negative_prompt" in settings:
-            settings["negative_prompt"] = (
-                None  # its embeddings are given; some pipelines have another default and refuse both
-            )
+            settings["negative_prompt"] = None  # its embeddings are given, and pipelines refuse both
         return settings | self._embeddings(self.pipe, prompts, self.device)
 
     def features(self, prompts: Sequence[str]) -> Float[Tensor, "batch features"]:

@@ -155,7 +155,9 @@ def prove(network: Any, folder: Path, files: list[Path], variant: str | None) ->
 def _check_vocabulary(cls: Any, folder: Path, tokenizer: str, encoder: str) -> None:
     """The vocabulary is there, and all of it has a row in the text encoder."""
     config, place = read_json(folder / encoder / "config.json"), folder / tokenizer
-    rows, positions = config.get("vocab_size"), config.get("max_position_embeddings")
+    rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    # Other pipelines than CLIP's say how long a text may be; their tokenizers' own limit is that of a chat.
+    positions = config.get("max_position_embeddings") if cls.__name__.startswith("CLIP") else None
     check_rows(load_tokenizer(cls, place), place, rows, positions, encoder)
 
 

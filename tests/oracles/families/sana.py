@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
+from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 
 from tests.oracles.families._gemma import gemma_encoder, gemma_tokenizer
 from tests.oracles.tiny import WIDTH
@@ -39,5 +39,5 @@ def build() -> SanaPipeline:
         text_encoder=gemma_encoder(),
         vae=tiny_dc_vae(),
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     )

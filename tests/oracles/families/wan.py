@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
 from tests.oracles.families._gemma import umt5_encoder
 from tests.oracles.families._texts import t5_tokenizer
 from tests.oracles.tiny import WIDTH
 
 PROMPTS = ("a cat emoji", "a red dog")
-SETTINGS = {"frames": 5, "height": 16, "width": 16}
+SETTINGS = {"num_frames": 5, "height": 16, "width": 16}
 
 
 def build() -> WanPipeline:
@@ -46,6 +46,6 @@ def build() -> WanPipeline:
         tokenizer=t5_tokenizer(),
         text_encoder=umt5_encoder(),
         vae=vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         transformer=transformer,
     )
