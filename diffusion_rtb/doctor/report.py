@@ -15,6 +15,7 @@ from diffusion_rtb.doctor import examinations
 from diffusion_rtb.doctor.finding import Examined, Finding, Verdict, worst
 from diffusion_rtb.doctor.patient import NotReached, Patient
 from diffusion_rtb.files.plain_text import plain_lines
+from diffusion_rtb.out_of_memory import remedied
 from diffusion_rtb.run.process_state import rng_state, set_rng_state
 
 __all__ = ["Report", "examine_run", "found_examinations"]
@@ -100,7 +101,8 @@ def examine_run(
 def _examined(module: ModuleType, patient: Patient) -> Examined:
     """What an examination finds; what goes wrong in it would go wrong in training, and is its finding."""
     try:
-        found: Examined = module.examine(patient)
+        with remedied(patient.config, "train"):
+            found: Examined = module.examine(patient)
     except NotReached as reason:
         return Examined([Finding("stop", str(reason))])
     except Exception as error:  # noqa: BLE001 — a run that fails in a dry iteration is what this is to find

@@ -24,6 +24,8 @@ from tests.oracles.tiny import save_tiny
 REWARD = '''
 """Mean brightness, and rewards that end badly."""
 
+import torch
+
 def brightness(images, prompts):
     return images.flatten(1).mean(1)
 
@@ -32,6 +34,9 @@ def broken(images, prompts):
 
 def constant(images, prompts):
     return images.flatten(1).mean(1) * 0
+
+def greedy(images, prompts):
+    return torch.empty(2**50).sum() + images.flatten(1).mean(1)
 
 def impatient(images, prompts):
     raise KeyboardInterrupt
@@ -178,6 +183,13 @@ def test_a_broken_reward_stops_it_and_the_rest_is_not_reached(project: Path) -> 
     assert "is nan for image 0" in found["reward"].findings[0].text
     assert found["time"].findings[0].text == "not reached: see above"
     assert {found[name].verdict for name in ("config", "batch", "weights")} == {"ok"}
+
+
+def test_what_runs_out_of_memory_is_told_the_settings_that_help(project: Path) -> None:
+    found = examined(project, "name=greedy", "reward.component=some_reward:greedy").examined["reward"]
+    assert found.verdict == "stop"
+    assert "Out of memory" in found.findings[0].text
+    assert "train.micro_batch=1 (it is 2)" in found.findings[0].text
 
 
 def test_a_constant_reward_is_worth_a_look(project: Path) -> None:

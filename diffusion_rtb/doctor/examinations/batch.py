@@ -46,9 +46,7 @@ def _turns(turns: int, prompts: int) -> Finding:
     if turns < prompts:
         text = f"only {turns:,} of the {prompts:,} prompts have a turn in the whole run"
         return Finding("look", text, "train.iterations or train.prompts_per_iteration higher")
-    return Finding(
-        "ok", f"each of {many(prompts, 'prompt')} has a turn about {turns / prompts:.3g} times in the whole run"
-    )
+    return Finding("ok", f"{many(prompts, 'prompt')}, each with about {turns / prompts:.3g} turns in the whole run")
 
 
 def _processes(patient: Patient) -> Finding:

@@ -35,7 +35,7 @@ def examine(patient: Patient) -> Examined:
     sheets = train.iterations // train.grid_every if train.grid_every else 0
     parts = {
         "checkpoints": one * (train.keep_checkpoints + 1),
-        "remembered": FILES * sum(store.size for store in kept),
+        "behaviours' memories": FILES * sum(store.size for store in kept),
         "sample sheets": sheets * _sheet(patient) if sheets else 0,
         "exported posterior": 2 * dry.checkpoint["posterior"],
         "metrics": ROW * train.iterations,
@@ -57,11 +57,11 @@ def examine(patient: Patient) -> Examined:
         "free": free,
         "checkpoint_files": dict(dry.checkpoint),
     }
-    return Examined([_judged(needed, free, str(place))], rows, numbers, f"{size_text(needed)} of disk")
+    return Examined([_judged(needed, free, str(patient.folder))], rows, numbers, f"{size_text(needed)} of disk")
 
 
 def _judged(needed: int, free: int, place: str) -> Finding:
-    text = f"{size_text(needed)} at the end, {size_text(free)} are free in {place}"
+    text = f"{size_text(needed)} at the end, {size_text(free)} are free where {place} is"
     remedy = "out=A_FOLDER_ON_A_LARGER_DISK, a smaller capacity of the behaviours, or train.keep_checkpoints=1"
     if needed > free:
         return Finding("stop", text, remedy)

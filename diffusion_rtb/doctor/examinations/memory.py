@@ -15,8 +15,10 @@ from diffusion_rtb.doctor.room import Room, room_of
 from diffusion_rtb.doctor.sizes import bytes_of, module_bytes, reward_networks
 from diffusion_rtb.doctor.words import many
 from diffusion_rtb.files.whole import size_text
+from diffusion_rtb.out_of_memory import smaller_settings
 from diffusion_rtb.reward_check.measures import peak_memory
 from diffusion_rtb.sampling.sampler import decoded
+from diffusion_rtb.scoring.call import evaluate_reward
 from diffusion_rtb.training.optimizer import own_parameters
 from diffusion_rtb.training.rounding_floor import networks_of
 
@@ -33,6 +35,9 @@ NEAR = 0.9
 MIB = 2**20
 FACTOR = {"adamw": 4.0, "adamw8bit": 2.5}
 """A trained number, its gradient, and two moments of the optimizer; in numbers of 4 bytes."""
+
+REMEMBERED = "behaviours' memories"
+"""Name of their line."""
 
 SLACK = 256 * MIB
 """Of an accelerator's libraries and allocator."""
@@ -123,7 +128,7 @@ def _trajectories(patient: Patient) -> list[Part]:
     found = [Part("trajectories", round(each / len(batch) * count), where, f"{count} of an iteration")]
     for store in stores(config, patient.loaded.prior, patient.loaded.objective, patient.mixture):
         note = f"{store.count} per prompt ({store.key}), twice while a checkpoint is written"
-        found.append(Part("remembered", 2 * store.size, "host", note))
+        found.append(Part(REMEMBERED, 2 * store.size, "host", note))
     return found
 
 
@@ -135,14 +140,16 @@ def _passing(patient: Patient) -> tuple[list[Part], dict[int, int]]:
     device = patient.device
     with peak_memory(device) as decoder:
         images = decoded(sampler.prior, batch.trajectory.x_0.to(device))
+    rows = batch.prompt.tolist()
     with peak_memory(device) as reward:
-        sampler.rewards(batch.trajectory.x_0, batch.prompt.tolist())
-    del images
-    said = f"of a micro-batch of {size}, one step"
+        evaluate_reward(
+            sampler.reward, images, sampler.texts(rows), "reward", metadata=[sampler.metadata[row] for row in rows]
+        )
+    said, then = f"of a micro-batch of {size}, one step", "while there are no activations"
     return [
         Part("activations", one, "passing", said),
-        Part("decoding", round(decoder.mib * MIB), "passing"),
-        Part("decoding and reward", round(reward.mib * MIB), "passing"),
+        Part("decoding", round(decoder.mib * MIB), "passing", then),
+        Part("reward's call", round(reward.mib * MIB) + bytes_of([images]), "passing", then),
     ], activations
 
 
@@ -156,19 +163,16 @@ def _fits(patient: Patient, plan: Plan, room: Room, activations: dict[int, int])
 
 
 def _smaller(patient: Patient, plan: Plan, room: Room, activations: dict[int, int]) -> str:
-    """The settings that help, with numbers."""
+    """The settings that help: the micro-batch that would fit by the plan, and what else takes less."""
     train = patient.config.train
     one, two = activations[1], activations.get(2, activations[1])
-    batch = train.prompts_per_iteration * train.group
-    rest = plan.device - scaled(one, two, train.micro_batch)
+    rest, batch = plan.device - scaled(one, two, train.micro_batch), train.prompts_per_iteration * train.group
     fitting = [
         n for n in range(1, train.micro_batch) if batch % n == 0 and rest + scaled(one, two, n) <= NEAR * room.free
     ]
-    advice = [f"train.micro_batch={max(fitting)}"] if fitting else []
-    weights = next(part.bytes for part in plan.parts)
-    if patient.loaded.prior.fingerprint().get("dtype") == "float32" and weights > room.free // 10:
-        advice.append(f"prior.dtype=bfloat16 ({size_text(weights // 2)} less, docs/precision.md)")
-    return ", or ".join([*advice, "a smaller model, or a device with more memory"])
+    advice = [f"train.micro_batch={fitting[-1]} (it is {train.micro_batch}), which would fit"] if fitting else []
+    others = smaller_settings(patient.config, "train")
+    return "\n".join([*advice, *(line for line in others if not (fitting and line.startswith("train.micro_batch")))])
 
 
 def _scaling(predicted: int, measured: int, size: int) -> Finding:
@@ -185,7 +189,7 @@ def _dry_finding(patient: Patient, plan: Plan, numbers: dict[str, Any]) -> Findi
     left_out = 0
     if plan.host_is_device:  # fewer trajectories, and memories that are not full
         left_out = sizes["trajectories"].bytes * (whole - dry.prompts) // whole
-        left_out += sum(part.bytes for part in plan.parts if part.name == "remembered")
+        left_out += sum(part.bytes for part in plan.parts if part.name == REMEMBERED)
     planned, measured = plan.device - left_out, dry.peak - (patient.loaded.before if plan.host_is_device else 0)
     numbers |= {"dry_planned": planned, "dry_measured": measured}
     if plan.host_is_device:

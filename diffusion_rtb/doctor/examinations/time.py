@@ -55,7 +55,7 @@ def _shared(patient: Patient) -> list[Finding]:
     share = dry.cpu_seconds / dry.seconds
     if patient.device.type != "cpu" or share >= BUSY or dry.seconds < SHORT:
         return []
-    text = f"this process had {share:.0%} of one core meanwhile: others are at work here, and alone it would take less"
+    text = f"others are at work here: this process had {share:.0%} of one core, so alone it takes about {share:.2g} times as long"
     return [Finding("look", text, "ask again when the machine is idle")]
 
 
