@@ -8,6 +8,7 @@ DDIM and eta: Song et al., 2020, https://arxiv.org/abs/2010.02502
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from pipelines._diffusers.embeddings import PromptEmbeddings
 from pipelines._diffusers.guidance import Guidance, TiltedPrior
 from pipelines._diffusers.prior import DiffusersPrior
 from pipelines._diffusers.settings import PriorSettings, check_size
+from pipelines._models.lengths import say_what_is_cut
 
 __all__ = ["MASKED", "TextToImage"]
 
@@ -84,7 +86,25 @@ class TextToImage(DiffusersPrior):
         self._size = {"height": height, "width": width} if height and width else {}
         options = {name: value for name, value in self.call.items() if name != "negative_prompt"} | dict(self.encode)
         self._embeddings = PromptEmbeddings(self.embeds, options, guidance > 1, negative)
+        self._prompts: list[str] = []
         super().__init__(path or self.published, **settings)
+
+    def read_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], folder: Path) -> None:
+        """Say which prompts are longer than what the text encoders read; of a hub id, once it has been fetched."""
+        self._prompts = list(prompts)
+        if self._model.here:
+            self._say_what_is_cut()
+
+    def load_weights(self) -> None:
+        """Load the pipeline; see `DiffusersPrior`."""
+        fetched = not self._model.here
+        super().load_weights()
+        if fetched:
+            self._say_what_is_cut()
+
+    def _say_what_is_cut(self) -> None:
+        folder = self._model.find()[0]
+        say_what_is_cut(folder, self.pipeline, self.parts.vocabularies, self.encode, self._prompts)
 
     def settings(self) -> dict[str, Any]:
         """Steps, eta, guidance and size, as arguments of the pipeline's call."""
