@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def continued(
     pipe, rows = prior.pipe, generators(seeds)
     start, block = start_at(pipe, states[:, 0].contiguous(), entry_of(prior), draw=True)
     call = prior.arguments(prompts) | only_latents(pipe) | start | {"generator": rows}
-    recorder = Continuation(pipe.scheduler, states, generators=rows)
+    recorder = Continuation(pipe.scheduler, states, rows, prior.as_prior)
     with torch.no_grad(), global_seed(seed_of(0, *seeds)), recorder, block:
         pipe(**call)
     trajectory = recorder.trajectory
@@ -54,12 +55,18 @@ class Continuation(TrajectoryRecorder):
     Args:
         scheduler: The pipeline's scheduler.
         states: x_T, which the pipeline is to start from, and the states that follow it.
+        generators: One per trajectory.
+        prior: See `TrajectoryRecorder`.
     """
 
     def __init__(
-        self, scheduler: Any, states: Float[Tensor, "batch known *dims"], generators: Sequence[torch.Generator]
+        self,
+        scheduler: Any,
+        states: Float[Tensor, "batch known *dims"],
+        generators: Sequence[torch.Generator],
+        prior: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
-        super().__init__(scheduler, dtype=LOG_DENSITY, generators=generators)
+        super().__init__(scheduler, dtype=LOG_DENSITY, generators=generators, prior=prior)
         self.states = states
 
     def _record(self, *args: Any, **kwargs: Any) -> Any:

@@ -84,11 +84,11 @@ class HasODESteps(Protocol):
     """A scheduler that leaves some of its steps to the ODE on purpose, and says which: any place in the chain may be one."""
 
     def ode_step(self, timestep: Any) -> bool:
-        """Whether the coming step, at this timestep, is one of them; the last step of a schedule need not be."""
+        """Whether the coming step, at this timestep, is one of them; None asks of the schedule's first, before it is made."""
 
 
 def is_ode_step(scheduler: Any, timestep: Any) -> bool:
-    """Whether a step that turns out to be without noise is meant to be; only the scheduler itself knows."""
+    """Whether the scheduler leaves the coming step to the ODE; only it knows that a step is without noise on purpose."""
     return isinstance(scheduler, HasODESteps) and scheduler.ode_step(timestep)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_rtb.chain.noise import RowNoise
 from diffusion_rtb.chain.normal import normal_log_prob
-from diffusion_rtb.chain.recordable import STOCHASTIC, check_recordable, refuse_deterministic
+from diffusion_rtb.chain.recordable import STOCHASTIC, check_recordable, is_ode_step, refuse_deterministic
 from diffusion_rtb.chain.scheduler import StepCall, in_place_of, previous_sample, with_previous_sample
 from diffusion_rtb.chain.trajectory import Trajectory
 
@@ -53,11 +53,14 @@ class TrajectoryRecorder:
         generators: One per trajectory. Noise that `step` draws without a generator (pipelines of flow models pass none)
             comes from these, row by row, instead of the global one: then no sample depends on its batch. What a pipeline
             passes is left as it is.
+        prior: Makes a block in which the network is the prior (`Prior.as_prior`): entered for the steps that the scheduler
+            leaves to the ODE. Maps without a density are then the same for prior and posterior, whatever was learned.
 
     Raises:
         ValueError: see `recordable.py`; a step that is not the last has no noise, unless the scheduler says that it is one of the
             ODE (`recordable.HasODESteps`); noise comes from elsewhere than `torch.randn`, the pipeline changes the latents
-            between steps, or something is not finite.
+            between steps, or something is not finite; or, with `prior`, it begins inside a schedule whose first step is of the
+            other kind.
     """
 
     def __init__(
@@ -67,8 +70,11 @@ class TrajectoryRecorder:
         noise_scale: Callable[[float], float] | None = None,
         dtype: torch.dtype = torch.float32,
         generators: Sequence[torch.Generator] | None = None,
+        prior: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self._prior, self._as_prior = prior, ExitStack()
+        self._is_prior = False
         self.noise_scale = noise_scale
         self.dtype = dtype
         self._rows = None if generators is None else RowNoise(generators)
@@ -85,12 +91,25 @@ class TrajectoryRecorder:
         self.steps, self._x_T, self._handed = [], None, None
         self._step = self.scheduler.step
         self.scheduler.step = in_place_of(self._step, self._record)
+        self._prepare(None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         vars(self.scheduler).pop("step", None)
+        self._as_prior.close()
+
+    def _prepare(self, timestep: Any) -> None:
+        """Let the network be what the coming step wants."""
+        before, self._is_prior = self._is_prior, self._wants_prior(timestep)
+        if not self._is_prior:
+            self._as_prior.close()
+        elif not before and self._prior is not None:
+            self._as_prior.enter_context(self._prior())
+
+    def _wants_prior(self, timestep: Any) -> bool:
+        return self._prior is not None and is_ode_step(self.scheduler, timestep)
 
     def _record(self, *args: Any, **kwargs: Any) -> Any:
         call = StepCall(self.scheduler, self._step, *args, **kwargs)
@@ -122,6 +141,7 @@ class TrajectoryRecorder:
         """A step begins where the one before it ended, and only a last one is without noise, or one of the ODE."""
         if not self.steps or self._handed is None:
             self._x_T = call.sample.detach().clone()
+            self._check_network(call)
             return
         before, x_t = self.steps[-1], call.sample
         if before.std == 0 and not before.left_to_ode:
@@ -134,6 +154,14 @@ class TrajectoryRecorder:
             raise ValueError(
                 f"The latents were changed between steps (before timestep {call.timestep:g}): the recorded chain would not be "
                 f"the one that was sampled. Remove the callback or use a pipeline that leaves the latents to its scheduler.{broken}"
+            )
+
+    def _check_network(self, call: StepCall) -> None:
+        """The first step was made by the network that it wants, also where a pipeline begins inside its schedule."""
+        if self._wants_prior(call.get(call.names[1])) != self._is_prior:
+            raise ValueError(
+                f"The pipeline begins inside its schedule, at timestep {call.timestep:g}, and its first step is not of the kind "
+                f"that the first of {call.name} is. Let its window begin at 0 and reach over that step, or leave the window out."
             )
 
     def _check_deterministic(self, call: StepCall, noiseless: Tensor, x_s: Tensor) -> None:
@@ -156,6 +184,7 @@ class TrajectoryRecorder:
             behaviour = zero if std == 0 else normal_log_prob(x_s, mean, self.noise_scale(std) * std, self.dtype)
         self.steps.append(Step(call.timestep, x_s, std, log_prob, behaviour, call.left_to_ode))
         self._handed = (handed, None if handed.is_inference() else handed._version)
+        self._prepare(call.get(call.names[1]))
         return output
 
     @property

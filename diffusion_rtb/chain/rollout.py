@@ -41,7 +41,8 @@ def rollout(
 ) -> Trajectory:
     """Sample one trajectory per prompt from the network as it is now, each from its own seed; no gradients.
 
-    Its noise depends on its seed only, whatever its batch, and is the same for prior and posterior.
+    Its noise depends on its seed only, whatever its batch, and is the same for prior and posterior. Steps that the scheduler
+    leaves to the ODE are the prior's.
 
     Args:
         prior: Samples the posterior, or the prior inside `with prior.as_prior()`.
@@ -56,7 +57,9 @@ def rollout(
         raise ValueError(f"rollout got {len(prompts)} prompts and {len(seeds)} seeds; it needs one seed per prompt.")
     pipe, rows = prior.pipe, generators(seeds)
     call = only_latents(pipe) | prior.arguments(prompts) | {"generator": rows}
-    recorder = TrajectoryRecorder(pipe.scheduler, noise_scale=noise_scale, dtype=LOG_DENSITY, generators=rows)
+    recorder = TrajectoryRecorder(
+        pipe.scheduler, noise_scale=noise_scale, dtype=LOG_DENSITY, generators=rows, prior=prior.as_prior
+    )
     with torch.no_grad(), global_seed(seed_of(0, *seeds)), recorder:
         pipe(**call)
     return recorder.trajectory

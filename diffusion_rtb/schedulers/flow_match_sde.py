@@ -133,12 +133,12 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[mi
         super().set_timesteps(num_inference_steps, device, sigmas=sigmas, mu=mu, timesteps=timesteps)
         self._host_sigmas = tuple(self.sigmas.tolist())  # once: read on a device, every step would wait for it
 
-    def ode_step(self, timestep: float | int | Tensor) -> bool:
-        """Whether the coming step, at this timestep, is one of the ODE because `window` leaves it out."""
+    def ode_step(self, timestep: float | int | Tensor | None) -> bool:
+        """Whether `window` leaves the coming step, at this timestep, to the ODE; None asks of the schedule's first step."""
         if not self.config.window:
             return False
         start, stop = self.config.window
-        return not start <= self._coming(timestep) < stop
+        return not start <= (0 if timestep is None else self._coming(timestep)) < stop
 
     def step(
         self,
@@ -162,6 +162,7 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[mi
         i = self._coming(timestep)
         t, s = self._host_sigmas[i], self._host_sigmas[i + 1]
         if s == 0 or self.level == 0 or self.ode_step(timestep):
+            # The stock step: it finds the same index.
             return super().step(
                 model_output, timestep, sample, per_token_timesteps=per_token_timesteps, return_dict=return_dict
             )
@@ -194,9 +195,8 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[mi
             raise ValueError(
                 f"FlowMatchSDEScheduler got timestep {timestep}: give one of scheduler.timesteps, no index."
             )
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        index: int = self.step_index
+        known = self.begin_index if self.step_index is None else self.step_index
+        index: int = self.index_for_timestep(timestep) if known is None else known
         return index
 
 

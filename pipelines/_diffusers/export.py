@@ -58,6 +58,25 @@ def write_lora(pipe: Any, denoiser: str, folder: Path, scale: float) -> None:
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+def only_in(window: Sequence[int]) -> str:
+    """Lines that switch the adapters off outside of a stretch of steps."""
+    start, stop = window
+    return f"""
+
+
+def adapters(step):  # they are for steps {start} to {stop - 1}; the others are the prior's
+    (pipe.enable_lora if {start} <= step < {stop} else pipe.disable_lora)()
+
+
+def switched(pipe, step, timestep, tensors):
+    adapters((step + 1) % pipe.num_timesteps)
+    return tensors
+
+
+adapters(0)
+settings["callback_on_step_end"] = switched"""
+
+
 def snippet(
     pipeline: str,
     denoiser: str,
@@ -67,6 +86,7 @@ def snippet(
     prompt: str,
     settings: Mapping[str, Any],
     images: str = "images",
+    window: Sequence[int] | None = None,
 ) -> str:
     """Python that samples an exported posterior with plain diffusers.
 
@@ -79,6 +99,7 @@ def snippet(
         prompt: Arguments of the pipeline's call for one prompt, as Python.
         settings: Further arguments.
         images: What the pipeline's answer calls them.
+        window: The stretch of steps that the adapters are for, where the scheduler has one; the others are the prior's.
     """
     import diffusers
 
@@ -97,5 +118,5 @@ folder = {folder!r}
 {chr(10).join(load)}
 pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
 {adapters}
-settings = dict({options}){seeded}
+settings = dict({options}){seeded}{"" if window is None else only_in(window)}
 image = pipe({given}generator=torch.Generator().manual_seed(0), **settings).{images}[0]"""

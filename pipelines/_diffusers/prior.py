@@ -255,4 +255,5 @@ class DiffusersPrior(Family):
         sampler = type(self.pipe.scheduler).__name__
         load = self._model.code(self.base_model, self.dtype)
         names = (self.pipeline, self.denoiser, load, sampler)
-        return snippet(*names, folder, self.as_written(prompt), self.settings(), self.answers)
+        more = (self.settings(), self.answers, self.pipe.scheduler.config.get("window"))
+        return snippet(*names, folder, self.as_written(prompt), *more)
