@@ -48,3 +48,14 @@ def test_pickles_alone_are_refused_with_the_way_out(tmp_path: Path, monkeypatch:
             load().load_weights()
         assert "\n" not in str(caught.value)
         assert not any(path.endswith(".bin") for path in asked)
+
+
+def test_what_was_fetched_once_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path / "model")
+    with loopback_hub(tmp_path / "model", tmp_path / "cache", monkeypatch):
+        fetched = load().features(["a cat"])
+        for place in ("constants.ENDPOINT", "hf_api.api.endpoint"):
+            monkeypatch.setattr(f"huggingface_hub.{place}", "http://127.0.0.1:9")  # nobody listens there
+        assert torch.equal(load().features(["a cat"]), fetched)
+        with pytest.raises(OSError, match=r"path='someone/other' could not be fetched.*Give a local folder instead"):
+            StableDiffusion("someone/other", steps=4, device="cpu").load_weights()
