@@ -53,8 +53,10 @@ class Guidance:
         """Which prior the posterior tilts."""
         return "guided" if self.scale > 1 else "unguided"
 
-    def settings(self, argument: str) -> dict[str, Any]:
-        """Arguments of a pipeline's call, of which `argument` takes the scale."""
+    def settings(self, argument: str | None) -> dict[str, Any]:
+        """Arguments of a pipeline's call, of which `argument` takes the scale; none where it has none."""
+        if argument is None:
+            return {}
         negative = {} if self.scale == 1 or self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
         return {argument: self.scale} | negative
 

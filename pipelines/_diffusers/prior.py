@@ -102,8 +102,8 @@ class DiffusersPrior(Family):
 
     def _built_sampler(self) -> Any:
         """The sampler on the model's own noise schedule, after the model has been proved; no weights are loaded."""
+        config = self._model.scheduler_config  # first: the folder may decide which scheduler it is
         name, arguments = self._scheduler
-        config = self._model.scheduler_config
         sampler = build_scheduler(config, name, arguments, always=self.sampler_settings, predicts=self.predicts)
         self.check_scheduler(sampler)
         check_timesteps(self.pipeline, self.timesteps)

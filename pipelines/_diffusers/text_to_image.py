@@ -56,14 +56,14 @@ class TextToImage(DiffusersPrior):
             another kind.
     """
 
-    embeds: ClassVar[Sequence[str | None]]
+    embeds: Sequence[str | None]
     """What `encode_prompt` answers, by the names of the call's arguments; None for what is not passed on."""
     encode: ClassVar[Mapping[str, Any]] = {}
     """Arguments of `encode_prompt` that the call does not have; those it has are taken from the call."""
     call: ClassVar[Mapping[str, Any]] = {}
     """Further arguments of the pipeline's call."""
-    guidance_argument: ClassVar[str] = "guidance_scale"
-    """The argument of the call that turns the second branch of classifier-free guidance on."""
+    guidance_argument: str | None = "guidance_scale"
+    """The argument of the call that turns the second branch of classifier-free guidance on; None: it has no such argument."""
     no_negative: ClassVar[str | None] = None
     """The negative prompt where none is given; None leaves it to the pipeline."""
     multiple: ClassVar[int] = 8

@@ -34,9 +34,9 @@ class Family(TwoPhase):
     """The scheduler unless told otherwise."""
     sampler_settings: ClassVar[Mapping[str, Any]] = {}
     """Constructor arguments of any scheduler that has them, whatever the folder says."""
-    predicts: ClassVar[str] = "epsilon"
+    predicts: str = "epsilon"
     """What the denoiser predicts where the scheduler's config does not say so, as diffusers' `prediction_type` has it."""
-    without: ClassVar[Sequence[str]] = ()
+    without: Sequence[str] = ()
     """Parts of the pipeline that are not loaded."""
     options: ClassVar[Mapping[str, Any]] = {}
     """Further arguments of `from_pretrained`."""
@@ -44,7 +44,7 @@ class Family(TwoPhase):
     """How the pipeline is asked for images: "pt", or "np" where it knows no tensors."""
     answers: ClassVar[str] = "images"
     """What the pipeline's answer calls them."""
-    any_prompt: ClassVar[str] = ""
+    any_prompt: str = ""
     """A prompt that is always allowed: asked for shapes, and to decode, which no prompt has a part in."""
 
     def read_index(self, folder: Path) -> Sequence[str]:
