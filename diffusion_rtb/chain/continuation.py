@@ -69,13 +69,12 @@ class Continuation(TrajectoryRecorder):
         super().__init__(scheduler, dtype=LOG_DENSITY, generators=generators, prior=prior)
         self.states = states
 
-    def _record(self, *args: Any, **kwargs: Any) -> Any:
+    def _record(self, call: StepCall) -> Any:
         following = len(self.steps) + 1
         if following == 1:
-            self._check_start(StepCall(self.scheduler, self._step, *args, **kwargs))
+            self._check_start(call)
         if following >= self.states.shape[1]:
-            return super()._record(*args, **kwargs)
-        call = StepCall(self.scheduler, self._step, *args, **kwargs)
+            return super()._record(call)
         self._check_state(call)
         mean, std = self._transition(call)
         self._check_density(call, std)

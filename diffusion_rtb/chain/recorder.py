@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.chain.host_schedule import HostSchedule
 from diffusion_rtb.chain.noise import RowNoise
 from diffusion_rtb.chain.normal import normal_log_prob
 from diffusion_rtb.chain.recordable import STOCHASTIC, check_recordable, is_ode_step, refuse_deterministic
@@ -89,8 +90,9 @@ class TrajectoryRecorder:
                 f"This {type(self.scheduler).__name__} is already being recorded or replayed: leave that block first."
             )
         self.steps, self._x_T, self._handed = [], None, None
+        self._schedule = HostSchedule(self.scheduler)
         self._step = self.scheduler.step
-        self.scheduler.step = in_place_of(self._step, self._record)
+        self.scheduler.step = in_place_of(self._step, self._on_host)
         self._prepare(None)
         return self
 
@@ -111,8 +113,13 @@ class TrajectoryRecorder:
     def _wants_prior(self, timestep: Any) -> bool:
         return self._prior is not None and is_ode_step(self.scheduler, timestep)
 
-    def _record(self, *args: Any, **kwargs: Any) -> Any:
-        call = StepCall(self.scheduler, self._step, *args, **kwargs)
+    def _on_host(self, *args: Any, **kwargs: Any) -> Any:
+        call, schedule = StepCall(self.scheduler, self._step, *args, **kwargs), self._schedule
+        call.to_host(schedule.copy, passed=schedule.exact)
+        with schedule.shown():
+            return self._record(call)
+
+    def _record(self, call: StepCall) -> Any:
         self._check_state(call)
         mean, std = self._transition(call)
         noiseless = previous_sample(call.noiseless()) if std == 0 else None

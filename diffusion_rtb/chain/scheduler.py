@@ -94,6 +94,8 @@ class StepCall:
         self.left_to_ode = False
         """Whether the scheduler means a step without noise to be one."""
         self.names, self.takes_noise = parameter_names(getattr(step, "__func__", step))
+        self.t = self.get(self.names[1])
+        """Its timestep, maybe one per row."""
 
     def get(self, name: str) -> Any:
         """The argument of this name, wherever it stands; None where it is not given."""
@@ -113,7 +115,7 @@ class StepCall:
     @property
     def timestep(self) -> float:
         """One number, also where the pipeline passes one per row. ValueError: the rows are at different timesteps."""
-        t = self.get(self.names[1])
+        t = self.t
         if not isinstance(t, Tensor) or t.numel() == 1:
             return float(t)
         values = t.unique().tolist()
@@ -128,10 +130,26 @@ class StepCall:
     def name(self) -> str:
         return type(self.scheduler).__name__
 
+    def to_host(self, copy: Callable[[Tensor], Tensor], *, passed: bool) -> None:
+        """Read the timestep on the host and, unless there is one per row, pass it on from there.
+
+        Args:
+            copy: Answers a tensor of the host.
+            passed: False leaves the argument itself where it is.
+        """
+        if not isinstance(self.t, Tensor) or self.t.device.type == "cpu":
+            return
+        self.t = copy(self.t)
+        if passed and self.t.dim() == 0:
+            args, self.kwargs = self.changed(**{self.names[1]: self.t})
+            self.args = tuple(args)
+
     def at(self, x_t: Tensor) -> StepCall:
         """The same call from another state."""
-        args, kwargs = self._with(**{self.names[2]: x_t})
-        return StepCall(self.scheduler, self.step, *args, **kwargs)
+        args, kwargs = self.changed(**{self.names[2]: x_t})
+        call = StepCall(self.scheduler, self.step, *args, **kwargs)
+        call.t = self.t
+        return call
 
     def made(self) -> Any:
         """The call itself, as the pipeline made it: the scheduler goes on to its next step."""
@@ -176,7 +194,7 @@ class StepCall:
     def _precisely(self) -> dict[str, Tensor]:
         return {self.names[0]: precise(self.model_output), self.names[2]: precise(self.sample)}
 
-    def _with(self, **changed: Any) -> tuple[list[Any], dict[str, Any]]:
+    def changed(self, **changed: Any) -> tuple[list[Any], dict[str, Any]]:
         """The arguments with some of them changed, each where it stands."""
         args, kwargs = list(self.args), dict(self.kwargs)
         for name, value in changed.items():
@@ -195,7 +213,7 @@ class StepCall:
         if self.takes_noise:  # four times faster than intercepting torch.randn
             size = tuple(x_t.shape)
             changed["variance_noise"] = z * signs(size, 0, x_t.dtype, x_t.device) if z else torch.zeros_like(x_t)
-        args, kwargs = self._with(**changed)
+        args, kwargs = self.changed(**changed)
         with unchanged(self.scheduler):
             if self.takes_noise:
                 return self.step(*args, **kwargs)

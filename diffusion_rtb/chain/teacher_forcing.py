@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from diffusion_rtb.abilities import Entry
+from diffusion_rtb.chain.host_schedule import HostSchedule
 from diffusion_rtb.chain.noise import ProbeNoise
 from diffusion_rtb.chain.normal import normal_log_prob
 from diffusion_rtb.chain.recordable import check_recordable, own_setting, solver_order
@@ -67,6 +68,7 @@ class TeacherForcing:
         self.position = 0
         self.x_t = trajectory.x[:, self.visited[0]].contiguous()
         self.handed = False
+        self.host = HostSchedule(scheduler)
         self.schedule: Tensor | None = None
         self.first: int | None = None
 
@@ -118,40 +120,40 @@ class TeacherForcing:
         self.schedule, self.first = getattr(self.scheduler, "timesteps", None), None
         if len(self.visited) == self.trajectory.steps and not self.entering:
             return True
-        start = None if self.schedule is None else place_in(self.schedule, self.trajectory.timesteps)
+        start = self._place()
         if self.schedule is None or start is None:
             return False
         chosen = self.visited[:1] * self.entering + self.visited
         # Image-to-image pipelines leave out the start of the schedule themselves, others its end.
         end = range(start + self.trajectory.steps, len(self.schedule))
-        self.scheduler.timesteps = self.schedule[[*range(start), *(start + i for i in chosen), *end]]
+        kept = [*range(start), *(start + i for i in chosen), *end]
+        self.scheduler.timesteps = self.host.part(self.schedule, kept)
         return True
+
+    def _place(self) -> int | None:
+        """Where the recorded chain begins in the scheduler's own schedule."""
+        recorded = torch.tensor(self.timesteps, dtype=torch.float64)
+        return None if self.schedule is None else place_in(self.host.copy(self.schedule), recorded)
 
     @contextmanager
     def _resumed(self) -> Iterator[None]:
         """The scheduler as it was at the current step of the recorded chain, with its whole schedule."""
         scheduler = self.scheduler
-        shown = getattr(scheduler, "timesteps", None)
-        if self.schedule is not None:
-            scheduler.timesteps = self.schedule
-        if hasattr(scheduler, "_step_index"):
-            self.first = self._first_index() if self.first is None else self.first
-            scheduler._step_index = self.first + self.current
-        try:
+        with self.host.shown(self.schedule):
+            if hasattr(scheduler, "_step_index"):
+                self.first = self._first_index() if self.first is None else self.first
+                scheduler._step_index = self.first + self.current
             yield
-        finally:
-            if shown is not None:
-                scheduler.timesteps = shown
 
     def _first_index(self) -> int:
         """The scheduler's index of the chain's first step, found as it finds it itself."""
         scheduler = self.scheduler
         if getattr(scheduler, "_begin_index", None) is not None:
             return int(scheduler._begin_index)
-        start = None if self.schedule is None else place_in(self.schedule, self.trajectory.timesteps)
+        start = self._place()
         if self.schedule is None or start is None or not hasattr(scheduler, "index_for_timestep"):
             return start or 0
-        return int(scheduler.index_for_timestep(self.schedule[start]))
+        return int(scheduler.index_for_timestep(scheduler.timesteps[start]))
 
     def _scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Hand over the exact state: what the pipeline made of its `latents` may be rounded."""
@@ -165,6 +167,7 @@ class TeacherForcing:
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         call = StepCall(self.scheduler, self.step, *args, **kwargs)
+        call.to_host(self.host.copy, passed=self.host.exact)
         with self._resumed():
             return self._enter(call) if self.entering else self._score(call)
 
