@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from diffusion_rtb.files.completeness import check_finite
+from diffusion_rtb.files.completeness import check_finite, read_json
 from pipelines._models.random_weights import is_random, random_folder
 
-__all__ = ["BUNDLED", "is_hub_id", "local_folder", "settled"]
+__all__ = ["BUNDLED", "is_hub_id", "left_out", "local_folder", "settled"]
 
-BUNDLED = {"emoji": "pipelines/emoji/weights"}
+BUNDLED = {"emoji": "pipelines/emoji/weights", "emoji_flow": "pipelines/emoji/flow"}
 """Priors that come with this package: short name -> folder in the repository."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -32,7 +32,7 @@ def local_folder(
     """The folder behind a bundled name, a path or a hub id; a hub id is downloaded first.
 
     Args:
-        path: "emoji", "random:NAME", a folder, or "organisation/name" on the model hub.
+        path: One of `BUNDLED`, "random:NAME", a folder, or "organisation/name" on the model hub.
         pipeline: diffusers class that knows which files of a hub repository it needs.
         without: Parts of it that are not wanted.
         variant: Of the weight files of a hub repository; None takes the plain ones, or else "fp16".
@@ -101,6 +101,17 @@ def settled(pipe: Any, components: Sequence[str], where: Path, *, dtype: torch.d
             network.to(dtype)
     pipe.set_progress_bar_config(disable=True)
     return digest
+
+
+def left_out(folder: Path, pipeline: Any) -> list[str]:
+    """Parts that a folder names without a class although its pipeline needs them: `from_pretrained` takes None for them.
+
+    Stable Diffusion 3 without T5 is such a folder; diffusers saves it and refuses to load it unless told again.
+    """
+    index = read_json(folder / "model_index.json")
+    return [
+        name for name, value in index.items() if value == [None, None] and name not in pipeline._optional_components
+    ]
 
 
 def _digest(pipe: Any, components: Sequence[str]) -> str:

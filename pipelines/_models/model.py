@@ -11,7 +11,7 @@ import torch
 from diffusion_rtb.files.completeness import tensor_shapes
 from pipelines._models.additions import Additions
 from pipelines._models.family import Family
-from pipelines._models.folder import is_hub_id, local_folder, settled
+from pipelines._models.folder import is_hub_id, left_out, local_folder, settled
 from pipelines._models.proof import check_folder, network_files, quiet, read_scheduler_config
 from pipelines._models.random_weights import is_random, random_pipeline
 from pipelines._models.single_file import check_single_file, configs_for, is_single_file, read_single_file
@@ -96,6 +96,13 @@ class Model:
         """Its noise schedule: betas, prediction type, spacing, offset."""
         return read_scheduler_config(self.find()[0])
 
+    @property
+    def left_out(self) -> list[str]:
+        """Parts that its pipeline needs and it does not have, see `folder.left_out`."""
+        import diffusers
+
+        return left_out(self.find()[0], getattr(diffusers, self.kind.pipeline))
+
     def weight_files(self) -> dict[str, list[Path]]:
         """The safetensors files of each network; empty where there are none, or not yet."""
         if not self.here or is_random(self.path):
@@ -111,7 +118,8 @@ class Model:
 
         folder, variant = self.find()
         pipeline, networks = getattr(diffusers, self.kind.pipeline), self.kind.parts.networks
-        options = {"scheduler": scheduler, "dtype": dtype} | dict.fromkeys(self.kind.without) | dict(self.kind.options)
+        options = {"scheduler": scheduler, "dtype": dtype} | dict(self.kind.options)
+        options |= dict.fromkeys([*self.kind.without, *self.left_out])
         if is_random(self.path):
             return random_pipeline(pipeline, folder, networks, device=device, **options)
         options |= self.additions.replaced(dtype)
@@ -134,4 +142,5 @@ class Model:
         config = "" if self.config is None else f", config={self.config!r}"
         load = f"from_single_file({self.path!r}{config}" if self.single else f"from_pretrained({base!r}"
         name = "torch_dtype" if self.single else "dtype"
-        return [f"pipe = {self.kind.pipeline}.{load}, {name}=torch.{dtype})", *self.additions.code(dtype)]
+        absent = "".join(f", {part}=None" for part in self.left_out)
+        return [f"pipe = {self.kind.pipeline}.{load}, {name}=torch.{dtype}{absent})", *self.additions.code(dtype)]

@@ -1,7 +1,8 @@
-"""The bundled prior `emoji`: a complete Stable Diffusion pipeline that draws 64-pixel emoji from a caption.
+"""The bundled priors `emoji` and `emoji_flow`: a complete Stable Diffusion and a Stable Diffusion 3 that draw 64-pixel emoji.
 
-`StableDiffusionPipeline.from_pretrained(str(path()))` loads it; this module only knows where it is and which words it
-understands, so it imports neither torch nor diffusers. `python -m pipelines.emoji.build` makes the weights.
+`StableDiffusionPipeline.from_pretrained(str(path()))` loads the first, `StableDiffusion3Pipeline.from_pretrained(str(flow_path()))`
+the second; this module only knows where they are and which words they understand, so it imports neither torch nor diffusers.
+`python -m pipelines.emoji.build` makes the weights.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 PATH = Path(__file__).parent / "weights"
+FLOW = Path(__file__).parent / "flow"
 
 # Concepts that all three sets draw, common and easy to tell apart at 64 pixels; "word=icon" where the set's own
 # icon name is not the everyday word (for several animals the face is the clearer drawing).
@@ -42,7 +44,7 @@ umbrella, unicorn, watermelon, whale
 """
 
 NAMES: tuple[str, ...] = tuple(" ".join(_DRAWN.split()).split(", "))
-"""What the prior can draw; emoji-clip knows these, the other everyday words of `ICONS` and about 1,100 further names."""
+"""What the priors can draw; emoji-clip knows these, the other everyday words of `ICONS` and about 1,100 further names."""
 
 STYLES: tuple[str, ...] = ("noto", "fluent", "flat")
 """How it can draw: shaded outline (Noto), three-dimensional (Fluent), flat shapes (Fluent Flat)."""
@@ -61,8 +63,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 
 def path() -> Path:
-    """Folder to give to `StableDiffusionPipeline.from_pretrained`."""
+    """Folder of `emoji`, to give to `StableDiffusionPipeline.from_pretrained`."""
     return PATH
+
+
+def flow_path() -> Path:
+    """Folder of `emoji_flow`, to give to `StableDiffusion3Pipeline.from_pretrained`."""
+    return FLOW
 
 
 def caption(name: str | None, style: str | None = None, colour: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The bundled prior `emoji` and reward model `emoji-clip`: complete, small, consistent with each other and able to draw."""
+"""The bundled priors `emoji` and `emoji_flow` and the reward model `emoji-clip`: small, consistent and able to draw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rewards import emoji_clip
 
 ROOT = Path(__file__).parents[2]
 MINIMUM = (0.7, 0.45, 0.9)  # accuracy of name, style and background; chance is 0.016, 0.33 and 0.125
-FOLDERS = {"prior": (emoji.path(), 25), "emoji-clip": (emoji_clip.path(), 8.5)}
+FOLDERS = {"prior": (emoji.path(), 25), "flow": (emoji.flow_path(), 20), "emoji-clip": (emoji_clip.path(), 8.5)}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_folder_is_small_licensed_and_holds_no_pickle(part: str) -> None:
 @pytest.mark.parametrize("part", FOLDERS)
 def test_weights_are_finite_and_half_precision(part: str) -> None:
     weights = list(FOLDERS[part][0].rglob("*.safetensors"))
-    assert len(weights) == {"prior": 3, "emoji-clip": 1}[part]
+    assert len(weights) == {"prior": 3, "flow": 4, "emoji-clip": 1}[part]
     for file in weights:
         for name, tensor in load_file(file).items():
             if tensor.is_floating_point() and not name.endswith("attn_mask"):

@@ -101,7 +101,7 @@ def test_it_is_trained_sampled_and_exported(model: Path) -> None:
     assert weights
     assert all(name.startswith("transformer.") for name in weights)
     card = Path("runs/three/lora/README.md").read_text()
-    assert "pipe = StableDiffusion3Pipeline.from_pretrained('model', dtype=torch.float32)" in card
+    assert "pipe = StableDiffusion3Pipeline.from_pretrained('model', dtype=torch.float32, text_encoder=None, " in card
     assert "from diffusion_rtb.schedulers import FlowMatchSDEScheduler" in card
     assert "kohya" not in card
     untuned = build({"component": "family_of_others.three:Three", "path": "model"}, "prior")

@@ -1,14 +1,16 @@
-"""Rebuild the bundled prior `emoji` and the reward model `emoji-clip` from the npm registry.
+"""Rebuild the bundled priors `emoji` and `emoji_flow` and the reward model `emoji-clip` from the npm registry.
 
     python -m pipelines.emoji.build --work runs/emoji                # everything, one stage after another
     python -m pipelines.emoji.build --work runs/emoji --stage unet   # one stage; run it again to continue
 
 Needs npm and resvg_py. Stages resume from atomic checkpoints in the work folder; a training's budget (`--minutes`) is
-wall time over all its runs. `decoder`, `clip` and `unet` need only `vae` and may run side by side.
+wall time over all its runs. `decoder`, `clip` and `unet` need only `vae` and may run side by side; `flow` needs `data` and the
+exported `emoji` and `emoji-clip`.
 
 Measured on 2 virtual cores of an AMD EPYC with AVX-512 bf16, shared with other jobs, one thread per training: data 15 s,
 vae 20 min (1,450 steps), decoder 36 min (3,000), unet 55 min (3,447), clip 23.5 min (1,432), export and sheet 1 min, report
-40 s. An idle machine takes about half as long per step, so the same budgets draw better.
+40 s; on one such core, busier: flow 55 min (1,358; 75 s before it for the cache). An idle machine takes about half as long per
+step, so the same budgets draw better.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from pathlib import Path
 
 import torch
 
-from pipelines.emoji import PATH
-from pipelines.emoji.build import clip, drawings, export, unet, vae
+from pipelines.emoji import FLOW, PATH
+from pipelines.emoji.build import clip, drawings, export, flow, unet, vae
 
-MINUTES = {"vae": 20.0, "decoder": 36.0, "clip": 23.5, "unet": 55.0}
-STAGES = ("data", "vae", "latents", "decoder", "unet", "clip", "export", "export-clip", "sheet", "report")
+MINUTES = {"vae": 20.0, "decoder": 36.0, "clip": 23.5, "unet": 55.0, "flow": 55.0}
+STAGES = (
+    *("data", "vae", "latents", "decoder", "unet", "clip", "export", "export-clip", "sheet", "report"),
+    *("flow", "export-flow", "sheet-flow", "report-flow"),
+)
 CLIP_PATH = PATH.parents[2] / "rewards" / "emoji_clip"
 
 
@@ -36,6 +41,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="budget of a training stage")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--prior", type=Path, default=PATH, help="where to write the prior")
+    parser.add_argument("--flow", type=Path, default=FLOW, help="where to write the flow prior")
     parser.add_argument("--clip", type=Path, default=CLIP_PATH, help="where to write emoji-clip")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -51,6 +57,10 @@ def run(stage: str, options: argparse.Namespace) -> None:
     work: Path = options.work
     data = drawings.load(work)
     minutes = options.minutes or MINUTES.get(stage, 0)
+
+    def cache() -> flow.Cache:
+        return flow.Cache.load(data, work, options.prior, options.clip)
+
     actions: dict[str, Callable[[], object]] = {
         "data": lambda: data,
         "vae": lambda: vae.train(data, work, minutes),
@@ -58,10 +68,16 @@ def run(stage: str, options: argparse.Namespace) -> None:
         "decoder": lambda: vae.train_decoder(data, work, minutes),
         "unet": lambda: unet.train(vae.cache_latents(data, work), work, minutes),
         "clip": lambda: clip.train(data, work, minutes),
-        "export": lambda: export.export_prior(work, options.prior),
+        "export": lambda: export.export_prior(export.pipeline(work), options.prior, licences=PATH),
         "export-clip": lambda: clip.export(work, options.clip),
-        "sheet": lambda: export.sheet(options.prior),
+        "sheet": lambda: export.sheet(options.prior, options.prior.parent / "sheet.png"),
         "report": lambda: export.report(data, work, options.prior, options.clip),
+        "flow": lambda: flow.train(cache(), work, minutes),
+        "export-flow": lambda: export.export_prior(
+            flow.pipeline(cache(), work, options.prior, options.clip), options.flow, licences=PATH
+        ),
+        "sheet-flow": lambda: export.sheet(options.flow, options.flow.parent / "sheet_flow.png"),
+        "report-flow": lambda: export.report_flow(work, options.flow, options.prior, options.clip),
     }
     actions[stage]()
 

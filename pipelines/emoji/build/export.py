@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from diffusion_rtb.files.whole import write_json
+from diffusion_rtb.schedulers import FlowMatchSDEScheduler
+from pipelines._models.folder import left_out
 from pipelines.emoji import COLOURS, NAMES, STYLES, caption
-from pipelines.emoji.build import clip, unet, vae
+from pipelines.emoji.build import captions, clip, unet, vae
 from pipelines.emoji.build.drawings import Bytes, Drawings, composite
 
 log = logging.getLogger(__name__)
 
 SHEET_GUIDANCE, SHEET_STEPS = 2.5, 20
+SHIFT = 3.0  # of the flow's sigmas where noise is added: most steps where the caption decides, at high noise
 
 
 def pipeline(work: Path) -> StableDiffusionPipeline:
@@ -31,7 +36,7 @@ def pipeline(work: Path) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         vae=vae.trained(work),
         text_encoder=model.text,
-        tokenizer=unet.tokenizer(),
+        tokenizer=captions.tokenizer(),
         unet=model.unet,
         scheduler=unet.schedule(),
         safety_checker=None,
@@ -40,18 +45,19 @@ def pipeline(work: Path) -> StableDiffusionPipeline:
     )
 
 
-def export_prior(work: Path, folder: Path) -> None:
+def export_prior(pipe: DiffusionPipeline, folder: Path, *, licences: Path) -> None:
     """Save the pipeline in half precision; `folder` is replaced only when the new one is complete."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    pipe = pipeline(work)
-    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
-        part.half()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.half()
     pipe.save_pretrained(partial, safe_serialization=True)
-    _default_to_single_precision(partial / "text_encoder" / "config.json")
+    for config in partial.glob("text_encoder*/config.json"):
+        _default_to_single_precision(config)
     for file in partial.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
-    for file in folder.glob("LICENSE*"):
+    for file in licences.glob("LICENSE-*"):
         shutil.copy(file, partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -63,27 +69,27 @@ def _default_to_single_precision(config: Path) -> None:
     write_json(config, values | {"dtype": "float32"}, indent=2)
 
 
-def load(folder: Path) -> StableDiffusionPipeline:
-    """The exported prior in single precision, without progress bars."""
-    pipe = StableDiffusionPipeline.from_pretrained(str(folder))
+def load(folder: Path) -> DiffusionPipeline:
+    """An exported prior in single precision, without progress bars; diffusers wants to be told that T5 is absent."""
+    pipe = DiffusionPipeline.from_pretrained(str(folder), **dict.fromkeys(left_out(folder, DiffusionPipeline)))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @torch.no_grad()
-def draw(
-    pipe: StableDiffusionPipeline, prompts: list[str], *, steps: int, guidance: float, eta: float = 1.0, seed: int = 0
-) -> Tensor:
-    """Pictures (prompts, 64, 64, 3) uint8, 64 at a time."""
+def draw(pipe: DiffusionPipeline, prompts: list[str], *, steps: int, guidance: float, seed: int = 0) -> Tensor:
+    """Pictures (prompts, 64, 64, 3) uint8, 64 at a time, by DDIM with eta 1 or by the flow's scheduler."""
+    flow = isinstance(pipe, StableDiffusion3Pipeline)
+    options: dict[str, Any] = {"max_sequence_length": 1} if flow else {"eta": 1.0}
     generator, parts = torch.Generator().manual_seed(seed), []
     for start in range(0, len(prompts), 64):
         out = pipe(
             prompts[start : start + 64],
             num_inference_steps=steps,
             guidance_scale=guidance,
-            eta=eta,
             generator=generator,
             output_type="pt",
+            **options,
         )
         parts.append(clip.quantise(out.images * 2 - 1))
     return torch.cat(parts)
@@ -98,7 +104,7 @@ def labelled_prompts(count: int, seed: int) -> tuple[list[str], Tensor]:
     return [caption(*w) for w in words], torch.from_numpy(labels)
 
 
-def sheet(folder: Path, file: Path | None = None) -> None:
+def sheet(folder: Path, file: Path) -> None:
     """Draw 64 captions, guidance on, into one picture with the captions underneath."""
     prompts, _ = labelled_prompts(64, seed=3)
     images = draw(load(folder), prompts, steps=SHEET_STEPS, guidance=SHEET_GUIDANCE)
@@ -111,7 +117,7 @@ def sheet(folder: Path, file: Path | None = None) -> None:
         canvas.paste(picture, (x + (cell_w - 64 * scale) // 2, y + 4))
         for row, text in enumerate(prompt.replace(" emoji, ", "|").replace(", ", "|").split("|")):
             pen.text((x + cell_w // 2, y + 66 * scale + 10 * row + 4), text, fill="black", anchor="ma", font_size=10)
-    canvas.save(file or folder.parent / "sheet.png", optimize=True)
+    canvas.save(file, optimize=True)
 
 
 @torch.no_grad()
@@ -138,10 +144,11 @@ def accuracies(model: open_clip.CLIP, images: Tensor, labels: Tensor, names: lis
     return {k: round(v, 3) for k, v in result.items()}
 
 
-def report(drawings: Drawings, work: Path, prior: Path, clip_folder: Path) -> dict[str, dict[str, float]]:
-    """Measure both models and write `work/report.json`."""
+def report(drawings: Drawings, work: Path, prior: Path, clip_folder: Path) -> None:
+    """Measure the drawings, their reconstructions and the prior; write `work/report.json`."""
     model = open_clip.create_model(f"local-dir:{clip_folder}").eval()
-    rng, result = np.random.default_rng(5), {}
+    rng = np.random.default_rng(5)
+    result: dict[str, dict[str, float]] = {}
     held_out = clip.split(drawings)[1]
     for title, subset in (("held-out names", held_out), ("prior's names", drawings.known)):
         index, styles = (g.ravel() for g in np.mgrid[: len(subset), : len(STYLES)])
@@ -150,15 +157,43 @@ def report(drawings: Drawings, work: Path, prior: Path, clip_folder: Path) -> di
         labels, words = torch.from_numpy(np.stack([index, styles, colours], 1)), [drawings.names[i] for i in subset]
         result[f"{title}, drawings"] = accuracies(model, torch.from_numpy(real), labels, words)
         result[f"{title}, reconstructions"] = accuracies(model, reconstruct(work, real), labels, words)
-    pipe = load(prior)
+    _write(work / "report.json", result | samples(load(prior), model))
+
+
+def report_flow(work: Path, folder: Path, prior: Path, clip_folder: Path) -> None:
+    """Measure the flow prior by its own scheduler and by the one with noise, beside the emoji prior; `work/report_flow.json`."""
+    model, pipe = open_clip.create_model(f"local-dir:{clip_folder}").eval(), load(folder)
+    result = {f"emoji, {title}": values for title, values in samples(load(prior), model).items()}
+    result |= {f"flow, ODE, {title}": values for title, values in samples(pipe, model).items()}
+    pipe.scheduler = FlowMatchSDEScheduler.from_config(pipe.scheduler.config, shift=SHIFT)
+    result |= {f"flow, SDE, {title}": values for title, values in samples(pipe, model).items()}
+    _write(work / "report_flow.json", result)
+
+
+def samples(pipe: DiffusionPipeline, model: open_clip.CLIP) -> dict[str, dict[str, float]]:
+    """Readings of 64 full captions at three settings, and how evenly the prior fills in what 192 captions leave open."""
+    result: dict[str, dict[str, float]] = {}
     prompts, labels = labelled_prompts(len(NAMES), seed=11)
     for steps, guidance in ((12, 1.0), (12, 2.0), (20, 2.5)):
         images = draw(pipe, prompts, steps=steps, guidance=guidance, seed=1)
         result[f"samples, {steps} steps, guidance {guidance}"] = accuracies(model, images, labels, list(NAMES))
-    write_json(work / "report.json", result, indent=2)
+    images = draw(pipe, [caption(name) for name in NAMES] * 3, steps=20, guidance=1.0, seed=1)
+    for part, texts in (
+        ("styles", [caption(None, s) for s in STYLES]),
+        ("backgrounds", [caption(None, None, c) for c in COLOURS]),
+    ):
+        share = read(model, images, texts).argmax(-1).bincount(minlength=len(texts)) / len(images)
+        result[f"open captions, {part}"] = dict(zip(texts, share.tolist(), strict=True)) | {
+            "entropy": float(torch.special.entr(share).sum()),
+            "most": math.log(len(texts)),
+        }
+    return result
+
+
+def _write(file: Path, result: dict[str, dict[str, float]]) -> None:
+    write_json(file, result, indent=2)
     for title, values in result.items():
         log.info("%s: %s", title, values)
-    return result
 
 
 @torch.no_grad()

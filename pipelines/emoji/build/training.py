@@ -29,10 +29,12 @@ class Training:
     `while not run.done: ...; run.step(loss)` is the whole loop.
     """
 
-    def __init__(self, model: nn.Module, file: Path, *, minutes: float, lr: float, decay: float = 0.999) -> None:
+    def __init__(
+        self, model: nn.Module, file: Path, *, minutes: float, lr: float, decay: float = 0.999, largest: int = 4096
+    ) -> None:
         self.model, self.file, self.minutes, self.lr, self.decay = model, file, minutes, lr, decay
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
-        self.optimizer = Muon(model.parameters(), lr=lr)
+        self.optimizer = Muon(model.parameters(), lr=lr, largest=largest)
         self.steps, self.seconds, self.loss = 0, 0.0, math.nan
         if file.exists():
             self._resume()

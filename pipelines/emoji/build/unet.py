@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from pipelines.emoji import COLOURS, NAMES, STYLES, caption
+from pipelines.emoji.build.captions import CONTEXT, Captions, token_ids
 from pipelines.emoji.build.training import Training, load_average
 
 CHANNELS = (96, 128)
 WIDTH = 64  # of the text encoder
-CONTEXT = 24  # tokens; the longest caption of the grammar has 16
 BATCH, RATE = 32, 1.5e-3
 STEPS = 1000  # of the noise schedule
 FLOOR = 0.1  # standard deviation of the noise that remains at t = 0
 CEILING = 1e-4  # alpha_bar at t = 999
 NOISY = 0.7  # t = 1000 u^0.7: a little more practice at high noise, where the caption decides what is drawn
-NO_TEXT, NO_NAME, NO_STYLE, NO_COLOUR = 0.1, 0.1, 0.4, 0.4  # how often a part of the caption is left out
 
 
 def schedule() -> DDIMScheduler:
@@ -46,17 +41,6 @@ def schedule() -> DDIMScheduler:
         steps_offset=1,  # without effect when trailing, but the pipeline insists on it
         clip_sample=False,
     )
-
-
-def tokenizer() -> CLIPTokenizer:
-    """CLIP's own byte-pair tokenizer, from the vocabulary that open_clip carries; pads to `CONTEXT` tokens."""
-    file = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    characters = list(bytes_to_unicode().values())
-    words = characters + [c + "</w>" for c in characters] + ["".join(m.split()) for m in merges]
-    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    pairs = [(a, b) for a, b in (m.split() for m in merges)]
-    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=CONTEXT)
 
 
 class Denoiser(nn.Module):
@@ -95,40 +79,6 @@ class Denoiser(nn.Module):
         return self.unet(x, t, self.text(ids)[0]).sample
 
 
-class Captions:
-    """Token ids of every caption of the grammar: `ids[name, style, colour]`, the last index meaning "left open"."""
-
-    def __init__(self) -> None:
-        texts = [
-            caption(name, style, colour)
-            for name in (*NAMES, None)
-            for style in (*STYLES, None)
-            for colour in (*COLOURS, None)
-        ]
-        encode = tokenizer()
-        ids = encode(["", *texts], padding="max_length", return_tensors="pt").input_ids
-        if ids.shape[1] > CONTEXT:
-            raise ValueError(
-                f"a caption has {ids.shape[1]} tokens, but CONTEXT is {CONTEXT}; raise it or shorten names"
-            )
-        self.empty = ids[0]
-        self.ids = ids[1:].view(len(NAMES) + 1, len(STYLES) + 1, len(COLOURS) + 1, CONTEXT)
-
-    def draw(self, name: Tensor, style: Tensor, colour: Tensor) -> Tensor:
-        """Ids (batch, 24) of captions that leave parts out at random."""
-        name, style, colour = (
-            torch.where(torch.rand(len(index)) < rate, count, index)
-            for index, rate, count in (
-                (name, NO_NAME, len(NAMES)),
-                (style, NO_STYLE, len(STYLES)),
-                (colour, NO_COLOUR, len(COLOURS)),
-            )
-        )
-        ids = self.ids[name, style, colour]
-        ids[torch.rand(len(ids)) < NO_TEXT] = self.empty
-        return ids
-
-
 def train(latents: Tensor, work: Path, minutes: float) -> None:
     """Train for `minutes` of wall time in total; the checkpoint is `work/unet.safetensors`.
 
@@ -140,6 +90,7 @@ def train(latents: Tensor, work: Path, minutes: float) -> None:
     run = Training(model, work / "unet.safetensors", minutes=minutes, lr=RATE, decay=0.995)
     torch.manual_seed(1 + run.steps)
     alpha_bar, captions, sizes = schedule().alphas_cumprod, Captions(), np.array(latents.shape[:4])
+    ids = token_ids(captions.texts)
     while not run.done:
         view, name, style, colour = (torch.randint(size, (BATCH,)) for size in sizes.tolist())
         t = (((torch.arange(BATCH) + torch.rand(BATCH)) / BATCH) ** NOISY * STEPS).long()  # stratified
@@ -147,7 +98,7 @@ def train(latents: Tensor, work: Path, minutes: float) -> None:
         a, b = alpha_bar[t].sqrt()[:, None, None, None], (1 - alpha_bar[t]).sqrt()[:, None, None, None]
         x = (a * x0 + b * eps).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            v = model(x, t, captions.draw(name, style, colour))
+            v = model(x, t, ids[captions.draw(name, style, colour)])
         run.step((v.float() - (a * eps - b * x0)).square().mean())
 
 

@@ -112,20 +112,26 @@ def trained(work: Path) -> AutoencoderKL:
     return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
 def cache_latents(drawings: Drawings, work: Path) -> Tensor:
     """Latent means (views, names, styles, colours, 4, 8, 8) with unit variance, from `work/latents.safetensors`."""
     file = work / "latents.safetensors"
     if not file.exists():
-        model, rng = trained(work), np.random.default_rng(0)
-        shape = (VIEWS, len(NAMES), len(STYLES), len(COLOURS), 4, 8, 8)
-        means = torch.empty(shape)
-        for view in range(VIEWS):
-            for name, index in enumerate(drawings.known):
-                rgba = np.repeat(drawings.rgba[index], len(COLOURS), axis=0)
-                images = composite(shift(rgba, rng, reach=1), list(COLOURS) * len(STYLES), rng)
-                means[view, name] = model.encode(pixels(images)).latent_dist.mean.view(shape[2:])
+        means = encode(drawings, trained(work))
         scale = 1 / means.std()
         log.info("latents: standard deviation %.3f, per channel %s", means.std(), means.std((0, 1, 2, 3, 5, 6)))
         save_file({"means": means * scale, "scale": scale}, file)
     return load_file(file)["means"]
+
+
+@torch.no_grad()
+def encode(drawings: Drawings, model: AutoencoderKL, views: int = VIEWS) -> Tensor:
+    """Means (views, names, styles, colours, 4, 8, 8) of the encoder for the prior's drawings, not scaled."""
+    rng = np.random.default_rng(0)
+    shape = (views, len(NAMES), len(STYLES), len(COLOURS), 4, 8, 8)
+    means = torch.empty(shape)
+    for view in range(views):
+        for name, index in enumerate(drawings.known):
+            rgba = np.repeat(drawings.rgba[index], len(COLOURS), axis=0)
+            images = composite(shift(rgba, rng, reach=1), list(COLOURS) * len(STYLES), rng)
+            means[view, name] = model.encode(pixels(images)).latent_dist.mean.view(shape[2:])
+    return means
