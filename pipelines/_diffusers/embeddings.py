@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pipelines._models.kept_embeddings import KeptEmbeddings
+
 __all__ = ["PromptEmbeddings"]
 
 REMEMBERED = 1024
@@ -35,12 +37,14 @@ class PromptEmbeddings:
         options: Further arguments of `encode_prompt`.
         guided: Whether the call wants a negative prompt besides.
         negative: That prompt; None leaves it to the pipeline.
+        kept: Where embeddings are kept from run to run.
     """
 
     names: Sequence[str | None]
     options: Mapping[str, Any]
     guided: bool
     negative: str | None = None
+    kept: KeptEmbeddings | None = None
     _rows: dict[str, Row] = field(default_factory=dict)
     _negative: Row | None = None
 
@@ -101,9 +105,14 @@ class PromptEmbeddings:
         ).parameters  # whose defaults are others than those of `encode_prompt`
         defaults = {name: argument.default for name, argument in call.items() if argument.default is not argument.empty}
         options = {name: value for name, value in (defaults | given | dict(self.options)).items() if name in taken}
-        answer = pipe.encode_prompt(**options)
-        found = answer if isinstance(answer, tuple) else (answer,)
-        return {name: value for name, value in zip(self.names, found, strict=False) if name and value is not None}
+
+        def encode() -> Row:
+            answer = pipe.encode_prompt(**options)
+            found = answer if isinstance(answer, tuple) else (answer,)
+            return {name: value for name, value in zip(self.names, found, strict=False) if name and value is not None}
+
+        asked = {name: value for name, value in options.items() if name != "device"} | {"names": self.names}
+        return encode() if self.kept is None else self.kept.found(pipe, asked, device, encode)
 
 
 def _knows_guidance(pipe: Any) -> bool:

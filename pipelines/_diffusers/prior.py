@@ -31,7 +31,9 @@ from pipelines._diffusers.settings import DTYPES, check_run, check_timesteps, de
 from pipelines._models.additions import Additions
 from pipelines._models.family import Family
 from pipelines._models.folder import BUNDLED
+from pipelines._models.memory import Memory
 from pipelines._models.model import Model
+from pipelines._models.speed import Speed
 
 __all__ = ["DiffusersPrior"]
 
@@ -48,6 +50,8 @@ class DiffusersPrior(Family):
         scheduler_arguments: Constructor arguments of the scheduler that differ from the pipeline's.
         dtype: Of the frozen networks, a name of `DTYPES`. Adapters are always float32.
         device: Where to run; accelerate's choice by default.
+        memory: What it may do to take less memory, see `Memory`.
+        speed: How its denoiser is computed, see `Speed`.
         decode_batch: Samples decoded at once.
         vae: A diffusers folder of an autoencoder to use instead of the pipeline's own.
         lora: A LoRA, a .safetensors file or a folder, that is merged into the prior; the posterior's own comes on top.
@@ -73,6 +77,8 @@ class DiffusersPrior(Family):
         scheduler_arguments: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         device: str | None = None,
+        memory: Memory | None = None,
+        speed: Speed | None = None,
         decode_batch: int = 8,
         vae: str | None = None,
         lora: str | None = None,
@@ -93,6 +99,9 @@ class DiffusersPrior(Family):
         scheduler_class(scheduler or self.sampler)
         self._scheduler = scheduler or self.sampler, dict(scheduler_arguments or {})
         self._device = device
+        self.memory, self.speed = memory or Memory(), speed or Speed()
+        self.speed.check()
+        self._staging: Any = None
         self._pipe: Any = None
         self._digest = ""
         self._dims: tuple[int, ...] | None = None
@@ -121,7 +130,10 @@ class DiffusersPrior(Family):
             return
         sampler = self._sampler or self._built_sampler()
         device = torch.device(self._device or default_device())
-        self._pipe, self._digest = self._model.load(sampler, DTYPES[self.dtype], device)
+        first = torch.device("cpu") if self.memory.offload else device
+        self._pipe, self._digest = self._model.load(sampler, DTYPES[self.dtype], first)
+        self._staging = self.memory.place(self._pipe, self.denoiser, device)
+        self.speed.apply(self.network)
 
     @property
     def pipe(self) -> Any:
@@ -136,8 +148,8 @@ class DiffusersPrior(Family):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
+        """Where the network is when it is used."""
+        return self._staging.device if self._staging else next(self.network.parameters()).device
 
     @property
     def loop_networks(self) -> Sequence[nn.Module]:
@@ -194,6 +206,8 @@ class DiffusersPrior(Family):
             ValueError: see `pipelines._diffusers.lora.add_lora`.
         """
         targets = self.targets if target_modules is None else target_modules
+        if self._staging:
+            self._staging.bring(self.network)  # adapters are made where it is, and stay there
         add_lora(self.network, rank=rank, alpha=alpha, target_modules=targets, seed=seed)
         self._adapter = {"rank": rank, "alpha": float(alpha), "target_modules": sorted(targets)}
 
@@ -230,6 +244,8 @@ class DiffusersPrior(Family):
                 "settings": own_settings(sampler),
             },
             "adapter": self._adapter,
+            **self.memory.fingerprint,
+            **self.speed.fingerprint(),
         }
 
     def export(self, folder: Path, card: str) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from pipelines._diffusers.guidance import TiltedPrior
 from pipelines._diffusers.scheduler import takes_eta
+from pipelines._models.memory import Memory
+from pipelines._models.speed import Speed
 
 __all__ = [
     "DTYPES",
@@ -40,6 +42,8 @@ class PriorSettings(TypedDict, total=False):
     scheduler_arguments: Mapping[str, Any] | None
     dtype: Dtype
     device: str | None
+    memory: Memory | None
+    speed: Speed | None
     decode_batch: int
     vae: str | None
     lora: str | None

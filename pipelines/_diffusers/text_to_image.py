@@ -18,7 +18,9 @@ from pipelines._diffusers.embeddings import PromptEmbeddings
 from pipelines._diffusers.guidance import Guidance, TiltedPrior
 from pipelines._diffusers.prior import DiffusersPrior
 from pipelines._diffusers.settings import PriorSettings, check_size
+from pipelines._models.kept_embeddings import KeptEmbeddings
 from pipelines._models.lengths import say_what_is_cut
+from pipelines._models.memory import Memory
 
 __all__ = ["MASKED", "TextToImage"]
 
@@ -45,6 +47,8 @@ class TextToImage(DiffusersPrior):
         negative_prompt: What guidance moves away from; by default what the pipeline itself takes without one.
         dtype: Of the frozen networks: "float32", "float16" or "bfloat16". Adapters are always float32.
         device: Where to run, such as "cpu" or "cuda:1"; accelerate's choice by default.
+        memory: What it may do to take less memory: gradient_checkpointing, offload, vae_tiling, embeddings; see `Memory`.
+        speed: How its denoiser is computed: compile, channels_last, attention, tf32; see `Speed`.
         height: Image height in pixels, a multiple of the family's `multiple`, together with `width`; the model's own by default.
         width: Image width in pixels.
         decode_batch: Images the autoencoder decodes at once.
@@ -85,8 +89,10 @@ class TextToImage(DiffusersPrior):
         check_size(height, width, self.multiple)
         self._size = {"height": height, "width": width} if height and width else {}
         options = {name: value for name, value in self.call.items() if name != "negative_prompt"} | dict(self.encode)
-        self._embeddings = PromptEmbeddings(self.embeds, options, guidance > 1, negative)
         self._prompts: list[str] = []
+        folder = (settings.get("memory") or Memory()).embeddings
+        kept = None if folder is None else KeptEmbeddings(Path(folder))
+        self._embeddings = PromptEmbeddings(self.embeds, options, guidance > 1, negative, kept)
         super().__init__(path or self.published, **settings)
 
     def read_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -116,14 +116,15 @@ def _drawn(
         away = given.get("negative_prompt") or ""
         texts = {True: [away] * len(prompts) if isinstance(away, str) else list(away), False: prompts}
         guided = given.get("do_classifier_free_guidance", True)
+        place = given.get("device") or device
 
         def answer(name: str, shape: Sequence[int]) -> Tensor | None:
             negative = name.startswith("negative_")
             if negative and not guided:
                 return None
             if name.endswith("_ids"):  # places of tokens, which text has none of
-                return torch.zeros(*shape, dtype=dtype, device=device)
-            return torch.stack([_normal(text, shape) for text in texts[negative]]).to(device, dtype)
+                return torch.zeros(*shape, dtype=dtype, device=place)
+            return torch.stack([_normal(text, shape) for text in texts[negative]]).to(place, dtype)
 
         return tuple(answer(name, shape) for name, shape in shapes.items())
 
