@@ -52,8 +52,8 @@ def doctor(
         if file is not None:
             check_writable(file.parent, files=(file.name,))
         run, folder = find_run(config, overrides or (), restore=False)
-        page, people = console(stderr=piped), console(stderr=True)
-        with people.status("") as status:
+        page = console(stderr=piped)
+        with (page if page.is_terminal else console(stderr=True)).status("") as status:
             report = examine_run(
                 run,
                 folder,

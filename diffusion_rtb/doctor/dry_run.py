@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
@@ -111,7 +110,7 @@ def dry_config(config: RunConfig, shares: Sequence[int]) -> RunConfig:
 def dry_run(
     config: RunConfig, folder: Path, sampler: Sampler, objective: Objective, mixture: Mixture, processes: Processes
 ) -> DryRun:
-    """Two iterations of a trainer that is asked for no checkpoint; posterior, reward and generators are put back.
+    """Two iterations of a trainer that is asked for no checkpoint; posterior, objective, reward and generators are put back.
 
     An objective that warms up does so first, by a few updates: its first gradient would else be that of a V that knows nothing.
 
@@ -119,17 +118,16 @@ def dry_run(
         config: See `dry_config`.
         folder: The run's; a trainer that is not asked to `fit` or `save` does not touch it.
         sampler: On as many prompts as an iteration has.
-        objective: Prepared; a copy of it is used.
+        objective: Prepared.
         mixture: The behaviours, made for this.
         processes: One.
     """
-    copy: Any = deepcopy(objective)
-    trainer = Trainer(config, folder, sampler, copy, mixture, make_beta(config.beta), processes)
+    trainer = Trainer(config, folder, sampler, objective, mixture, make_beta(config.beta), processes)
     before = snapshot(trainer.parts)
     peak = _allocated(sampler.prior.device)
     try:
         with peak_memory(sampler.prior.device) as memory:
-            update = _warmed_up(config, sampler, copy, mixture)
+            update = _warmed_up(config, sampler, objective, mixture)
             first_seconds, first, _ = _iteration(trainer, nullcontext)
             cpu = process_time()
             seconds, metrics, calls = _iteration(trainer, lambda: _counted(sampler.prior))
@@ -165,10 +163,15 @@ def _warmed_up(config: RunConfig, sampler: Sampler, objective: Any, mixture: Mix
         return 0.0
     buffer, _ = mixture.prior
     buffer.everything(sampler)
-    objective.warm_up_updates = tried = min(UPDATES, updates or UPDATES)  # type: ignore[attr-defined]
-    start = perf_counter()
-    warm_up(objective, sampler, buffer, True, config.beta.value, lambda: None)
-    return (perf_counter() - start) / tried
+    tried = min(UPDATES, updates or UPDATES)
+    held: Any = objective
+    held.warm_up_updates = tried
+    try:
+        start = perf_counter()
+        warm_up(objective, sampler, buffer, True, config.beta.value, lambda: None)
+        return (perf_counter() - start) / tried
+    finally:
+        held.warm_up_updates = updates
 
 
 def _iteration(trainer: Trainer, around: Callable[[], Any]) -> tuple[float, dict[str, float], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -33,6 +34,8 @@ class Examined:
     """Lines of a small table: what, how much."""
     numbers: Mapping[str, Any] = field(default_factory=dict)
     """For programs; what each is, and its unit, is in docs/doctor.md."""
+    reached: bool = True
+    """False where an earlier examination's failure left it without an answer."""
     cost: str = ""
     """What the run costs in this respect, as a part of the last sentence: "about 7 min of training"."""
 
@@ -44,9 +47,20 @@ class Examined:
     def as_json(self) -> dict[str, Any]:
         """For `json.dumps(..., allow_nan=False)`."""
         found = [asdict(finding) for finding in self.findings]
-        return {"verdict": self.verdict, "findings": found, "numbers": dict(self.numbers)}
+        return {
+            "verdict": self.verdict, "reached": self.reached, "findings": found, "numbers": _finite(self.numbers),
+        }  # fmt: skip
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """The worst of some verdicts; ok if there are none."""
     return max(verdicts, key=SEVERITY.index, default="ok")
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON has none for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -40,7 +40,8 @@ class Report:
     @property
     def sentence(self) -> str:
         """The conclusion: whether the run will work, and what it costs."""
-        at = {kind: [n for n, found in self.examined.items() if found.verdict == kind] for kind in ("look", "stop")}
+        reached = {name: found.verdict for name, found in self.examined.items() if found.reached}
+        at = {kind: [name for name, verdict in reached.items() if verdict == kind] for kind in ("look", "stop")}
         if at["stop"]:
             return f"This run will not work as it is: {', '.join(at['stop'])}."
         cost = "; ".join(found.cost for found in self.examined.values() if found.cost)
@@ -104,7 +105,7 @@ def _examined(module: ModuleType, patient: Patient) -> Examined:
         with remedied(patient.config, "train"):
             found: Examined = module.examine(patient)
     except NotReached as reason:
-        return Examined([Finding("stop", str(reason))])
+        return Examined([Finding("stop", str(reason))], reached=False)
     except Exception as error:  # noqa: BLE001 — a run that fails in a dry iteration is what this is to find
         kind = "" if isinstance(error, ValueError) and str(error) else f"{type(error).__name__}: "
         return Examined([Finding("stop", plain_lines(f"{kind}{error}"))])

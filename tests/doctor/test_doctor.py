@@ -15,10 +15,11 @@ from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.load import load_config
 from diffusion_rtb.doctor import examinations
 from diffusion_rtb.doctor.dry_run import dry_config
-from diffusion_rtb.doctor.examinations import batch, config
+from diffusion_rtb.doctor.examinations import batch, config, reward
 from diffusion_rtb.doctor.patient import Patient
 from diffusion_rtb.doctor.report import Report, examine_run, found_examinations
 from diffusion_rtb.run.process_state import rng_state
+from diffusion_rtb.training.rounding_floor import asked_tilt
 from tests.oracles.tiny import save_tiny
 
 REWARD = '''
@@ -43,14 +44,14 @@ def impatient(images, prompts):
 '''
 
 CONFIG = """
-prior: {component: stable_diffusion, path: tiny, steps: 3}
+prior: {component: stable_diffusion, path: tiny, steps: 2}
 reward: {component: "some_reward:brightness"}
 beta: 40.0
 objective: {component: trust_pcl, length: 1, warm_up_updates: 4}
 posterior: {rank: 2, alpha: 2.0}
 prompts: {list: [a cat, a dog]}
 behaviours: [{component: prior_buffer, share: 0.25, capacity: 5}]
-train: {iterations: 2, prompts_per_iteration: 2, group: 4, micro_batch: 2, grid_every: 1, grid_samples: 1, checkpoint_every: 1}
+train: {iterations: 2, prompts_per_iteration: 2, group: 4, micro_batch: 2, grid_every: 2, grid_samples: 1, checkpoint_every: 1}
 eval: {samples: 2, prior_samples: 2}
 """
 
@@ -83,7 +84,15 @@ def examined(project: Path, *overrides: str) -> Report:
 
 
 @pytest.fixture(scope="module")
-def report(project: Path) -> Report:
+def alone(project: Path) -> Path:
+    """A run of the same config that was trained before anything was examined."""
+    leaves_with(0, ["train", "small.yaml", "name=alone"])
+    return project / "runs" / "alone"
+
+
+@pytest.fixture(scope="module")
+def report(project: Path, alone: Path) -> Report:
+    assert alone.is_dir()
     before, listed = rng_state(), sorted(project.iterdir())
     found = examined(project)
     assert sorted(path for path in project.iterdir() if path.name != "__pycache__") == listed
@@ -122,12 +131,8 @@ def test_the_checkpoint_is_as_large_as_it_is_said_to_be(report: Report, trained:
         assert said[name] == sum(tensor.nbytes for tensor in tensors.values()), name
 
 
-def test_training_is_the_same_after_an_examination_as_without_one(project: Path, trained: Path) -> None:
-    leaves_with(0, ["train", "small.yaml", "name=alone"])
-    rows = [
-        [json.loads(line) for line in (project / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("small", "alone")
-    ]
+def test_training_is_the_same_after_an_examination_as_without_one(trained: Path, alone: Path) -> None:
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (trained, alone)]
     timeless = [[{k: v for k, v in row.items() if not k.startswith("seconds")} for row in run] for run in rows]
     assert timeless[0] == timeless[1]
 
@@ -141,15 +146,15 @@ def test_the_arithmetic_of_a_batch(report: Report) -> None:
     numbers = report.examined["batch"].numbers
     assert numbers["trajectories"] == {"posterior": 6, "prior": 2}
     assert numbers["micro_batches"] == {"posterior": [2, 2, 2], "prior": [2]}
-    # T = 3 calls each: three micro-batches are drawn, scored under p and pushed back; that of the prior is scored and pushed back.
-    assert report.examined["time"].numbers["network_calls"] == 3 * (3 * 3 + 2)
+    # T = 2 calls each: three micro-batches are drawn, scored under p and pushed back; that of the prior is scored and pushed back.
+    assert report.examined["time"].numbers["network_calls"] == 2 * (3 * 3 + 2)
     assert report.examined["time"].numbers["dry_prompts"] == 2
 
 
 def test_the_memory_plan_is_what_torch_counts(project: Path, report: Report) -> None:
     from pipelines.stable_diffusion import StableDiffusion
 
-    prior = StableDiffusion(str(project / "tiny"), steps=3)
+    prior = StableDiffusion(str(project / "tiny"), steps=2)
     networks = [prior.pipe.unet, prior.pipe.vae, prior.pipe.text_encoder]
     weights = sum(tensor.nbytes for network in networks for tensor in (*network.parameters(), *network.buffers()))
     prior.attach(rank=2, alpha=2.0)
@@ -160,7 +165,7 @@ def test_the_memory_plan_is_what_torch_counts(project: Path, report: Report) -> 
     assert parts["posterior, AdamW"] == 4 * trained
     assert report.examined["weights"].numbers["trained"] * 4 == trained
     # States and three float64 densities of each step, under p and q; a reward and a prompt's row.
-    assert parts["trajectories"] >= 8 * (4 * 4 * 64 * 4 + 3 * 8)
+    assert parts["trajectories"] >= 8 * (3 * 4 * 64 * 4 + 2 * 8)
     assert numbers["activations_predicted"] == pytest.approx(numbers["activations_measured"], rel=0.02)
     assert numbers["device"] > parts["prior's networks"] + parts["posterior, AdamW"]
 
@@ -170,9 +175,10 @@ def test_a_run_that_has_begun_is_looked_at_and_not_touched(project: Path, traine
         return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in trained.rglob("*") if f.is_file()}
 
     before = digest()
-    found = examined(project).examined["config"]
+    patient = Patient(load_config(project / "small.yaml"), trained)
+    assert "2 of 2 iterations" in config.examine(patient).findings[-1].text
+    assert patient.dry.first["parity"] == 0
     assert digest() == before
-    assert "2 of 2 iterations" in found.findings[-1].text
     refused = config.examine(Patient(load_config(project / "small.yaml", ["beta=3.0"]), trained))
     assert refused.verdict == "stop"
     assert "beta: 40.0 there, 3.0 now" in refused.findings[-1].text
@@ -190,6 +196,13 @@ def test_what_runs_out_of_memory_is_told_the_settings_that_help(project: Path) -
     assert found.verdict == "stop"
     assert "Out of memory" in found.findings[0].text
     assert "train.micro_batch=1 (it is 2)" in found.findings[0].text
+
+
+def test_a_beta_that_asks_for_nothing_is_told_what_would_be_one_nat(project: Path) -> None:
+    patient = Patient(load_config(project / "small.yaml", [*PLAIN, "beta=1e-3"]), project / "runs" / "none")
+    found, tilt = reward.examine(patient).findings[-1], asked_tilt(patient.config, patient.samples)
+    assert found.verdict == "look"
+    assert f"beta={1e-3 / tilt:.2g} makes it one nat" in found.remedy
 
 
 def test_a_constant_reward_is_worth_a_look(project: Path) -> None:
@@ -237,7 +250,7 @@ def test_the_command_prints_a_page_of_80_columns_and_json(project: Path, capsys:
     assert max(map(len, lines)) <= 80
     assert not [line for line in lines if line != line.rstrip()]
     assert "\x1b" not in page
-    assert "This run will not work as it is: reward" in page
+    assert "This run will not work as it is: reward.\n" in page
     found = json.loads((project / "found.json").read_text())
     assert found["verdict"] == "stop"
     assert list(found["examinations"]) == list(found_examinations())

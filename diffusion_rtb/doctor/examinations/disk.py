@@ -57,7 +57,7 @@ def examine(patient: Patient) -> Examined:
         "free": free,
         "checkpoint_files": dict(dry.checkpoint),
     }
-    return Examined([_judged(needed, free, str(patient.folder))], rows, numbers, f"{size_text(needed)} of disk")
+    return Examined([_judged(needed, free, str(patient.folder))], rows, numbers, cost=f"{size_text(needed)} of disk")
 
 
 def _judged(needed: int, free: int, place: str) -> Finding:

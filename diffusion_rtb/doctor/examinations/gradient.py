@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from diffusion_rtb.doctor.finding import Examined, Finding
 from diffusion_rtb.doctor.patient import Patient
 
@@ -35,6 +33,4 @@ def examine(patient: Patient) -> Examined:
     if untouched:
         said = f"{untouched} of {count} trained parameters get no gradient: the pipeline does not call what they are in"
         findings.append(Finding("look", said, "posterior.target_modules without them"))
-    return Examined(
-        findings, numbers={"norm": norm if math.isfinite(norm) else None, "untouched": untouched, "parameters": count}
-    )
+    return Examined(findings, numbers={"norm": norm, "untouched": untouched, "parameters": count})

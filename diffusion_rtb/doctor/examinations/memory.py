@@ -96,7 +96,7 @@ def examine(patient: Patient) -> Examined:
     numbers |= {"activations_predicted": predicted, "activations_measured": measured}
     dry = _dry_finding(patient, plan, numbers)
     cost = f"{size_text(plan.device)} of memory on {room.device}"
-    return Examined([fit, _scaling(predicted, measured, train.micro_batch), dry], rows, numbers, cost)
+    return Examined([fit, _scaling(predicted, measured, train.micro_batch), dry], rows, numbers, cost=cost)
 
 
 def _resident(patient: Patient) -> list[Part]:

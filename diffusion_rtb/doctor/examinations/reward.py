@@ -20,6 +20,9 @@ SAMPLES = 8
 CHECKS = ("spread", "repeat", "one by one", "order", "prompts", "broken", "levels")
 """Of `reward_check`, beside those of the first call; the others want more samples than these, or more time."""
 
+NEXT_TO_NOTHING = 0.1
+"""Nats of beta·sd below which nobody will see a difference."""
+
 FAR = 5.0
 """Nats of beta·sd from where on hardly any prior sample looks like the posterior's, also where rewards are skewed: docs/beta.md."""
 
@@ -64,4 +67,7 @@ def _tilt(patient: Patient, tilt: float, several: bool) -> Finding:
     if tilt > FAR:
         text += ": that is far from the prior, whose samples can hardly check such a posterior"
         return Finding("look", text, "a smaller beta, or beta={value: 1.0, kl_budget: {nats: 2.0}} (docs/beta.md)")
+    if 0 < tilt < NEXT_TO_NOTHING:
+        one = f"beta={patient.config.beta.value / tilt:.2g} makes it one nat (docs/beta.md)"
+        return Finding("look", f"{text}: next to nothing is asked for, the posterior will be the prior", one)
     return Finding("ok", text)

@@ -46,7 +46,7 @@ def examine(patient: Patient) -> Examined:
         "first_dry_iteration": dry.first_seconds, "cpu_share": dry.cpu_seconds / dry.seconds,
     }  # fmt: skip
     cost = f"about {seconds_text(run)} of training and {seconds_text(evaluation)} of evaluation"
-    return Examined(findings, rows, numbers, cost)
+    return Examined(findings, rows, numbers, cost=cost)
 
 
 def _shared(patient: Patient) -> list[Finding]:

@@ -27,7 +27,7 @@ def examine(patient: Patient) -> Examined:
     prior = described.construct() if loads_weights(described.target) else None
     files = prior.weight_files() if isinstance(prior, SizedAhead) else {}
     if not isinstance(prior, SizedAhead) or not files:
-        return Examined([Finding("ok", "not known before they are loaded")])
+        return Examined([Finding("ok", "no files here that would say it: see memory, once they are loaded")])
     dtype = getattr(torch, prior.dtype)
     headers = {name: network_header(paths, dtype) for name, paths in files.items()}
     trained = prior.trained_numbers(**patient.config.posterior)

@@ -126,6 +126,14 @@ def test_a_reward_is_checked_there(pictures: Path) -> None:
     run("check-reward", "brightness", "--device", DEVICE)
 
 
+def test_a_run_is_examined_there(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(VECTORS | {"out": str(tmp_path)}))
+    run("doctor", str(tmp_path / "run.yaml"), f"prior.device={DEVICE}", "--json", str(tmp_path / "found.json"))
+    found = json.loads((tmp_path / "found.json").read_text())["examinations"]
+    assert all(examined["reached"] for examined in found.values())
+    assert found["time"]["numbers"]["network_calls"] == 3 * 4  # drawn, scored and pushed back, in 4 steps
+
+
 @pytest.mark.parametrize("objective", sorted(short_names("objective")))
 def test_every_objective_gives_the_numbers_of_the_cpu(objective: str, tmp_path: Path) -> None:
     config = VECTORS | {"objective": {"component": objective}}
