@@ -137,6 +137,10 @@ class DiT(DiffusersPrior):
         """What a checkpoint must agree with, the guidance too."""
         return super().fingerprint() | {"guidance": self.guidance.fingerprint()}
 
+    def snippet(self, folder: str = "path/to/this/folder", prompt: str = "207") -> str:
+        """Python that samples an exported posterior with plain diffusers; its pipeline gives the scheduler no generator."""
+        return super().snippet(folder, prompt).replace("\nimage = ", "\ntorch.manual_seed(0)  # of the steps\nimage = ")
+
     def as_written(self, prompt: str) -> str:
         """The class by its number."""
         return f"class_labels=[{self.class_of(prompt)}]"

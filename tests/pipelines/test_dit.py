@@ -97,6 +97,18 @@ def test_guidance_has_gradients_through_both_branches(folder: Path) -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_the_snippet_draws_what_it_says(folder: Path, tmp_path: Path) -> None:
+    prior = made(folder, guidance=3.0)
+    prior.attach(rank=1)
+    prior.export(tmp_path, "card")
+    code = prior.snippet(folder=str(tmp_path), prompt="white shark")
+    first, second = {}, {}  # type: ignore[var-annotated]
+    for found in (first, second):
+        exec(code, found)
+    assert first["image"].size == (64, 64)
+    assert first["image"].tobytes() == second["image"].tobytes()
+
+
 def test_a_prompt_is_a_class(folder: Path) -> None:
     prior = made(folder)
     prior.read_prompts(["0", "999", "golden retriever", "great white shark"], [{}] * 4, folder)

@@ -8,8 +8,6 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from tests.oracles.tiny import tiny_unconditional_unet
 
 PROMPTS = ("",)
-DTYPES = ("float32", "float16")
-"""The stock pipeline hands its pictures to NumPy, which has no bfloat16."""
 
 
 def build() -> DDPMPipeline:
