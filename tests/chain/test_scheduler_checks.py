@@ -197,7 +197,17 @@ def test_the_remedy_works() -> None:
     check("DPMSolverMultistepScheduler", {**SDE, "solver_order": 1})
 
 
-NOISING = ["ddim", "ddpm", "euler_ancestral", "euler_churn", "sde_dpm_1", "sde_dpm_flow", "flow_match_sde", "lcm", "tcd"]
+NOISING = [
+    "ddim",
+    "ddpm",
+    "euler_ancestral",
+    "euler_churn",
+    "sde_dpm_1",
+    "sde_dpm_flow",
+    "flow_match_sde",
+    "lcm",
+    "tcd",
+]
 
 
 @pytest.mark.parametrize("name", NOISING)
