@@ -39,7 +39,7 @@ def choose(asked: Asked) -> tuple[list[Part], torch.device]:
         ValueError: there is no such model, dtype, part or device.
     """
     device = _device(asked.device)
-    parts = plan(_models(asked, device), _dtypes(asked))
+    parts = plan(_models(asked, device), _dtypes(asked, device))
     return (chosen(parts, asked.parts) if asked.parts else parts), device
 
 
@@ -70,8 +70,12 @@ def _models(asked: Asked, device: torch.device) -> Mapping[str, Model]:
     return {name: known[name] for name in asked.models or default}
 
 
-def _dtypes(asked: Asked) -> Sequence[str]:
+def _dtypes(asked: Asked, device: torch.device) -> Sequence[str]:
     for name in asked.dtypes:
         if name not in DTYPES:
             raise ValueError(f"There is no dtype {name!r} here.{nearest(name, DTYPES)} Known: {', '.join(DTYPES)}.")
-    return asked.dtypes or DTYPES
+    if device.type == "cuda":
+        return asked.dtypes or DTYPES
+    if "tf32" in asked.dtypes:
+        raise ValueError(f"--dtype tf32 is a mode of CUDA devices, and this is {device}: leave it out.")
+    return asked.dtypes or [name for name in DTYPES if name != "tf32"]

@@ -36,8 +36,8 @@ TORCH_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torc
 
 def settled(device: torch.device) -> None:
     """Wait until everything that was given to the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    module: Any = torch.get_device_module(device)
+    module.synchronize(*((device,) if device.type == "cuda" else ()))
 
 
 def timed(action: Callable[[], object], device: torch.device, *, seconds: float = 3.0, most: int = 5) -> list[float]:

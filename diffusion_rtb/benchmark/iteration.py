@@ -18,8 +18,12 @@ PASSES = 3
 
 
 def measure_iteration(subject: Subject, part: Part, rate: float | None) -> dict[str, Any]:
-    """One iteration to warm up and count, one for the waits, then timed ones; the numbers are those of the last."""
+    """One iteration to warm up and count, one for the waits, then timed ones; the numbers are those of the last.
+
+    The posterior is what it was before: others may follow that want the prior.
+    """
     trainer = subject.trainer(part)
+    before = {name: parameter.detach().clone() for name, parameter in subject.prior.parameters().items()}
     logged: dict[str, float] = {}
 
     def iterate() -> None:
@@ -31,6 +35,8 @@ def measure_iteration(subject: Subject, part: Part, rate: float | None) -> dict[
     count = waits(iterate, subject.device)
     seconds: list[float] = []
     peak = peak_memory(lambda: seconds.extend(timed(iterate, subject.device, seconds=8.0, most=5)), subject.device)
+    for name, parameter in subject.prior.parameters().items():
+        parameter.data.copy_(before[name])
     subject.forget_gradients()
     train = trainer.config.train
     trajectories = train.group * train.prompts_per_iteration

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,12 +123,10 @@ def measure_parts(
     for part in parts:
         if results.done(part.name):
             continue
-        if part.dtype == "tf32" and device.type != "cuda":
-            results.put(part.name, part.facts | {"skipped": "TF32 is a mode of CUDA devices"})
-            continue
         expected = expected_seconds(part, results.parts, loaded=held.holds(part))
         refusal = budget.refusal(expected)
-        found = _measured(part, held, results) if refusal is None else {"skipped": refusal}
+        most = min(budget.left, budget.part_seconds)
+        found = _measured(part, held, results, most) if refusal is None else {"skipped": refusal}
         results.put(part.name, part.facts | found)
         tell(f"{part.name}: {_said(found)}")
     held.release()
@@ -138,18 +139,43 @@ def _said(found: dict[str, Any]) -> str:
     return f"{found['took']:.1f} s"
 
 
-def _measured(part: Part, held: _Held, results: Results) -> dict[str, Any]:
+def _measured(part: Part, held: _Held, results: Results, most: float) -> dict[str, Any]:
     """A part's result; what goes wrong is one too, so that the others are still measured."""
     start = perf_counter()
     try:
-        with precision(part.dtype):
+        with precision(part.dtype), _stopped_after(most):
             found = _measure(part, held, results)
+    except _TooLongError:
+        found = {"skipped": f"stopped after {perf_counter() - start:.0f} s, when its time was over"}
     except Exception as error:  # noqa: BLE001 — whatever fails in one part, the others are measured
         where = f"at batch {part.batch}" if part.batch else ""
         found = {"out_of_memory": where} if is_out_of_memory(error) else {"failed": f"{type(error).__name__}: {error}"}
-    if "out_of_memory" in found or "failed" in found:
+    if {"out_of_memory", "failed", "skipped"} & found.keys():
         held.release()  # outside `except`: the error holds the frames that hold the tensors
     return found | {"took": perf_counter() - start}
+
+
+class _TooLongError(Exception):
+    pass
+
+
+@contextmanager
+def _stopped_after(seconds: float) -> Iterator[None]:
+    """Leave the block when it takes longer than expected, as compiling may, where the system has alarms."""
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _measure(part: Part, held: _Held, results: Results) -> dict[str, Any]:

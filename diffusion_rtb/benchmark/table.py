@@ -87,7 +87,7 @@ TABLES: Mapping[str, tuple[str, Sequence[Column]]] = {
     ),
     "floor": (
         "Rounding floor",
-        (*MODEL, STEPS, ("dimensions", _number("dimensions", "{}")), ("nats", _number("nats", "{:.2g}"))),
+        (*MODEL, STEPS, ("dimensions", _number("dimensions", "{:.0f}")), ("nats", _number("nats", "{:.2g}"))),
     ),
     "compiled": (
         "torch.compile",

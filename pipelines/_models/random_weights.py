@@ -88,7 +88,10 @@ def _network(name: str, config: Mapping[str, Any], dtype: torch.dtype, device: t
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _made_in(dtype), device:
         torch.manual_seed(0)
         network = getattr(diffusers, name).from_config(config)
-    return network.to(dtype).requires_grad_(False).eval()
+    for value in (*network.parameters(), *network.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.to(dtype)  # tables of positions are made in float32
+    return network.requires_grad_(False).eval()
 
 
 @contextmanager

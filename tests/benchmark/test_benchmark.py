@@ -14,6 +14,8 @@ from diffusion_rtb.benchmark.compiled import measure_compiled
 from diffusion_rtb.benchmark.device import counted, precision
 from diffusion_rtb.benchmark.expected import expected_seconds
 from diffusion_rtb.benchmark.plan import Model, Part, load_models, plan
+from diffusion_rtb.benchmark.results import Results
+from diffusion_rtb.benchmark.run import Budget, measure_parts
 from diffusion_rtb.benchmark.subject import Subject
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.components import describe, short_names
@@ -43,6 +45,7 @@ def rows(architecture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tiny": "stable_diffusion",
         "greedy": "tests.oracles.greedy:Greedy",
         "broken": "tests.oracles.greedy:Broken",
+        "slow": "tests.oracles.greedy:Slow",
     }
     text = "".join(ROW.format(name=name, component=which, path=architecture) for name, which in models.items())
     file.write_text(text)
@@ -203,6 +206,19 @@ def test_no_room_is_a_result_and_an_error_is_tried_again(
     assert listed["greedy-float32-network-b1-t3"].strip().startswith("measured in")
 
 
+def test_a_part_that_takes_longer_than_it_may_is_stopped(rows: Path, tmp_path: Path) -> None:
+    results, part = Results(tmp_path, {}), Part("sampling", "float32", "slow", 1, 3, load_models(rows)["slow"])
+    results.parts["slow-float32-network-b1-t3"] = {
+        "batch": 1,
+        "seconds": 1e-3,
+        "seconds_with_gradient": 1e-3,
+        "load_seconds": 0.0,
+    }
+    measure_parts([part], results, Budget(60.0, 1.0), torch.device("cpu"))
+    assert results.parts[part.name]["skipped"].startswith("stopped after")
+    assert not results.done(part.name)
+
+
 def test_numbers_of_two_machines_are_not_mixed(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(rows, tmp_path, "--model", "tiny", "--part", "float32-rate", "--minutes", "0") == 0
     file = tmp_path / "benchmark.json"
@@ -222,6 +238,7 @@ def test_numbers_of_two_machines_are_not_mixed(rows: Path, tmp_path: Path, capsy
         (["--model", "tinny"], "no model 'tinny'. Did you mean 'tiny'?"),
         (["--dtype", "float23"], "no dtype 'float23' here. Did you mean 'float32'?"),
         (["--part", "tiny-float32-flor"], "no part 'tiny-float32-flor'"),
+        (["--dtype", "tf32", "--device", "cpu"], "tf32 is a mode of CUDA devices, and this is cpu"),
         (["--device", "tpuu"], "--device tpuu: torch knows no such device"),
     ],
 )

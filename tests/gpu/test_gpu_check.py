@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu_check import NO_CARD, Outcomes, main, table
+from tests.gpu_check import NO_CARD, ROOT, Outcomes, main, marked, table
 
 MACHINE = {"name": "Card", "driver": "580.1", "cuda": "13.0", "torch": "2.11", "diffusers": "0.42"}
 
@@ -35,6 +35,19 @@ def test_every_check_is_in_the_table_once_with_the_reason_why_not() -> None:
         "",
         "1 of 3 passed",
     ]
+
+
+def test_a_file_that_cannot_be_imported_is_a_check_that_failed() -> None:
+    outcomes = Outcomes()
+    why = "a trace\nModuleNotFoundError: No module named 'ot'"
+    outcomes.pytest_collectreport(pytest.CollectReport("tests/a.py", "failed", why, None))
+    outcomes.pytest_collectreport(pytest.CollectReport("tests/b.py", "passed", None, []))
+    assert [check["error"] for check in outcomes.checks] == ["ModuleNotFoundError: No module named 'ot'"]
+
+
+def test_files_with_something_for_a_card_are_found() -> None:
+    found = {str(file.relative_to(ROOT / "tests")) for file in marked()}
+    assert {"gpu/test_small_runs.py", "rewards/test_rewards.py", "reward_check/test_check_reward.py"} <= found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a card")

@@ -126,6 +126,7 @@ def drawn(tmp_path: Path, *options: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_objectives_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    pytest.importorskip("ot", reason="comparing needs the extra `compare`")
     monkeypatch.chdir(tmp_path)
     config = {
         "name": "gaussian",

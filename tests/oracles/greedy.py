@@ -1,7 +1,8 @@
-"""A prior that wants more memory than there is, and one that cannot be used: what a benchmark meets on a small card."""
+"""Priors that want more memory than there is, cannot be used, or do not end: what a benchmark has to bear."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from pipelines.stable_diffusion import StableDiffusion
 
-__all__ = ["Broken", "Greedy"]
+__all__ = ["Broken", "Greedy", "Slow"]
 
 MORE_THAN_THERE_IS = 2**50
 
@@ -28,3 +29,11 @@ class Broken(StableDiffusion):
 
     def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
         raise LookupError("no arguments")
+
+
+class Slow(StableDiffusion):
+    """Its call does not come to an end."""
+
+    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        while True:
+            time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from diffusion_rtb.benchmark.iteration import measure_iteration
+from diffusion_rtb.benchmark.plan import Model, Part
+from diffusion_rtb.benchmark.subject import Subject
 from diffusion_rtb.chain.rollout import rollout, score
+from diffusion_rtb.config.components import short_names
+from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.training.assemble import assemble
 from pipelines._models.random_weights import ARCHITECTURES, random_folder
 from pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.architecture import save_architecture
@@ -78,6 +85,59 @@ def test_weights_and_embeddings_are_the_same_every_time(tiny_architecture: Path)
     assert torch.equal(embedded[0], embedded[2])
     assert not torch.equal(embedded[0], embedded[1])
     assert torch.equal(embedded[:1], second.arguments(["a cat"])["prompt_embeds"])
+
+
+WIDTHS = {"sd15": (768, None), "sdxl": (2048, 2816 - 6 * 256), "sd35_medium": (4096, 2048), "flux1_dev": (4096, 768)}
+"""Of a token's embedding, and of the pooled one: what the networks' configs say."""
+
+
+@pytest.mark.parametrize("architecture", WIDTHS)
+def test_embeddings_are_as_wide_as_the_network_reads_them(architecture: str) -> None:
+    folder = ARCHITECTURES / architecture
+    config = json.loads((folder / PUBLISHED[architecture][0] / "config.json").read_text())
+    shapes = json.loads((folder / "embeddings.json").read_text())
+    tokens, pooled = WIDTHS[architecture]
+    assert shapes["prompt_embeds"][-1] == tokens == config.get("cross_attention_dim", config.get("joint_attention_dim"))
+    assert shapes.get("pooled_prompt_embeds", [None])[-1] == pooled
+    assert pooled in (None, 1280, config.get("pooled_projection_dim"))
+
+
+TEXT_4 = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+ANSWERS = {
+    "stable_diffusion_xl": TEXT_4,
+    "stable_diffusion_3": TEXT_4,
+    "flux": ("prompt_embeds", "pooled_prompt_embeds", "text_ids"),
+}
+
+
+@pytest.mark.parametrize("family", [name for name in ANSWERS if name in short_names("prior")])
+def test_an_iteration_runs_on_random_weights_of_every_family_that_is_published(family: str, tmp_path: Path) -> None:
+    """The benchmark's own, on the family's tiny pipeline: the chain, log p, the gradient, the decoder."""
+    oracle = importlib.import_module(f"tests.oracles.families.{family}")
+    folder = save_architecture(tmp_path / family, oracle.build(), ANSWERS[family])
+    prior = {"component": family, "path": f"random:{folder}"} | getattr(oracle, "SETTINGS", {})
+    row = {"prior": prior, "steps": 2, "batches": [1], "iterations": [], "dtypes": ["float32"], "compile": 1.0}
+    part = Part("iteration", "float32", family, 2, 2, Model.model_validate(row))
+    subject = Subject(part, "cpu")
+    found = measure_iteration(subject, part, None)
+    assert found["parity"] == 0
+    assert found["trajectories"] == 2
+    assert found["flop"] > 2 * 2 * 3  # at least something in every pass
+    assert all(parameter.grad is None for parameter in subject.prior.parameters().values())
+
+
+def test_a_run_trains_random_weights_and_its_prompts_are_read(tiny_architecture: Path, tmp_path: Path) -> None:
+    config = {
+        "name": "tiny",
+        "out": str(tmp_path),
+        "prior": {"component": "stable_diffusion", "path": f"random:{tiny_architecture}", "steps": 2, "device": "cpu"},
+        "reward": {"component": "brightness"},
+        "beta": 1.0,
+        "prompts": {"list": ["a cat"]},
+        "train": {"iterations": 1, "prompts_per_iteration": 1, "group": 2, "micro_batch": 2, "grid_every": 0},
+    }
+    assemble(RunConfig.model_validate(config)).fit()
+    assert '"parity": 0.0' in (tmp_path / "tiny" / "metrics.jsonl").read_text()
 
 
 def test_random_weights_have_no_files(tiny_architecture: Path) -> None:

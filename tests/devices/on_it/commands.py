@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.components import short_names
+from tests.oracles.architecture import save_architecture
 from tests.oracles.pretended_device import DEVICE
 from tests.oracles.tiny import save_tiny
 
@@ -163,3 +164,19 @@ MIXTURE = {
         "minus": {"means": [[-1.0, 0.0], [1.0, 0.0]], "variance": 0.1},
     },
 }
+
+
+def test_the_benchmark_measures_there(tmp_path: Path) -> None:
+    row = {
+        "prior": {"component": "stable_diffusion", "path": f"random:{save_architecture(tmp_path / 'tiny')}"},
+        "steps": 2,
+        "batches": [1],
+        "iterations": [{"batch": 2, "steps": 2}],
+        "dtypes": ["float32"],
+        "compile": 1000.0,
+    }
+    (tmp_path / "models.yaml").write_text(yaml.safe_dump({"tiny": row}))
+    options = ["--models", str(tmp_path / "models.yaml"), "--device", DEVICE, "--out", str(tmp_path / "out")]
+    run("benchmark", *options, "--part", "tiny-float32-iteration")
+    found = json.loads((tmp_path / "out" / "benchmark.json").read_text())["parts"]
+    assert found["tiny-float32-iteration-b2-t2"]["parity"] == 0
