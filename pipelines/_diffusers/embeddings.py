@@ -8,7 +8,7 @@ rollout.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,10 +109,19 @@ class PromptEmbeddings:
         def encode() -> Row:
             answer = pipe.encode_prompt(**options)
             found = answer if isinstance(answer, tuple) else (answer,)
-            return {name: value for name, value in zip(self.names, found, strict=False) if name and value is not None}
+            row = {name: value for name, value in zip(self.names, found, strict=False) if name and value is not None}
+            whole = {name: torch.ones_like(tokens[..., 0], dtype=torch.long) for name, tokens in self._all_kept(row)}
+            return row | whole
 
         asked = {name: value for name, value in options.items() if name != "device"} | {"names": self.names}
         return encode() if self.kept is None else self.kept.found(pipe, asked, device, encode)
+
+    def _all_kept(self, row: Row) -> Iterator[tuple[str, Tensor]]:
+        """Masks that the pipeline leaves out because they keep every token, with the tokens."""
+        for name in self.names:
+            tokens = row.get("negative_prompt_embeds" if str(name).startswith("negative_") else "prompt_embeds")
+            if name and "mask" in name and name not in row and tokens is not None:
+                yield name, tokens
 
 
 def _knows_guidance(pipe: Any) -> bool:

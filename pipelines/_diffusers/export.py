@@ -107,10 +107,9 @@ def snippet(
     plain = loads_lora(getattr(diffusers, pipeline), denoiser)
     adapters = "pipe.load_lora_weights(folder)" if plain else f"PeftModel.from_pretrained(pipe.{denoiser}, folder)"
     given = f"{prompt}, " if prompt else ""
-    imports, seeded = f"from diffusers import {', '.join(sorted([scheduler, pipeline]))}", ""
+    imports = f"from diffusers import {', '.join(sorted([scheduler, pipeline]))}"
     if not hasattr(diffusers, scheduler):
         imports = f"from diffusers import {pipeline}\nfrom diffusion_rtb.schedulers import {scheduler}"
-        seeded = "\ntorch.manual_seed(0)  # most flow pipelines give the scheduler no generator"
     return f"""import torch
 {imports}
 {"" if plain else "from peft import PeftModel" + chr(10)}
@@ -118,5 +117,6 @@ folder = {folder!r}
 {chr(10).join(load)}
 pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
 {adapters}
-settings = dict({options}){seeded}{"" if window is None else only_in(window)}
+settings = dict({options}){"" if window is None else only_in(window)}
+torch.manual_seed(0)  # some pipelines give their scheduler no generator
 image = pipe({given}generator=torch.Generator().manual_seed(0), **settings).{images}[0]"""

@@ -62,6 +62,7 @@ class TextSettings(PriorSettings, total=False):
     negative_prompt: str | None
     height: int | None
     width: int | None
+    max_sequence_length: int | None
 
 
 def check_dtype(dtype: str, known: Iterable[str] = tuple(DTYPES)) -> None:

@@ -7,6 +7,7 @@ DDIM and eta: Song et al., 2020, https://arxiv.org/abs/2010.02502
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
@@ -51,6 +52,8 @@ class TextToImage(DiffusersPrior):
         speed: How its denoiser is computed: compile, channels_last, attention, tf32; see `Speed`.
         height: Image height in pixels, a multiple of the family's `multiple`, together with `width`; the model's own by default.
         width: Image width in pixels.
+        max_sequence_length: Tokens of a prompt that a large text encoder (T5, a language model) reads, where the pipeline can be
+            told; its own limit by default. Longer prompts are cut, shorter ones mostly padded to it.
         decode_batch: Images the autoencoder decodes at once.
         variant: Of the weight files, as in `from_pretrained`; by default the plain ones or, where there are none, "fp16".
         revision: Branch, tag or commit of a hub id.
@@ -82,13 +85,15 @@ class TextToImage(DiffusersPrior):
         negative_prompt: str | None = None,
         height: int | None = None,
         width: int | None = None,
+        max_sequence_length: int | None = None,
         **settings: Unpack[PriorSettings],
     ) -> None:
         negative = self.no_negative if negative_prompt is None and guidance > 1 else negative_prompt
         self.guidance = Guidance(guidance, tilted_prior, negative)
         check_size(height, width, self.multiple)
         self._size = {"height": height, "width": width} if height and width else {}
-        options = {name: value for name, value in self.call.items() if name != "negative_prompt"} | dict(self.encode)
+        self._call = dict(self.call) | self._length(max_sequence_length)
+        options = {name: value for name, value in self._call.items() if name != "negative_prompt"} | dict(self.encode)
         self._prompts: list[str] = []
         folder = (settings.get("memory") or Memory()).embeddings
         kept = None if folder is None else KeptEmbeddings(Path(folder))
@@ -110,11 +115,29 @@ class TextToImage(DiffusersPrior):
 
     def _say_what_is_cut(self) -> None:
         folder = self._model.find()[0]
-        say_what_is_cut(folder, self.pipeline, self.parts.vocabularies, self.encode, self._prompts)
+        say_what_is_cut(folder, self.pipeline, self.parts.vocabularies, self._call | dict(self.encode), self._prompts)
+
+    def _length(self, tokens: int | None) -> dict[str, int]:
+        """The limit of a prompt's length as an argument of the call.
+
+        Raises:
+            ValueError: it is below 1, or this pipeline has no such argument.
+        """
+        import diffusers
+
+        if tokens is None:
+            return {}
+        if tokens < 1:
+            raise ValueError(f"max_sequence_length={tokens} must be at least 1.")
+        if "max_sequence_length" not in inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters:
+            raise ValueError(
+                f"max_sequence_length={tokens}: {self.pipeline} takes none, its text encoders have a fixed length. Leave it out."
+            )
+        return {"max_sequence_length": tokens}
 
     def settings(self) -> dict[str, Any]:
-        """Steps, eta, guidance and size, as arguments of the pipeline's call."""
-        return super().settings() | dict(self.call) | self.guidance.settings(self.guidance_argument) | self._size
+        """Steps, eta, guidance, size and length, as arguments of the pipeline's call."""
+        return super().settings() | self._call | self.guidance.settings(self.guidance_argument) | self._size
 
     def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Keyword arguments of `pipe.__call__` for these prompts: embeddings, guidance, steps, eta, size."""
@@ -129,4 +152,5 @@ class TextToImage(DiffusersPrior):
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with, the guidance too."""
-        return super().fingerprint() | {"guidance": self.guidance.fingerprint()}
+        length = {name: value for name, value in self._call.items() if name == "max_sequence_length"}
+        return super().fingerprint() | length | {"guidance": self.guidance.fingerprint()}

@@ -74,4 +74,4 @@ class Family(TwoPhase):
 
     def as_written(self, prompt: str) -> str:
         """The arguments of the pipeline's call for one prompt, as Python."""
-        return repr(prompt)
+        return f"prompt={prompt!r}"

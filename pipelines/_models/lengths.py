@@ -21,7 +21,7 @@ def say_what_is_cut(
 
     Args:
         folder: Of the model.
-        pipeline: Its class in diffusers, whose `encode_prompt` may have a limit of its own; CLIP's is always the tokenizer's.
+        pipeline: Its class in diffusers, whose call may have a limit of its own; CLIP's is always the tokenizer's.
         tokenizers: Tokenizer -> the network behind it.
         options: Arguments of `encode_prompt`.
         prompts: Of a run.
@@ -29,17 +29,18 @@ def say_what_is_cut(
     import diffusers
     import transformers
 
-    taken = inspect.signature(getattr(diffusers, pipeline).encode_prompt).parameters
+    cls = getattr(diffusers, pipeline)
+    taken = {**inspect.signature(cls.encode_prompt).parameters, **inspect.signature(cls.__call__).parameters}
     default = taken["max_sequence_length"].default if "max_sequence_length" in taken else None
     most = options.get("max_sequence_length", default)
     index = read_json(folder / "model_index.json")
     for name, network in tokenizers.items():
         if not (folder / name).is_dir():
             continue  # a single file, whose tokenizer is not on the disk
-        cls: Any = getattr(transformers, index[name][1])
-        tokenizer = load_tokenizer(cls, folder / name)
+        kind: Any = getattr(transformers, index[name][1])
+        tokenizer = load_tokenizer(kind, folder / name)
         own = int(tokenizer.model_max_length)
-        limit = own if most is None or "CLIP" in cls.__name__ else min(own, most)
+        limit = own if most is None or "CLIP" in kind.__name__ else min(own, most)
         lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
         long = [i for i, length in enumerate(lengths) if length > limit]
         if long:

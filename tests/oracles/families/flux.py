@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from tests.oracles.families._texts import clip_encoder, t5_encoder, t5_tokenizer
 from tests.oracles.tiny import WIDTH, tiny_tokenizer, tiny_vae
 
-SETTINGS: dict[str, Any] = {"height": 64, "width": 64}
+SETTINGS: dict[str, Any] = {"height": 64, "width": 64, "max_sequence_length": 64}
 
 
 def build() -> FluxPipeline:

@@ -8,6 +8,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from tests.oracles.families._texts import clip_encoder_with_projection, t5_encoder, t5_tokenizer
 from tests.oracles.tiny import WIDTH, tiny_tokenizer, tiny_vae
 
+SETTINGS = {"max_sequence_length": 64}
+
 
 def build() -> StableDiffusion3Pipeline:
     torch.manual_seed(0)

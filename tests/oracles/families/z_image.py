@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTra
 from tests.oracles.families._texts import qwen_3_encoder, qwen_tokenizer
 from tests.oracles.tiny import WIDTH, tiny_vae
 
-SETTINGS: dict[str, Any] = {"height": 64, "width": 64}
+SETTINGS: dict[str, Any] = {"height": 64, "width": 64, "max_sequence_length": 64}
 
 
 def build() -> ZImagePipeline:
