@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from torch import Tensor
 
 from tests.oracles.families._gemma import umt5_encoder
 from tests.oracles.families._texts import t5_tokenizer
@@ -11,6 +12,11 @@ from tests.oracles.tiny import WIDTH
 
 PROMPTS = ("a cat emoji", "a red dog")
 SETTINGS = {"num_frames": 5, "height": 16, "width": 16}
+
+
+def seen(videos: Tensor) -> Tensor:
+    """What a reward sees of (batch, 5 frames, 3, height, width) unless told otherwise: the frame in the middle."""
+    return videos[:, 2]
 
 
 def build() -> WanPipeline:
