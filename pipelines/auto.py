@@ -106,9 +106,11 @@ class Auto(TextToImage):
         self._given: dict[str, Any] = {"pipeline": pipeline, "denoiser": denoiser, "images": images, "embeds": embeds}
         self._given |= {"scheduler": settings.get("scheduler"), "entry": entry}
         self._negative = settings.get("negative_prompt")
+        length = settings.pop("max_sequence_length", None)  # which classes take one is not known yet
+        call = dict(call or {}) | ({} if length is None else {"max_sequence_length": length})
         self._told: tuple[Sequence[str], Sequence[Mapping[str, Any]], Path] = ((), (), Path())
         self.pictures = Pictures(images or {})
-        vars(self).update(call=dict(call or {}))  # of a class elsewhere
+        vars(self).update(call=call)  # of a class elsewhere
         self.pipeline = pipeline or "DiffusionPipeline"
         pipeline_class(self.pipeline)
         super().__init__(path, **settings)

@@ -67,7 +67,7 @@ class PromptEmbeddings:
         mask = next((value for name, value in call.items() if "mask" in name and "negative" not in name), None)
         if mask is None:
             return tokens.detach().float().mean(1)
-        kept = mask.to(tokens.device).float()[..., None]
+        kept = mask.to(tokens.device).float().reshape(*tokens.shape[:2], -1)[..., :1]  # AuraFlow's has one per feature
         return (tokens.detach().float() * kept).sum(1) / kept.sum(1).clamp(min=1)
 
     def _positive(self, pipe: Any, device: torch.device, prompt: str) -> Row:
