@@ -29,11 +29,11 @@ def show_examined(name: str, found: Examined, console: Console) -> None:
         style = STYLES[finding.verdict]
         said = [Text(line) for line in _wrapped(finding.text, width - indent)]
         said += [Text(line, style=style) for line in _wrapped(finding.remedy, width - indent, "-> ")]
-        first = Text(finding.verdict.ljust(VERDICT), style=style) + Text(("" if place else name).ljust(NAME))
+        first = Text.assemble((finding.verdict.ljust(VERDICT), style), ("" if place else name).ljust(NAME))
         for start, line in zip([first, *[Text(" " * indent)] * len(said)], said, strict=False):
             console.print(start + line, soft_wrap=True)
     for label, value in found.rows:
-        begin = Text(" " * indent) + Text(plain(label).ljust(LABEL), style="dim")
+        begin = Text.assemble(" " * indent, (plain(label).ljust(LABEL), "dim"))
         for number, part in enumerate(_wrapped(value, width - indent - LABEL)):
             console.print((Text(" " * (indent + LABEL)) if number else begin) + Text(part), soft_wrap=True)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from diffusion_rtb.doctor.activations import activation_bytes, scaled
+from diffusion_rtb.doctor.finding import Examined, Finding
 from diffusion_rtb.doctor.sizes import GraphBytes, bytes_of, module_bytes, optimizer_bytes, reward_networks
+from diffusion_rtb.doctor.terminal import show_examined
 from diffusion_rtb.doctor.words import count_text, many, seconds_text
 from diffusion_rtb.sampling.sampler import Sampler
 from pipelines.stable_diffusion import StableDiffusion
@@ -105,3 +109,15 @@ def test_numbers_as_people_say_them() -> None:
         "4 micro-batches",
         "2 processes",
     ]
+
+
+def test_only_the_verdict_and_the_remedy_of_a_page_have_a_colour() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=60)
+    remedy = Finding("look", "a sentence that does not fit into what is left of the line", "a=setting")
+    show_examined("name", Examined([Finding("ok", "fine"), remedy], [("label", "1 kB")]), console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0] == "\x1b[32mok   \x1b[0mname       fine"
+    assert lines[1].startswith("\x1b[33mlook \x1b[0m           a sentence")
+    assert "\x1b" not in lines[2]
+    assert lines[3] == " " * 16 + "\x1b[33m-> a=setting\x1b[0m"
+    assert lines[4] == " " * 16 + "\x1b[2mlabel                \x1b[0m1 kB"
