@@ -18,7 +18,7 @@ from diffusion_rtb.benchmark.results import Results
 from diffusion_rtb.benchmark.run import Budget, measure_parts
 from diffusion_rtb.benchmark.subject import Subject
 from diffusion_rtb.cli.main import main
-from diffusion_rtb.config.components import describe, short_names
+from diffusion_rtb.config.components import describe
 from tests.oracles.architecture import save_architecture
 
 ROW = """
@@ -272,9 +272,7 @@ def test_the_wanted_dtype_of_every_model_comes_before_the_second_of_any() -> Non
     assert names.index("flux1_dev-bfloat16-iteration-b1-t4") < names.index("sd15-float16-network-b1-t20")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, row in load_models().items() if row.prior.component in short_names("prior")]
-)
+@pytest.mark.parametrize("name", load_models())
 def test_every_row_is_a_prior_that_can_be_made(name: str) -> None:
     row = load_models()[name]
     prior = row.prior.model_dump() | {"dtype": "bfloat16", "steps": row.steps, "device": "cpu"}

@@ -14,7 +14,6 @@ from diffusion_rtb.benchmark.iteration import measure_iteration
 from diffusion_rtb.benchmark.plan import Model, Part
 from diffusion_rtb.benchmark.subject import Subject
 from diffusion_rtb.chain.rollout import rollout, score
-from diffusion_rtb.config.components import short_names
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.training.assemble import assemble
 from pipelines._models.random_weights import ARCHITECTURES, random_folder
@@ -110,7 +109,7 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("family", [name for name in ANSWERS if name in short_names("prior")])
+@pytest.mark.parametrize("family", ANSWERS)
 def test_an_iteration_runs_on_random_weights_of_every_family_that_is_published(family: str, tmp_path: Path) -> None:
     """The benchmark's own, on the family's tiny pipeline: the chain, log p, the gradient, the decoder."""
     oracle = importlib.import_module(f"tests.oracles.families.{family}")
