@@ -17,7 +17,7 @@ from pipelines.emoji.build.captions import Captions, tokenizer
 from pipelines.emoji.build.weighed import Weighed
 from rewards import emoji_clip
 
-MINIMUM = (0.4, 0.4, 0.8)  # accuracy of name, style and background; chance is 0.016, 0.33 and 0.125
+MINIMUM = (0.7, 0.45, 0.9)  # accuracy of name, style and background; chance is 0.016, 0.33 and 0.125
 WORDS = [emoji.caption(name, "fluent", "purple") for name in emoji.ICONS]
 
 
