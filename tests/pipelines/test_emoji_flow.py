@@ -10,11 +10,13 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from torch.nn.functional import pad
 from transformers import CLIPTextModel
 
+from diffusion_rtb.config.components import build
 from diffusion_rtb.schedulers import FlowMatchSDEScheduler
 from pipelines import emoji
 from pipelines._models.folder import BUNDLED, left_out, local_folder
 from pipelines.emoji.build.captions import Captions, tokenizer
 from pipelines.emoji.build.weighed import Weighed
+from pipelines.stable_diffusion_3 import StableDiffusion3
 from rewards import emoji_clip
 
 MINIMUM = (0.7, 0.45, 0.9)  # accuracy of name, style and background; chance is 0.016, 0.33 and 0.125
@@ -39,6 +41,14 @@ def test_it_is_bundled_under_its_name() -> None:
     assert left_out(emoji.flow_path(), StableDiffusion3Pipeline) == ["text_encoder_3", "tokenizer_3"]
     with pytest.raises(ValueError, match=r"expected .* were passed"):  # why load and the model card name them
         StableDiffusion3Pipeline.from_pretrained(str(emoji.flow_path()))
+
+
+def test_its_family_takes_it_by_name_and_says_how_plain_diffusers_does() -> None:
+    prior = build({"component": "stable_diffusion_3", "path": "emoji_flow", "steps": 4, "device": "cpu"}, "prior")
+    assert isinstance(prior, StableDiffusion3)
+    assert "('pipelines/emoji/flow', dtype=torch.float32, text_encoder_3=None, tokenizer_3=None)" in prior.snippet()
+    assert prior.pipe.text_encoder_3 is None
+    assert prior.dims == (4, 8, 8)
 
 
 def test_tokenizers_cut_captions_as_clips_own(pipe: StableDiffusion3Pipeline) -> None:
