@@ -86,7 +86,7 @@ class Sampler:
 
     def texts(self, rows: Sequence[int] | Int[Tensor, " rows"]) -> list[str]:
         """The prompts of these rows."""
-        return [self.prompts[int(row)] for row in rows]
+        return [self.prompts[row] for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
 
     def chunks(self, size: int) -> list[slice]:
         """The micro-batches of a batch of `size` trajectories."""

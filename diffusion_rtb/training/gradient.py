@@ -117,15 +117,17 @@ def push_back(
                 parameter.grad = None
             replayed = _push_parts(sampler, parts, [each / unit / room for each in given], steps)
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            if _finite(gradients) or not _finite([*given, *replayed]):
+            if _finite(gradients) or not all(_finite([each]) for each in (*given, *replayed)):
                 break
         for gradient in gradients:
             gradient.mul_(unit * room)
     return replayed
 
 
-def _finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    """All of them, on one device, which is asked once."""
+    found = [torch.isfinite(tensor).all() for tensor in tensors]
+    return not found or bool(torch.stack(found).all())
 
 
 def _push_parts(

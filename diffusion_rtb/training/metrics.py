@@ -63,8 +63,8 @@ class Measured:
         return Measured(own.prompt, own.reward.double(), own.log_q.double() - own.log_p.double())
 
     def gathered(self, processes: Processes) -> Measured:
-        """Those of all processes."""
-        return Measured(*processes.gather(self.prompt, self.reward, self.log_ratio))
+        """Those of all processes, on the CPU, where statistics ask for many single numbers."""
+        return Measured(*(x.cpu() for x in processes.gather(self.prompt, self.reward, self.log_ratio)))
 
 
 def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
@@ -93,7 +93,8 @@ def batch_metrics(
     device = loss.residual.device
     single = torch.tensor([[parity(first.log_q, replayed[0]), float(loss.loss.detach())]], device=device)
     others = {name: part.reward.double() for name, part in parts.items() if name != "posterior"}
-    single, residual, log_z, *rewards = processes.gather(single, loss.residual, loss.log_z, *others.values())
+    gathered = processes.gather(single, loss.residual, loss.log_z, *others.values())
+    single, residual, log_z, *rewards = (x.cpu() for x in gathered)
     shares = {f"{name}_share_reward": float(r.mean()) for name, r in zip(others, rewards, strict=True)}
     return {
         "parity": float(single[:, 0].max()),

@@ -5,12 +5,16 @@
 prints waits per step and per call of the bare pipeline, a rollout, a score and a gradient, for each kind of scheduler, and copies
 to the device likewise, on the pretended device of `tests/oracles/pretended_device.py`: tiny random networks, so that only counts
 mean something. They are counted at two numbers of steps, and the difference is per step. `lines=true` lists where they are.
+
+    python -m tests.measurements.waits train configs/quickstart.yaml prior.device=pretended:0 train.iterations=1
+
+runs a command of `diffusion-rtb` and lists its waits.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +29,7 @@ from diffusers import (
 from diffusion_rtb.chain.noise import signs
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.rollout import replay, replay_backward
+from diffusion_rtb.cli.main import main as command
 from tests.oracles.pretended_device import DEVICE, Counts, counted
 from tests.oracles.tiny import tiny_3_arguments, tiny_stable_diffusion, tiny_stable_diffusion_3
 
@@ -107,7 +112,22 @@ def rows(pipe: Any, name: str, batch: int) -> dict[str, Row]:
     return {which: Row(*pair) for which, pair in zip(PASSES, both, strict=True)}
 
 
+def of_command(arguments: Sequence[str]) -> None:
+    """The waits of a command, line by line."""
+    with counted() as found:
+        try:
+            command(arguments)
+        finally:
+            for kind in ("waits", "sends"):
+                sys.stdout.write(f"\n{getattr(found, kind).total()} {kind}\n")
+                for line, count in getattr(found, kind).most_common():
+                    sys.stdout.write(f"{count:7}  {line}\n")
+
+
 def main() -> None:
+    if len(sys.argv) > 1 and "=" not in sys.argv[1]:
+        of_command(sys.argv[1:])
+        return
     write: Callable[[str], Any] = sys.stdout.write
     found = {name: rows(pipeline(name), name, 2) for name in NAMES}
     for kind in ("waits", "sends"):

@@ -31,7 +31,9 @@ def prior_of(name: str, folder: Path) -> tuple[Any, list[str]]:
     """The family's tiny pipeline on the device, with guidance where it has any; and prompts that it knows."""
     tiny = importlib.import_module(f"tests.oracles.families.{name}")
     tiny.build().save_pretrained(folder)
-    settings = {"component": name, "path": str(folder), "steps": STEPS, "device": DEVICE} | getattr(tiny, "SETTINGS", {})
+    settings = {"component": name, "path": str(folder), "steps": STEPS, "device": DEVICE} | getattr(
+        tiny, "SETTINGS", {}
+    )
     if hasattr(describe(settings, "prior").construct(), "guidance"):
         settings |= {"guidance": 2.0}
     return build(settings, "prior"), list(getattr(tiny, "PROMPTS", ("a cat", "a big red dog")))[:2]
@@ -52,9 +54,7 @@ def test_a_family_is_drawn_scored_trained_and_decoded(name: str, tmp_path: Path)
     assert sum(n for line, n in drawing.waits.items() if "pipe(**call)" not in line) <= STEPS + 4, drawing.waits
     assert sum(n for line, n in scoring.waits.items() if "run(**" not in line) <= STEPS + 8, scoring.waits
     ones = torch.ones_like(drawn.log_prob)
-    replay_backward(
-        prior.pipe, drawn, ones, dtype=torch.float64, entry=entry_of(prior), call=prior.arguments(prompts)
-    )
+    replay_backward(prior.pipe, drawn, ones, dtype=torch.float64, entry=entry_of(prior), call=prior.arguments(prompts))
     gradients = [parameter.grad for parameter in prior.parameters().values()]
     assert all(g is not None and g.device == torch.device(DEVICE) for g in gradients)
     assert any(g.abs().max() > 0 for g in gradients)
