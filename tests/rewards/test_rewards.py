@@ -47,6 +47,7 @@ def arguments(name: str) -> dict[str, Any]:
         "classifier": {**clip, "classes": CLASSES, "target": 0},
         "weighted_sum": {"rewards": [{"component": "jpeg", "weight": 0.5}, inner]},
         "clamp": {"reward": inner, "low": -1.0},
+        "frames": {"reward": inner, "count": 4},
         "standardise": {"reward": inner, "mean": 0.1, "std": 0.2},
         "cached": {"reward": inner},
         "ensemble": {"rewards": [inner, {"component": "brightness"}], "k": 0.5},
