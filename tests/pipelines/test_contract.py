@@ -33,6 +33,7 @@ from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.interfaces import Prior
 from pipelines._diffusers.prior import DiffusersPrior
+from pipelines._diffusers.text_to_image import TextToImage
 
 ROOT = Path(__file__).parents[2]
 ORACLES = Path("tests", "oracles", "families")
@@ -43,13 +44,13 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in (ROOT / folder).glob("*.py") if not path.stem.startswith("_"))
 
 
-def is_family(name: str) -> bool:
+def family(name: str) -> type:
     module = importlib.import_module(f"pipelines.{name}")
-    cls = getattr(module, module.__all__[0])
-    return issubclass(cls, DiffusersPrior)
+    found: type = getattr(module, module.__all__[0])
+    return found
 
 
-FAMILIES = [name for name in names(Path("pipelines")) if is_family(name)]
+FAMILIES = [name for name in names(Path("pipelines")) if issubclass(family(name), DiffusersPrior)]
 CASES = [name for name in FAMILIES if name in names(ORACLES)]
 DTYPES = ("float32", "float16", "bfloat16")
 EVERY = [(name, dtype) for name in CASES for dtype in DTYPES]
@@ -180,6 +181,19 @@ def test_replay_finds_the_recorded_densities(cases: Callable[[str], Case], name:
     trajectory = rollout(prior, case.batch, SEEDS)
     assert trajectory.stochastic[:-1].all()
     assert torch.equal(score(prior, case.batch, trajectory), trajectory.log_prob)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if issubclass(family(name), TextToImage)])
+def test_pictures_need_not_be_square(cases: Callable[[str], Case], name: str) -> None:
+    case = cases(name)
+    side = getattr(case.module, "SETTINGS", {}).get("height", 64)
+    prior = build(case.config(height=side, width=2 * side), "prior")
+    with TrajectoryRecorder(prior.pipe.scheduler, dtype=torch.float64) as recorder:
+        answered = drawn(prior, prior.arguments(case.batch[:1]), SEEDS[:1])
+    images = prior.decode(recorder.trajectory.x[:, -1])
+    assert images.shape[-1] == 2 * side
+    assert torch.equal(images, case.seen(answered.float()))
+    assert torch.equal(score(prior, case.batch[:1], recorder.trajectory), recorder.trajectory.log_prob)
 
 
 @pytest.mark.parametrize("name", CASES)
