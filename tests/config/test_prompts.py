@@ -294,5 +294,6 @@ def test_the_commands_say_how_many_lines_were_merged(tmp_path: Path) -> None:
     assert yaml.safe_load(shown.stdout)["prompts"] == {
         "list": None,
         "file": "p.txt",
+        "folder": None,
         "sha256": read_prompts(tmp_path / "p.txt").sha256,
     }

@@ -5,7 +5,9 @@ The tokenizer knows the 256 bytes and no merges, so every prompt is spelled out 
 
 from __future__ import annotations
 
-from functools import lru_cache
+import copy
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +35,18 @@ WIDTH = 16
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-@lru_cache
+def fresh(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Made once, and a copy for each who asks: a token added to a shared one would change the weights of all later pipelines."""
+    made = lru_cache(make)
+
+    @wraps(make)
+    def copied(*args: Any) -> Any:
+        return copy.deepcopy(made(*args))
+
+    return copied
+
+
+@fresh
 def tiny_tokenizer() -> CLIPTokenizer:
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(letter + "</w>" for letter in letters), START, END]

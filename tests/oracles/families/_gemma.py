@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import string
-from functools import lru_cache
 
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer, UMT5Config, UMT5EncoderModel
 
 from tests.oracles.families._texts import t5_tokenizer
-from tests.oracles.tiny import WIDTH
+from tests.oracles.tiny import WIDTH, fresh
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 
 
-@lru_cache
+@fresh
 def gemma_tokenizer() -> GemmaTokenizer:
     """Printable letters; its texts may have any length, as the published tokenizer says."""
     letters = [letter for letter in string.printable if letter != " "]

@@ -7,7 +7,6 @@ weights are drawn wide enough for a random network to tell prompts apart; the li
 from __future__ import annotations
 
 import string
-from functools import lru_cache
 
 from transformers import (
     CLIPTextConfig,
@@ -25,7 +24,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tests.oracles.tiny import WIDTH, tiny_tokenizer
+from tests.oracles.tiny import WIDTH, fresh, tiny_tokenizer
 
 TURN, END_OF_TURN, END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT = (
@@ -61,7 +60,7 @@ def clip_encoder_with_projection() -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection(clip_config()).eval()
 
 
-@lru_cache
+@fresh
 def t5_tokenizer(length: int = 512) -> T5Tokenizer:
     """Pieces are single letters, with and without a space before them."""
     letters = string.ascii_lowercase + string.digits + ".,-"
@@ -83,7 +82,7 @@ def t5_encoder(width: int = WIDTH) -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-@lru_cache
+@fresh
 def qwen_tokenizer() -> Qwen2Tokenizer:
     """The 256 bytes, and the marks of a chat."""
     vocabulary = {letter: i for i, letter in enumerate(bytes_to_unicode().values())}
