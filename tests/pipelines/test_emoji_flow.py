@@ -43,6 +43,12 @@ def test_it_is_bundled_under_its_name() -> None:
         StableDiffusion3Pipeline.from_pretrained(str(emoji.flow_path()))
 
 
+def test_no_config_says_where_it_was_made() -> None:
+    configs = list(emoji.flow_path().parent.rglob("config.json"))
+    assert len(configs) > 5
+    assert not [file for file in configs if "_name_or_path" in file.read_text()]
+
+
 def test_its_family_takes_it_by_name_and_says_how_plain_diffusers_does() -> None:
     prior = build({"component": "stable_diffusion_3", "path": "emoji_flow", "steps": 4, "device": "cpu"}, "prior")
     assert isinstance(prior, StableDiffusion3)

@@ -55,6 +55,8 @@ def export_prior(pipe: DiffusionPipeline, folder: Path, *, licences: Path) -> No
     pipe.save_pretrained(partial, safe_serialization=True)
     for config in partial.glob("text_encoder*/config.json"):
         _default_to_single_precision(config)
+    for config in partial.glob("*/config.json"):
+        _forget_where_it_was(config)
     for file in partial.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
     for file in licences.glob("LICENSE-*"):
@@ -67,6 +69,13 @@ def _default_to_single_precision(config: Path) -> None:
     """Transformers loads weights in the type their configuration names; diffusers loads in float32 unless told otherwise."""
     values = json.loads(config.read_text())
     write_json(config, values | {"dtype": "float32"}, indent=2)
+
+
+def _forget_where_it_was(config: Path) -> None:
+    """diffusers writes down which folder a network was read from, which is nobody else's."""
+    values = json.loads(config.read_text())
+    if values.pop("_name_or_path", None) is not None:
+        write_json(config, values, indent=2)
 
 
 def load(folder: Path) -> DiffusionPipeline:
