@@ -9,6 +9,9 @@ Esser et al., 2024, https://arxiv.org/abs/2403.03206
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from diffusion_rtb.files.completeness import read_json
 from pipelines._diffusers.lora import ATTENTION
 from pipelines._diffusers.text_to_image import TextToImage
 from pipelines._models.proof import Parts
@@ -39,3 +42,14 @@ class StableDiffusion3(TextToImage):
     )
     multiple = 16
     without = ("image_encoder", "feature_extractor")
+
+    def check_files(self, folder: Path) -> None:
+        """Refuse a size with more patches than the network has positions for."""
+        config = read_json(folder / "transformer" / "config.json")
+        levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", (1, 2, 3, 4)))
+        most = int(config.get("pos_embed_max_size", 96)) * int(config.get("patch_size", 2)) * 2 ** (levels - 1)
+        if self._size and max(self._size.values()) > most:
+            raise ValueError(
+                f"height={self._size['height']} and width={self._size['width']}: it has positions for at most {most} pixels "
+                f"a side. Set both to at most {most}."
+            )

@@ -104,6 +104,7 @@ def test_without_the_third_text_encoder(folders: Path) -> None:
         ("flux2", {"path": "flux"}, "holds a FluxPipeline; this prior needs a Flux2KleinPipeline"),
         ("z_image", {"max_sequence_length": 0}, "max_sequence_length=0 must be at least 1"),
         ("z_image", {"scheduler": "DDIMScheduler"}, "velocity of a flow"),
+        ("stable_diffusion_3", {"height": 128, "width": 144}, "positions for at most 128 pixels a side"),
         ("stable_diffusion", {"path": "flux"}, "StableDiffusionPipeline takes none, its text encoders have a fixed length"),
     ],
 )  # fmt: skip
