@@ -55,7 +55,7 @@ class Model:
     @property
     def here(self) -> bool:
         """Whether it can be looked at without fetching it."""
-        return self._found is not None or not is_hub_id(self.path)
+        return self._found is not None or self.single or not is_hub_id(self.path)
 
     def find(self) -> tuple[Path, str | None]:
         """Its folder and the variant of its weights, all of them proved; a hub id is fetched first. No weights are loaded.

@@ -125,8 +125,9 @@ def test_other_files_are_refused_before_weights_load(
     [("model.ckpt", "pickles.*safetensors"), ("nothing.safetensors", "There is no checkpoint at path")],
 )
 def test_pickles_and_missing_files_are_refused(tmp_path: Path, path: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        StableDiffusion(str(tmp_path / path), steps=2, device="cpu")
+    for place in (tmp_path / path, Path("models") / path):  # the second looks like a hub id
+        with pytest.raises(ValueError, match=message):
+            StableDiffusion(str(place), steps=2, device="cpu")
 
 
 def test_configs_are_for_single_files(places: Path) -> None:
