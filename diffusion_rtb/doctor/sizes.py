@@ -6,6 +6,7 @@ a graph     the distinct storages that autograd holds for backward, without the 
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -50,19 +51,12 @@ def network_header(files: Sequence[Path], dtype: torch.dtype) -> Header:
         with safe_open(file, framework="np") as opened:  # for torch it would reserve memory of the file's size
             for name in opened.keys():
                 entry = opened.get_slice(name)
-                kind, count = str(entry.get_dtype()), _product(entry.get_shape())
+                kind, count = str(entry.get_dtype()), math.prod(entry.get_shape())
                 size = _itemsize(kind)
                 numbers, on_disk = numbers + count, on_disk + count * size
                 loaded += count * (dtype.itemsize if kind.startswith(("F", "BF")) else size)
                 kinds.add(kind)
     return Header(numbers, on_disk, loaded, ", ".join(sorted(kinds)))
-
-
-def _product(shape: Sequence[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _itemsize(kind: str) -> int:

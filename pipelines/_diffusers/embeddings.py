@@ -102,7 +102,7 @@ class PromptEmbeddings:
         }
         call = inspect.signature(
             type(pipe).__call__
-        ).parameters  # whose defaults are others than those of `encode_prompt`
+        ).parameters  # its defaults are others than those of `encode_prompt`
         defaults = {name: argument.default for name, argument in call.items() if argument.default is not argument.empty}
         options = {name: value for name, value in (defaults | given | dict(self.options)).items() if name in taken}
 

@@ -171,13 +171,11 @@ class DiffusersPrior(Family):
     def decode(self, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *shape"]:
         """Images in [0, 1], float32: what the pipeline itself answers where its chain ends in x_0."""
         parts = x_0.to(self.device, DTYPES[self.dtype]).split(self.decode_batch)
-        calls = [self.arguments([self.any_prompt] * len(part)) for part in parts]
-        return torch.cat(
-            [
-                decoded(self.pipe, call, part, self.loop_networks, self.output_type)
-                for call, part in zip(calls, parts, strict=True)
-            ]
-        )
+        images = []
+        for part in parts:
+            call = self.arguments([self.any_prompt] * len(part))
+            images.append(decoded(self.pipe, call, part, self.loop_networks, self.output_type))
+        return torch.cat(images)
 
     def settings(self) -> dict[str, Any]:
         """The arguments of the pipeline's call that do not depend on the prompt, as `snippet` and the card show them."""

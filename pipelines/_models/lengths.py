@@ -41,7 +41,7 @@ def say_what_is_cut(
         tokenizer = load_tokenizer(kind, folder / name)
         own = int(tokenizer.model_max_length)
         limit = own if most is None or "CLIP" in kind.__name__ else min(own, most)
-        lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+        lengths = [len(ids) for ids in tokenizer(list(prompts))["input_ids"]] if prompts else []
         long = [i for i, length in enumerate(lengths) if length > limit]
         if long:
             warnings.warn(_sentence(tokenizer, prompts[long[0]], limit, network, len(long), len(prompts)), stacklevel=2)
