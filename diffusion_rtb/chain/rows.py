@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -16,7 +16,7 @@ R = TypeVar("R", bound="Rows")
 
 
 class Rows:
-    """Base of frozen dataclasses whose fields are tensors, or further `Rows`, with one entry per row, or None where unknown."""
+    """Base of frozen dataclasses whose fields have one entry per row: tensors, `Rows`, mappings of tensors, or None: unknown."""
 
     shared: ClassVar[frozenset[str]] = frozenset()
     """Fields that are the same for all rows."""
@@ -28,6 +28,8 @@ class Rows:
         """The rows at `index`."""
 
         def cut(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: cut(item) for key, item in value.items()}
             whole = isinstance(index, slice) or isinstance(value, Rows)
             return value[index if whole else torch.as_tensor(index, device=value.device)]
 
@@ -38,6 +40,8 @@ class Rows:
         leaving = torch.device(device).type != "cpu"
 
         def there(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: there(item) for key, item in value.items()}
             return value.to(device) if isinstance(value, Rows) else value.to(device, non_blocking=leaving)
 
         return self._changed(there)
@@ -56,4 +60,6 @@ class Rows:
 def _joined(values: Sequence[Any]) -> Any:
     if any(value is None for value in values):
         return None
+    if isinstance(values[0], Mapping):
+        return {key: _joined([value[key] for value in values]) for key in values[0]}
     return type(values[0]).cat(values) if isinstance(values[0], Rows) else torch.cat(list(values))

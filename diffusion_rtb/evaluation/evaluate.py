@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.evaluation.choice import PICTURED, evaluated_rows, spread
-from diffusion_rtb.evaluation.metric import Metric, metrics_of
+from diffusion_rtb.evaluation.metric import Metric, metrics_of, scorer_of
 from diffusion_rtb.evaluation.samples import Pictured, draw
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.evaluation.terminal import show
@@ -66,11 +66,14 @@ def _check_room(run: TrainedRun) -> None:
 def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
     config = run.config
     rows, metrics = _rows(config), metrics_of(run.components.metrics)
+    table = config.prompts.table()
+    for metric in metrics:
+        metric.prepare([table.texts[row] for row in rows], [table.metadata[row] for row in rows])
     prior, reward = run.prior(), run.reward()
     embedder: Any = None if run.components.embedder is None else run.components.embedder.build()
     judge: Any = embedder if run.components.judge is None else run.components.judge.build()
     sampler = _sampler(config, rows, prior, reward)
-    tools = {"embedder": embedder, "judge": judge, "numbers": rows}
+    tools = {"embedder": embedder, "judge": judge, "numbers": rows, "scorer": scorer_of(metrics)}
     counts = (config.eval.prior_samples, config.eval.samples)
     with _progress(sampler.prompts, *counts) as advances:
         before, left = draw(sampler, config.eval, counts[0], config.seed, posterior=False, advance=advances[0], **tools)

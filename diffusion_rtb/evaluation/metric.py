@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
 
 from diffusion_rtb.config.components import Described
 from diffusion_rtb.config.load import EvalConfig
-from diffusion_rtb.evaluation.samples import Drawn
+from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.evaluation.samples import Drawn, Scorer
 
-__all__ = ["Metric", "metrics_of"]
+__all__ = ["Metric", "metrics_of", "scorer_of"]
 
 
 RESERVED = ("beta", "overall", "per_prompt", "prompt", "run", "samples")
@@ -43,6 +47,32 @@ class Metric(ABC):
             beta: nats per unit of reward.
             config: The section `eval:`, with the confidence of intervals.
         """
+
+    def prepare(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """Load what `scores` needs; told once, before anything is drawn, of all prompts that are evaluated.
+
+        Raises:
+            ValueError: it cannot be measured on these prompts.
+        """
+        return
+
+    def scores(
+        self, images: Float[Tensor, "batch *shape"], prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> Mapping[str, Float[Tensor, " batch"]]:
+        """Numbers of each sample that only its image tells, by name; images are gone when `of` is asked.
+
+        They are `Drawn.scores` under METRIC.name; nothing, unless it is overridden.
+
+        Args:
+            images: As the reward sees them, on the prior's device.
+            prompts: The prompt of each.
+            metadata: What the prompt file says of the prompt of each.
+        """
+        return {}
+
+    def kept(self, drawn: Drawn, name: str) -> Float[Tensor, " batch"] | None:
+        """What `scores` called so; None where these samples were not asked."""
+        return (drawn.scores or {}).get(f"{self.name}.{name}")
 
     def row(self, value: Any) -> tuple[str, ...]:
         """A value as the terminal shows it, one text for each column."""
@@ -77,3 +107,14 @@ def metrics_of(described: Sequence[Described]) -> list[Metric]:
             )
         found.append(metric)
     return found
+
+
+def scorer_of(metrics: Sequence[Metric]) -> Scorer | None:
+    """One function for what all of these metrics want of the images; None where none wants anything."""
+    asking = [metric for metric in metrics if type(metric).scores is not Metric.scores]
+
+    def scores(images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> dict[str, Tensor]:
+        found = {metric.name: metric.scores(images, prompts, metadata) for metric in asking}
+        return {f"{metric}.{name}": values for metric, each in found.items() for name, values in each.items()}
+
+    return scores if asking else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,16 @@ from diffusion_rtb.abilities import Embedder, Judge
 from diffusion_rtb.chain.rows import Rows
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import EvalConfig
+from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.estimates import log_weights
 from diffusion_rtb.evaluation.choice import PICTURED, spread
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, numbered
 
-__all__ = ["Drawn", "Pictured", "draw"]
+__all__ = ["Drawn", "Pictured", "Scorer", "draw"]
+
+Scorer = Callable[[Tensor, Sequence[str], Sequence[Metadata]], Mapping[str, Tensor]]
+"""Images, the prompt of each and what is known of it -> values of each by name."""
 
 PICTURES, DOTS = 4, 2000
 """Pictures kept per pictured prompt and side; of vectors, which become dots in one picture, more."""
@@ -36,6 +40,8 @@ class Drawn(Rows):
     embedding: Float[Tensor, "batch features"] | None = None
     labels: Int[Tensor, "batch factors"] | None = None
     """The judge's class of each image, by factor."""
+    scores: Mapping[str, Float[Tensor, " batch"]] | None = None
+    """What metrics saw in the images, by `METRIC.value`; see `Metric.scores`."""
 
     @staticmethod
     def of_batch(batch: Batch) -> Drawn:
@@ -82,6 +88,7 @@ def draw(
     judge: Any = None,
     advance: Callable[[int], None] | None = None,
     numbers: Sequence[int] | None = None,
+    scorer: Scorer | None = None,
 ) -> tuple[Drawn, Pictured]:
     """`count` samples per prompt, in batches; the k-th sample of a prompt has the same noise for prior and posterior.
 
@@ -95,6 +102,7 @@ def draw(
         judge: Has `classify(images, classes)`; needed when the config names factors.
         advance: Told how many samples a batch had, after each.
         numbers: The sampler's prompts by their rows in the run's table, on which the noise depends; None: they are the table.
+        scorer: What metrics want of the images while they are there, see `Metric.scores`; None: nothing.
 
     Raises:
         ValueError: embedder or judge lacks its method.
@@ -116,6 +124,10 @@ def draw(
         parts.append(
             replace(Drawn.of_batch(found), embedding=embedding, labels=torch.stack(labels, 1) if labels else None)
         )
+        if scorer is not None:
+            rows = batch.prompt.tolist()
+            scores = scorer(images, sampler.texts(rows), [sampler.metadata[row] for row in rows])
+            parts[-1] = replace(parts[-1], scores={name: values.cpu() for name, values in scores.items()})
         first = [i for i, (row, k) in enumerate(pairs[chunk]) if k < most and row in pictured]
         pictures.append(Pictured(batch.images, batch.reward)[torch.tensor(first, dtype=torch.long)])
         if advance is not None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import diffusion_rtb.evaluation.metrics as shelf
 from diffusion_rtb.config import components
 from diffusion_rtb.config.components import describe
-from diffusion_rtb.config.load import ConfigError, RunConfig, load_config
+from diffusion_rtb.config.load import ConfigError, EvalConfig, RunConfig, load_config
+from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.evaluation.evaluate import evaluate_run
-from diffusion_rtb.evaluation.metric import metrics_of
+from diffusion_rtb.evaluation.metric import Metric, metrics_of
+from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.training.assemble import assemble
+from tests.oracles.pixel import green
 
 FILE = '''
 from typing import Any
@@ -50,6 +54,29 @@ class Quantile(Metric):
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
         return {"reward quantile": value}
 '''
+
+
+class Seen(Metric):
+    """The reward once more, from the images; and the prompt it was asked about."""
+
+    name = "seen"
+
+    def prepare(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        self.table = list(prompts)
+
+    def scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Mapping[str, Tensor]:
+        rows = images.new_tensor([self.table.index(prompt) for prompt in prompts])
+        return {"green": green(images, prompts), "row": rows}
+
+    def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> Any:
+        sides = {"prior": prior, "posterior": posterior}
+        return {
+            name: [
+                self.kept(side, "green").tolist() == side.reward.tolist(),  # type: ignore[union-attr]
+                self.kept(side, "row").tolist(),  # type: ignore[union-attr]
+            ]
+            for name, side in sides.items()
+        }
 
 
 @pytest.fixture
@@ -95,6 +122,17 @@ def test_a_dropped_file_is_used_by_name(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"q {smallest['posterior']:.3f}" in shown
     assert "ELBO" not in shown
     assert "| reward quantile |" in (tmp_path / "run" / "lora" / "card.md").read_text()
+
+
+def test_a_metric_sees_the_image_of_each_sample(tmp_path: Path) -> None:
+    """Batches of 3 of 8 and 10 samples; `eval.prompts` leaves the second prompt, whose samples are the same in any batch."""
+    assemble(run(tmp_path, [{"component": f"{__name__}:Seen"}])).fit()
+    found = evaluate_run(tmp_path / "run", ["eval.batch=3"])
+    both = {"prior": [True, [0] * 5 + [1] * 5], "posterior": [True, [0] * 4 + [1] * 4]}
+    assert found["overall"]["seen"] == both
+    assert found["per_prompt"][1]["seen"] == {"prior": [True, [1] * 5], "posterior": [True, [1] * 4]}
+    one = evaluate_run(tmp_path / "run", ["eval.prompts=[b]"])
+    assert one["overall"]["seen"] == {"prior": [True, [0] * 5], "posterior": [True, [0] * 4]}
 
 
 @pytest.mark.usefixtures("dropped")
