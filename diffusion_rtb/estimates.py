@@ -29,6 +29,7 @@ __all__ = [
     "log_weights",
     "log_z_from_prior",
     "log_z_importance",
+    "norm_ratio",
     "reweighted_mean",
     "reweighted_shares",
     "standard_error",
@@ -87,6 +88,28 @@ def kl(
 def kl_profile(log_q: Float[Tensor, "batch steps"], log_p: Float[Tensor, "batch steps"]) -> Float[Tensor, " steps"]:
     """E_q[log_q − log_p] of each step, nats; sums to `kl`. Shows which noise levels carry the change."""
     return _log_ratio(log_q, log_p).mean(0)
+
+
+def norm_ratio(
+    norm_q: Float[Tensor, "batch steps"],
+    norm_p: Float[Tensor, "batch steps"],
+    prompt: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " steps"]:
+    """E_q[|e_q(x_t, t)| / |e_p(x_t, t)|] of each step, mean over prompts: 1 where the network answers as loudly as the prior's.
+
+    e is what the scheduler is given (predicted noise, velocity or x_0, guided), both at the posterior's own states. A reward that
+    is being hacked often makes it louder, before the pictures show it. NaN for a step without a density, whose norms are 0.
+
+    Args:
+        norm_q: |e_q|, Euclidean over all dimensions (`Batch.norm_q`).
+        norm_p: |e_p| at the same states (`Batch.norm_p`).
+        prompt: Of each trajectory.
+
+    Source: the norm of the velocity as a sign of hacking, NormGuard 2026, https://arxiv.org/abs/2606.27771
+    """
+    ratio = norm_q.detach().double() / norm_p.detach().double()
+    rows = torch.zeros(len(ratio), dtype=torch.long) if prompt is None else prompt
+    return torch.stack([ratio[rows == row].mean(0) for row in rows.unique().tolist()]).mean(0)
 
 
 def log_z_importance(log_w: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None) -> float:

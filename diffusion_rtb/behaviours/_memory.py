@@ -37,7 +37,8 @@ def with_newest(memory: Memory, row: int, new: Batch, capacity: int) -> Batch:
 
 def stored(batch: Batch) -> Batch:
     """What is worth keeping: what the posterior of the moment thought of a trajectory is not."""
-    return replace(batch, log_q=None, mean_p=None, kl=None)
+    alone = replace(batch.trajectory, output_norm=None)
+    return replace(batch, trajectory=alone, log_q=None, mean_p=None, kl=None, norm_q=None, norm_p=None)
 
 
 def record_numbers(counts: Mapping[int, int], added: Mapping[int, int]) -> Int[Tensor, "n 2"]:

@@ -1,4 +1,4 @@
-"""Densities and divergences of isotropic normals, in nats, summed over dimensions."""
+"""Densities and divergences of isotropic normals, in nats, summed over dimensions; and the size of what a network answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["gaussian_kl", "normal_log_prob", "precise"]
+__all__ = ["gaussian_kl", "normal_log_prob", "output_norm", "precise"]
 
 
 def precise(tensor: Tensor) -> Tensor:
@@ -34,3 +34,10 @@ def gaussian_kl(
 ) -> Float[Tensor, " batch"]:
     """KL(q || p) = |mean_q - mean_p|² / (2·std²) of two transitions with the same deviation, summed over dims, in nats."""
     return 0.5 * ((precise(mean_q) - mean_p) / std).square().flatten(1).sum(1, dtype=dtype)
+
+
+def output_norm(output: Float[Tensor, "batch *dims"], dtype: torch.dtype = torch.float32) -> Float[Tensor, " batch"]:
+    """|e|, the Euclidean norm over dims of what the scheduler is given: predicted noise, velocity or x_0, guided; no gradient."""
+    wide = torch.promote_types(output.dtype, dtype)
+    norm: Tensor = torch.linalg.vector_norm(output.detach(), dim=tuple(range(1, output.ndim)), dtype=wide)
+    return norm.to(dtype)

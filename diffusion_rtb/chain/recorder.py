@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_rtb.chain.host_schedule import HostSchedule
 from diffusion_rtb.chain.noise import RowNoise
-from diffusion_rtb.chain.normal import normal_log_prob
+from diffusion_rtb.chain.normal import normal_log_prob, output_norm
 from diffusion_rtb.chain.recordable import STOCHASTIC, check_recordable, is_ode_step, refuse_deterministic
 from diffusion_rtb.chain.scheduler import StepCall, in_place_of, previous_sample, with_previous_sample
 from diffusion_rtb.chain.trajectory import Trajectory
@@ -30,6 +30,7 @@ class Step:
     x_s: Float[Tensor, "batch *dims"]
     std: float
     log_prob: Float[Tensor, " batch"]
+    output_norm: Float[Tensor, " batch"]
     log_behaviour: Float[Tensor, " batch"] | None
     left_to_ode: bool = False
     """Without noise on purpose."""
@@ -186,10 +187,11 @@ class TrajectoryRecorder:
         x_s = handed.detach().clone()  # the pipeline may write over what it is handed
         zero = torch.zeros(x_s.shape[0], dtype=self.dtype, device=x_s.device)
         log_prob = zero if std == 0 else normal_log_prob(x_s, mean, std, self.dtype)
+        norm = zero if std == 0 else output_norm(call.model_output, self.dtype)
         behaviour = None
         if self.noise_scale is not None:
             behaviour = zero if std == 0 else normal_log_prob(x_s, mean, self.noise_scale(std) * std, self.dtype)
-        self.steps.append(Step(call.timestep, x_s, std, log_prob, behaviour, call.left_to_ode))
+        self.steps.append(Step(call.timestep, x_s, std, log_prob, norm, behaviour, call.left_to_ode))
         self._handed = (handed, None if handed.is_inference() else handed._version)
         self._prepare(call.get(call.names[1]))
         return output
@@ -214,6 +216,7 @@ class TrajectoryRecorder:
             std=_floats([step.std for step in steps], x),
             log_prob=torch.stack([step.log_prob for step in steps], dim=1),
             log_behaviour=torch.stack(explored, dim=1) if explored else None,
+            output_norm=torch.stack([step.output_norm for step in steps], dim=1),
         )
 
     def _check_finite(self, x: Float[Tensor, "batch steps_and_one *dims"]) -> None:

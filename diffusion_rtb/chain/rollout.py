@@ -22,15 +22,15 @@ from torch import Tensor
 
 from diffusion_rtb.abilities import Entry, HasEntry
 from diffusion_rtb.chain.noise import GivenStart
-from diffusion_rtb.chain.normal import gaussian_kl
+from diffusion_rtb.chain.normal import gaussian_kl, output_norm
 from diffusion_rtb.chain.recordable import check_single_step
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.seeds import generators, global_seed, seed_of
-from diffusion_rtb.chain.teacher_forcing import TeacherForcing, Visit
+from diffusion_rtb.chain.teacher_forcing import TeacherForcing, Visit, Visited
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.interfaces import Prior
 
-__all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means", "steps_of"]
+__all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means", "score_with_norms", "steps_of"]
 
 LOG_DENSITY = torch.float64
 """Inside the trainer log_q - log_p is a difference of two sums near 1e4 nats (SD at 512 px): see `normal_log_prob`."""
@@ -78,13 +78,28 @@ def score_with_means(
     # Not in the states' own dtype: rounded to it, means that are the same would have a KL, and a gradient of it.
     means = torch.zeros_like(trajectory.x[:, 1:], dtype=torch.promote_types(trajectory.x.dtype, torch.float32))
 
-    def keep(i: int, log_prob: Tensor, mean: Tensor) -> None:
-        rows[i] = log_prob
-        means[:, i] = mean
+    def keep(at: Visited) -> None:
+        rows[at.step] = at.log_prob
+        means[:, at.step] = at.mean
 
     with torch.no_grad():
         _force(prior.pipe, trajectory, None, LOG_DENSITY, keep, prior.arguments(prompts), entry=entry_of(prior))
     return _table(rows, trajectory, LOG_DENSITY), means
+
+
+def score_with_norms(
+    prior: Prior, prompts: Sequence[str], trajectory: Trajectory
+) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
+    """`score`, and `output_norm` of each step, for the same network calls; 0 for a step without a density."""
+    rows: dict[int, Tensor] = {}
+    norms: dict[int, Tensor] = {}
+
+    def keep(at: Visited) -> None:
+        rows[at.step], norms[at.step] = at.log_prob, output_norm(at.output, LOG_DENSITY)
+
+    with torch.no_grad():
+        _force(prior.pipe, trajectory, None, LOG_DENSITY, keep, prior.arguments(prompts), entry=entry_of(prior))
+    return _table(rows, trajectory, LOG_DENSITY), _table(norms, trajectory, LOG_DENSITY)
 
 
 def steps_of(arguments: Mapping[str, Any]) -> int | None:
@@ -140,7 +155,7 @@ def replay(
     rows: dict[int, Tensor] = {}
     given = {**(call or {}), **arguments}
     with torch.set_grad_enabled(grad):
-        _force(pipe, trajectory, steps, dtype, lambda i, row, _: rows.__setitem__(i, row), given, entry=entry)
+        _force(pipe, trajectory, steps, dtype, lambda at: rows.__setitem__(at.step, at.log_prob), given, entry=entry)
     return _table(rows, trajectory, dtype)
 
 
@@ -175,7 +190,8 @@ def replay_backward(
     check_single_step(pipe.scheduler)
     rows: dict[int, Tensor] = {}
 
-    def backward(i: int, log_prob: Tensor, mean: Tensor) -> None:
+    def backward(at: Visited) -> None:
+        i, log_prob = at.step, at.log_prob
         if not log_prob.requires_grad:
             raise ValueError(
                 "The network's output does not require gradients: make its parameters trainable, and run it without torch.no_grad "
@@ -183,7 +199,7 @@ def replay_backward(
             )
         total = (cotangent[:, i].to(log_prob) * log_prob).sum()
         if kl_cotangent is not None and mean_p is not None:
-            kl = gaussian_kl(mean, mean_p[:, i], float(trajectory.std[i]), dtype)
+            kl = gaussian_kl(at.mean, mean_p[:, i], float(trajectory.std[i]), dtype)
             total = total + (kl_cotangent[:, i].to(kl) * kl).sum()
         total.backward()
         rows[i] = log_prob.detach()

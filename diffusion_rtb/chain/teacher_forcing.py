@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,23 @@ from diffusion_rtb.chain.recordable import check_recordable, own_setting, solver
 from diffusion_rtb.chain.scheduler import StepCall, in_place_of, kept_state, previous_sample, with_previous_sample
 from diffusion_rtb.chain.trajectory import Trajectory
 
-__all__ = ["TeacherForcing", "Visit", "is_state", "place_in"]
+__all__ = ["TeacherForcing", "Visit", "Visited", "is_state", "place_in"]
 
-Visit = Callable[[int, Tensor, Tensor], None]
-"""`visit(i, log_prob, mean)`: log-density (batch,) and mean (batch, *dims) of step i under the network as it is now."""
+
+@dataclass(frozen=True, eq=False)
+class Visited:
+    """One step of a recorded chain under the network as it is now."""
+
+    step: int
+    """Its place in the recorded chain."""
+    log_prob: Float[Tensor, " batch"]
+    mean: Float[Tensor, "batch *dims"]
+    """Of the transition."""
+    output: Float[Tensor, "batch *dims"]
+    """What the pipeline gave the scheduler: the network's answer, guided."""
+
+
+Visit = Callable[[Visited], None]
 
 
 SAME = "call the pipeline with the arguments it was recorded with"
@@ -186,7 +200,8 @@ class TeacherForcing:
         mean = previous_sample(output)
         if i in self.evaluated:
             self._check_std(exact.std(mean), i)
-            self.visit(i, normal_log_prob(x[:, i + 1], mean, self.std[i], self.dtype), mean)
+            log_prob = normal_log_prob(x[:, i + 1], mean, self.std[i], self.dtype)
+            self.visit(Visited(i, log_prob, mean, call.model_output))
         if self.keeps_history:
             with ProbeNoise(0.0):
                 exact.made()  # the scheduler has to remember this network output

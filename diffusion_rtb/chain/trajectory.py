@@ -43,6 +43,8 @@ class Trajectory(Rows):
     """Log-density of each transition under the network that was recorded: summed over dims, nats, fp32."""
     log_behaviour: Float[Tensor, "batch steps"] | None = None
     """Log-density under the chain that drew the step, where exploration noise made it differ from `log_prob`; nats."""
+    output_norm: Float[Tensor, "batch steps"] | None = None
+    """|e| of what the recorded network answered at each step (`normal.output_norm`); 0 where the step has no density."""
 
     @property
     def batch(self) -> int:

@@ -64,7 +64,7 @@ Named = Annotated[Component, BeforeValidator(_by_name, json_schema_input_type=st
 
 METRICS = tuple(
     Component(component=name)
-    for name in ("reward", "kl", "kl_profile", "elbo", "log_z", "ess", "diversity", "posterior_check")
+    for name in ("reward", "kl", "kl_profile", "elbo", "log_z", "ess", "norm_ratio", "diversity", "posterior_check")
 )
 
 

@@ -42,11 +42,15 @@ class Drawn(Rows):
     """The judge's class of each image, by factor."""
     scores: Mapping[str, Float[Tensor, " batch"]] | None = None
     """What metrics saw in the images, by `METRIC.value`; see `Metric.scores`."""
+    norm_q: Float[Tensor, "batch steps"] | None = None
+    """|e_q| and, below, |e_p| at the posterior's states, of what the scheduler is given at each step."""
+    norm_p: Float[Tensor, "batch steps"] | None = None
 
     @staticmethod
     def of_batch(batch: Batch) -> Drawn:
         """A batch without its states and images, which at full size would fill the memory."""
-        return Drawn(batch.prompt, batch.reward, batch.log_q, batch.log_p)
+        densities = batch.log_q, batch.log_p
+        return Drawn(batch.prompt, batch.reward, *densities, norm_q=batch.norm_q, norm_p=batch.norm_p)
 
     @property
     def densities(self) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
@@ -117,7 +121,7 @@ def draw(
     batches = sampler.stream([row for row, _ in pairs], seeds, of_prior=not posterior)
     for chunk, batch in zip(sampler.chunks(len(pairs)), batches, strict=True):
         assert batch.images is not None
-        found = sampler.completed(batch) if posterior else replace(batch, log_p=None)
+        found = sampler.completed(batch) if posterior else replace(batch, log_p=None, norm_p=None)
         images, most = batch.images.to(sampler.prior.device), PICTURES if batch.images.ndim == 4 else DOTS
         labels = [judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors]
         embedding = None if embedder is None else embedder.embed(images).cpu()

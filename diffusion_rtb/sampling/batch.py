@@ -29,5 +29,9 @@ class Batch(Rows):
     """Means of the prior's transitions, where an objective uses the closed-form KL."""
     kl: Float[Tensor, "batch steps"] | None = None
     """KL(q || p) of the transitions at these states in closed form, where an objective uses it; nats."""
+    norm_q: Float[Tensor, "batch steps"] | None = None
+    """`output_norm` of the posterior at each step, known with log_q where that was drawn or scored for itself."""
+    norm_p: Float[Tensor, "batch steps"] | None = None
+    """The same of the prior at these states."""
     images: Float[Tensor, "batch *shape"] | None = None
     """What the reward saw, kept where it was asked for."""

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.chain.normal import gaussian_kl
-from diffusion_rtb.chain.rollout import rollout, score, score_with_means
+from diffusion_rtb.chain.rollout import rollout, score_with_means, score_with_norms
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Prior, Reward
@@ -116,8 +116,8 @@ class Sampler:
                 drawn = rollout(self.prior, self.texts(rows[chunk]), seeds[chunk], noise_scale=noise_scale)
                 parts.append(drawn.to("cpu"))
         batch = self.rewarded(self.joined(parts), rows, images=images)
-        known = batch.trajectory.log_prob
-        return replace(batch, log_p=known) if of_prior else replace(batch, log_q=known)
+        known, norm = batch.trajectory.log_prob, batch.trajectory.output_norm
+        return replace(batch, log_p=known, norm_p=norm) if of_prior else replace(batch, log_q=known, norm_q=norm)
 
     def stream(self, rows: Sequence[int], seeds: Sequence[int], *, of_prior: bool = False) -> Iterator[Batch]:
         """`draw` one micro-batch after the other, each with its images, so that no number of rows fills the memory."""
@@ -135,38 +135,38 @@ class Sampler:
         return replace(whole, x=whole.x.pin_memory()) if self.prior.device.type == "cuda" else whole
 
     def completed(self, batch: Batch) -> Batch:
-        """The same trajectories with both log-densities."""
+        """The same trajectories with both log-densities, and the norms that the network calls for these gave besides."""
         with self.stopwatch("score"):
-            log_q = self._score(batch) if batch.log_q is None else batch.log_q
-            log_p = batch.log_p
-            if log_p is None:
+            if batch.log_q is None:
+                log_q, norm_q = self._scored(score_with_norms, batch)
+                batch = replace(batch, log_q=log_q, norm_q=norm_q)
+            if batch.log_p is None:
                 with self.prior.as_prior():
-                    log_p = self._score(batch)
-        return replace(batch, log_q=log_q, log_p=log_p)
+                    log_p, norm_p = self._scored(score_with_norms, batch)
+                batch = replace(batch, log_p=log_p, norm_p=norm_p)
+        return batch
 
     def with_kl(self, batch: Batch) -> Batch:
         """The same trajectories with both log-densities, the prior's means and the closed-form KL of each transition."""
         trajectory = batch.trajectory
         with self.stopwatch("score"):
-            log_q, mean_q = self._score_with_means(batch)
+            log_q, mean_q = self._scored(score_with_means, batch)
             log_p, mean_p = batch.log_p, batch.mean_p
             if log_p is None or mean_p is None:
                 with self.prior.as_prior():
-                    log_p, mean_p = self._score_with_means(batch)
+                    log_p, mean_p = self._scored(score_with_means, batch)
         kl = torch.zeros_like(log_q)
         for i in trajectory.stochastic.nonzero().flatten().tolist():
             kl[:, i] = gaussian_kl(mean_q[:, i], mean_p[:, i], float(trajectory.std[i]), kl.dtype)
         log_q = log_q if batch.log_q is None else batch.log_q
         return replace(batch, log_q=log_q, log_p=log_p, mean_p=mean_p, kl=kl)
 
-    def _score(self, batch: Batch) -> Float[Tensor, "batch steps"]:
-        return torch.cat([score(*micro).cpu() for micro in self._micro_batches(batch)])
-
-    def _score_with_means(
-        self, batch: Batch
-    ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
-        parts = [[part.cpu() for part in score_with_means(*micro)] for micro in self._micro_batches(batch)]
-        return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([mean for _, mean in parts])
+    def _scored(
+        self, score: Callable[[Prior, Sequence[str], Trajectory], tuple[Tensor, Tensor]], batch: Batch
+    ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *rest"]]:
+        """Log-densities, and what else this way of scoring knows of each step."""
+        parts = [[part.cpu() for part in score(*micro)] for micro in self._micro_batches(batch)]
+        return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([more for _, more in parts])
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Prior, list[str], Trajectory]]:
         """What `score` takes of each micro-batch, on the device."""

@@ -217,7 +217,7 @@ class Trainer:
     def _completed(self, parts: Mapping[str, Batch], update: int) -> dict[str, Batch]:
         """With both log-densities; after an update the posterior has moved."""
         if update > 0:
-            parts = {name: replace(part, log_q=None, kl=None) for name, part in parts.items()}
+            parts = {name: replace(part, log_q=None, kl=None, norm_q=None) for name, part in parts.items()}
         complete = self.sampler.with_kl if self.uses_kl else self.sampler.completed
         return {name: complete(part) for name, part in parts.items()}
 

@@ -27,7 +27,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
-from diffusion_rtb.chain.rollout import entry_of, replay, replay_backward, rollout, score, score_with_means
+from diffusion_rtb.chain.rollout import (
+    entry_of,
+    replay,
+    replay_backward,
+    rollout,
+    score,
+    score_with_means,
+    score_with_norms,
+)
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.components import build, describe
@@ -180,7 +188,11 @@ def test_replay_finds_the_recorded_densities(cases: Callable[[str], Case], name:
     prior = in_dtype(case, dtype)
     trajectory = rollout(prior, case.batch, SEEDS)
     assert trajectory.stochastic[:-1].all()
-    assert torch.equal(score(prior, case.batch, trajectory), trajectory.log_prob)
+    log_q, norms = score_with_norms(prior, case.batch, trajectory)
+    assert torch.equal(log_q, trajectory.log_prob)
+    assert trajectory.output_norm is not None
+    assert torch.equal(norms, trajectory.output_norm)
+    assert bool((norms > 0).eq(trajectory.stochastic).all())
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if issubclass(family(name), TextToImage)])
