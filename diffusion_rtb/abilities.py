@@ -110,10 +110,10 @@ class ChecksPrompts(Protocol):
 
 @runtime_checkable
 class Embedder(Protocol):
-    """A reward, or another class, that `eval.embedder` may name: diversity is measured between its vectors."""
+    """A reward, or another class, that `eval.embedder` may name: distances are measured between its vectors."""
 
     def embed(self, images: Tensor) -> Tensor:
-        """Unit vectors (batch, dim) of images."""
+        """Vectors (batch, dim) of images in [0, 1], finite, of any length."""
 
 
 @runtime_checkable

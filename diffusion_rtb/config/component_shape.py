@@ -14,9 +14,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Kind", "check_origin", "check_shape", "loads_weights"]
+__all__ = ["Kind", "check_origin", "check_shape", "handed_over", "loads_weights"]
 
-Kind = Literal["prior", "reward", "objective", "behaviour", "metric"]
+Kind = Literal["prior", "reward", "objective", "behaviour", "metric", "embedder"]
 
 _METHODS: Mapping[Kind, tuple[str, ...]] = {
     "prior": ("arguments", "features", "decode", "attach", "parameters", "as_prior", "fingerprint", "export"),
@@ -24,7 +24,7 @@ _METHODS: Mapping[Kind, tuple[str, ...]] = {
     "metric": ("of", "row", "card"),
     "behaviour": ("prepare", "draw", "kept", "settle", "tensors", "load"),
 }
-"""What a class of the kind must have; see `interfaces.py`. Rewards are asked for one of several below."""
+"""What a class of the kind must have; see `interfaces.py`. Rewards and embedders are asked for one of several below."""
 
 _SAID: Mapping[Kind, str] = {
     "prior": "Prior in diffusion_rtb/interfaces.py",
@@ -33,8 +33,11 @@ _SAID: Mapping[Kind, str] = {
     "metric": "Metric in diffusion_rtb/evaluation/metric.py",
 }
 
-_REWARD_LIKE = ("embed", "classify")
-"""Methods by which an embedder or a judge of the evaluation is known that is no reward itself."""
+_INSTEAD: Mapping[Kind, tuple[str, ...]] = {"reward": ("embed", "classify"), "embedder": ("embed",)}
+"""Methods of a class that is not called itself: what the evaluation embeds with or tells classes apart by, and is no reward."""
+
+_TAKES: Mapping[Kind, tuple[str, ...]] = {"reward": ("images", "prompts"), "embedder": ("images",)}
+"""What is called with these, and may be a function."""
 
 
 def check_origin(name: str, module: str) -> None:
@@ -68,7 +71,7 @@ def check_shape(name: str, kind: Kind, target: Any) -> None:
     Args:
         name: As in the config, for the message.
         kind: What it must be.
-        target: A class; of rewards also a function of (images, prompts), or a reward that is made already.
+        target: A class; of rewards also a function of (images, prompts), of embedders one of (images), or one made already.
 
     Raises:
         ValueError: naming what is missing and the remedy.
@@ -80,13 +83,15 @@ def check_shape(name: str, kind: Kind, target: Any) -> None:
         check_origin(name, target.__module__ or "builtins")
     if inspect.isclass(target):
         _check_class(what, kind, target)
-    elif kind != "reward":
+    elif kind not in _TAKES:
         form = "a function" if inspect.isroutine(target) else f"an object of type {type(target).__name__}"
         raise ValueError(f"{what} is {form}: name the class itself, which is given the config's arguments.")
+    elif kind == "embedder" and _has(type(target), "embed"):
+        return
     elif not callable(target):
         raise ValueError(f"{what} is of type {type(target).__name__}: name a class or a function.")
     else:
-        _check_call(what, target, target)
+        _check_call(what, kind, target, target)
 
 
 def _check_class(what: str, kind: Kind, target: type) -> None:
@@ -95,18 +100,30 @@ def _check_class(what: str, kind: Kind, target: type) -> None:
             f"{what} has a static method check, which nothing calls any more: let the constructor raise its ValueErrors, and move "
             "what takes time from there to a method load_weights(self)."
         )
-    if kind == "reward":
-        if not _has(target, "__call__"):
-            if not any(_has(target, method) for method in _REWARD_LIKE):
-                raise ValueError(f"{what} is a class without __call__(self, images, prompts): it is no reward.")
-            return
-        _check_call(what, target, _called(target), bound=False)
+    if kind in _TAKES:
+        _check_called_class(what, kind, target)
         return
     missing = [method for method in _METHODS[kind] if not _has(target, method)]
     if missing:
         raise ValueError(
             f"{what} is a class without {', '.join(missing)}: it is no {kind}. The class {_SAID[kind]} says what one has."
         )
+
+
+def _check_called_class(what: str, kind: Kind, target: type) -> None:
+    instead = any(_has(target, method) for method in _INSTEAD[kind])
+    if kind == "embedder" and instead:  # a reward that embeds is called with prompts as well
+        return
+    if _has(target, "__call__"):
+        _check_call(what, kind, target, _called(target), bound=False)
+    elif not instead:
+        method = "__call__(self, images, prompts)" if kind == "reward" else "embed(self, images)"
+        raise ValueError(f"{what} is a class without {method}: it is no {kind}.")
+
+
+def handed_over(kind: Kind) -> int:
+    """How many of a function's arguments are not the config's: those that it is called with."""
+    return len(_TAKES.get(kind, ()))
 
 
 def loads_weights(target: Any) -> bool:
@@ -131,25 +148,35 @@ def _called(target: type) -> Any:
     return inspect.getattr_static(target, "forward", own) if forwards else own
 
 
-def _check_call(what: str, target: Any, function: Any, *, bound: bool = True) -> None:
-    """Images and prompts must find their place; `metadata` is handed over by name where it is asked for."""
+def _check_call(what: str, kind: Kind, target: Any, function: Any, *, bound: bool = True) -> None:
+    """Images, and prompts of a reward, must find their place; `metadata` is handed over by name where it is asked for."""
+    given = _TAKES[kind]
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         raise ValueError(
-            f"{what} is of type {type(target).__name__}, whose arguments cannot be read: wrap it in a function f(images, prompts)."
+            f"{what} is of type {type(target).__name__}, whose arguments cannot be read: wrap it in a function "
+            f"f({', '.join(given)})."
         ) from None
     places = [] if bound or isinstance(function, staticmethod) else ["self"]
-    names = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][len(places) + 2 :]
-    further = names if inspect.isfunction(target) else [name for name in names if name == "metadata"]
+    names = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    names = names[len(places) + len(given) :]
+    if not inspect.isfunction(target):
+        names = [name for name in names if name == "metadata" and kind == "reward"]
+    further = [name for name in names if name != "prompts"]  # an embedder has none
     try:
         # What a function takes besides is the config's to give, and checked with its other arguments.
-        signature.bind(*places, "images", "prompts", **dict.fromkeys([*further, *_keywords(signature, target)]))
+        signature.bind(*places, *given, **dict.fromkeys([*further, *_keywords(signature, target)]))
     except TypeError:
-        remedy = "Give everything beside images and prompts a default."
-        if len(signature.parameters) < len(places) + 2:
-            remedy = "If it makes a reward, call it in your module, `reward = make()`, and name `reward` here."
-        raise ValueError(f"{what} takes {signature}, and a reward is called with (images, prompts). {remedy}") from None
+        remedy = f"Give everything beside {' and '.join(given)} a default."
+        if len(signature.parameters) < len(places) + len(given):
+            remedy = f"If it makes one, call it in your module, `{kind} = make()`, and name `{kind}` here."
+        if kind == "embedder" and len(signature.parameters) > len(places) + 1:
+            remedy += " A reward embeds where its class has a method embed(self, images)."
+        article = "an" if kind == "embedder" else "a"
+        raise ValueError(
+            f"{what} takes {signature}, and {article} {kind} is called with ({', '.join(given)}). {remedy}"
+        ) from None
 
 
 def _keywords(signature: inspect.Signature, target: Any) -> list[str]:

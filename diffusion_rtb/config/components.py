@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from diffusion_rtb.config.arguments import call_arguments
 from diffusion_rtb.config.component_errors import naming, nearest
-from diffusion_rtb.config.component_shape import Kind, check_origin, check_shape, loads_weights
+from diffusion_rtb.config.component_shape import Kind, check_origin, check_shape, handed_over, loads_weights
 
 __all__ = [
     "Described",
@@ -45,8 +45,9 @@ _SHELVES: Mapping[str, str] = {
     "objective": "diffusion_rtb.objectives",
     "behaviour": "diffusion_rtb.behaviours",
     "metric": "diffusion_rtb.evaluation.metrics",
+    "embedder": "rewards",
 }
-"""The package in which components of a kind live."""
+"""The package in which components of a kind live; of an embedder's, those that embed."""
 
 
 def locate(name: str, kind: Kind | None = None) -> Any:
@@ -54,7 +55,7 @@ def locate(name: str, kind: Kind | None = None) -> Any:
 
     Args:
         name: `module:attribute`, or with a `kind` also a short name.
-        kind: What is wanted: "prior", "reward", "objective", "behaviour" or "metric".
+        kind: What is wanted: "prior", "reward", "objective", "behaviour", "metric" or "embedder".
 
     Raises:
         ValueError: nothing has that name; the message lists what exists and the nearest of it.
@@ -127,21 +128,22 @@ def describe(component: Mapping[str, Any] | BaseModel, kind: Kind) -> Described:
     target = locate(name, kind)
     check_shape(name, kind, target)
     given = {key: value for key, value in _mapping(component).items() if key != "component"}
-    found = Described(name, kind, target, _arguments(f"{kind} {name!r}", target, given))
+    found = Described(name, kind, target, _arguments(kind, name, target, given))
     if inspect.isclass(target) and (kind in ("objective", "metric") or loads_weights(target)):
         found.construct()
     return found
 
 
-def _arguments(what: str, target: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(kind: Kind, name: str, target: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    what = f"{kind} {name!r}"
     if not inspect.isclass(target) and not inspect.isfunction(target):
         for key in given:
             raise ValueError(
                 f"{what} is made already and takes no arguments, got {key!r}: name its class to give some."
             )
         return {}
-    images_and_prompts = list(inspect.signature(target).parameters)[:2] if inspect.isfunction(target) else []
-    return call_arguments(what, target, given, but=[*images_and_prompts, "metadata"] if images_and_prompts else ())
+    handed = list(inspect.signature(target).parameters)[: handed_over(kind)] if inspect.isfunction(target) else []
+    return call_arguments(what, target, given, but=[*handed, "metadata"] if handed else ())
 
 
 def check_posterior(prior: Mapping[str, Any] | BaseModel, given: Mapping[str, Any]) -> None:
@@ -176,12 +178,15 @@ def short_names(kind: Kind) -> dict[str, str]:
     """Short name -> `module:attribute` of every component of a kind, sorted; files are read, not imported."""
     if kind not in _SHELVES:
         raise ValueError(f"Unknown kind of component {kind!r}: use one of {', '.join(map(repr, _SHELVES))}.")
-    found = {point.name: point.value for point in entry_points(group=f"diffusion_rtb.{kind}s")}
-    return dict(sorted((found | _files(_SHELVES[kind])).items()))
+    group = "reward" if kind == "embedder" else kind
+    found = {point.name: point.value for point in entry_points(group=f"diffusion_rtb.{group}s")}
+    needed = "embed" if kind == "embedder" else None
+    return dict(sorted((found | _files(_SHELVES[kind], needed)).items()))
 
 
 @lru_cache
-def _files(package: str) -> dict[str, str]:
+def _files(package: str, method: str | None = None) -> dict[str, str]:
+    """Of the files of a package whose class defines a method, if one is named."""
     try:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
@@ -192,19 +197,20 @@ def _files(package: str) -> dict[str, str]:
             if module.name.startswith("_"):  # a helper of others in its folder
                 continue
             path = Path(folder, module.name, "__init__.py") if module.ispkg else Path(folder, f"{module.name}.py")
-            attribute = _component(path)
+            attribute = _component(path, method)
             if attribute is not None:
                 found[module.name] = f"{package}.{module.name}:{attribute}"
     return found
 
 
-def _component(path: Path) -> str | None:
-    """The first name in a file's `__all__` that is a class of it, or None."""
+def _component(path: Path, method: str | None = None) -> str | None:
+    """The first name in a file's `__all__` that is a class of it, one with this method if one is named, or None."""
     public: list[str] = []
     classes: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
-            classes.add(node.name)
+            if method is None or any(isinstance(n, ast.FunctionDef) and n.name == method for n in node.body):
+                classes.add(node.name)
         elif isinstance(node, ast.Assign) and any(ast.unparse(target) == "__all__" for target in node.targets):
             public = list(ast.literal_eval(node.value))
     return next((name for name in public if name in classes), None)

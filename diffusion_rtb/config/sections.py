@@ -221,7 +221,8 @@ class EvalConfig(Section):
     batch: PositiveInt = 32
     """Samples that pass through the network at once. Memory, not results."""
     embedder: Component | None = None
-    """A reward module with `embed(images)`: the space in which diversity is measured; null: not measured."""
+    """The space in which distances between images are measured: `clip_score`, `features` (timm, torchvision, open_clip), your own
+    class with `embed(images)` or function of images; null: not measured."""
     judge: Component | None = None
     """A reward module with `classify(images, classes)`, which tells the factors' values apart; null: the embedder."""
     factors: Annotated[tuple[Factor, ...], Field(strict=False)] = ()

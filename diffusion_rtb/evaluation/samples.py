@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion_rtb.abilities import Embedder, Judge
+from diffusion_rtb.abilities import Judge
 from diffusion_rtb.chain.rows import Rows
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import EvalConfig
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.estimates import log_weights
 from diffusion_rtb.evaluation.choice import PICTURED, spread
+from diffusion_rtb.evaluation.features import check_embedder, features_of
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, numbered
 
@@ -102,14 +103,14 @@ def draw(
         count: Samples per prompt.
         seed: The run's seed.
         posterior: Sample the posterior, with both log-densities; otherwise the prior.
-        embedder: Has `embed(images)`; None: no embeddings.
+        embedder: Has `embed(images)`, or is a function of images; None: no embeddings.
         judge: Has `classify(images, classes)`; needed when the config names factors.
         advance: Told how many samples a batch had, after each.
         numbers: The sampler's prompts by their rows in the run's table, on which the noise depends; None: they are the table.
         scorer: What metrics want of the images while they are there, see `Metric.scores`; None: nothing.
 
     Raises:
-        ValueError: embedder or judge lacks its method.
+        ValueError: embedder or judge lacks its method, or a feature is not finite.
     """
     _check_tools(config, embedder, judge)
     total = len(sampler.prompts)
@@ -124,7 +125,8 @@ def draw(
         found = sampler.completed(batch) if posterior else replace(batch, log_p=None, norm_p=None)
         images, most = batch.images.to(sampler.prior.device), PICTURES if batch.images.ndim == 4 else DOTS
         labels = [judge.classify(images, list(f.classes)).argmax(1).cpu() for f in config.factors]
-        embedding = None if embedder is None else embedder.embed(images).cpu()
+        names = [f"sample {k} of prompt {sampler.prompts[row]!r}" for row, k in pairs[chunk]]
+        embedding = None if embedder is None else features_of(embedder, images, names)
         parts.append(
             replace(Drawn.of_batch(found), embedding=embedding, labels=torch.stack(labels, 1) if labels else None)
         )
@@ -140,10 +142,8 @@ def draw(
 
 
 def _check_tools(config: EvalConfig, embedder: Any, judge: Any) -> None:
-    if embedder is not None and not isinstance(embedder, Embedder):
-        raise ValueError(
-            f"eval.embedder {type(embedder).__name__} has no method embed(images); take `clip_score`, or null for no diversity."
-        )
+    if embedder is not None:
+        check_embedder(embedder)
     if config.factors and not isinstance(judge, Judge):
         raise ValueError(
             f"eval.judge {type(judge).__name__} has no method classify(images, classes), which eval.factors need; "

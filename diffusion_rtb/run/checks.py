@@ -43,8 +43,8 @@ def describe_components(config: RunConfig) -> Components:
         describe(behaviour, "behaviour")
     table = config.prompts.table()
     check_component_prompts(config.reward, table.texts, table.metadata)
-    tools = (config.eval.embedder, config.eval.judge)
-    embedder, judge = (None if tool is None else describe(tool, "reward") for tool in tools)
+    embedder = None if config.eval.embedder is None else describe(config.eval.embedder, "embedder")
+    judge = None if config.eval.judge is None else describe(config.eval.judge, "reward")
     metrics = tuple(describe(metric, "metric") for metric in config.eval.metrics)
     return Components(prior, reward, objective, embedder, judge, metrics)
 

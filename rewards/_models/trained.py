@@ -6,12 +6,14 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffusion_rtb.config.component_errors import nearest
 from rewards._models.efficientnet import is_port, timm_names
 from rewards._models.preprocess import Preprocess
 from rewards._models.weights import check_weights, fetch, fill, read_weights
 
-__all__ = ["check_architecture", "check_file", "labels", "library_of", "load_network"]
+__all__ = ["check_architecture", "check_file", "labels", "library_of", "load_network", "without_last_layer"]
 
 LIBRARIES = ("torchvision", "timm")
 
@@ -88,6 +90,24 @@ def load_network(model: str, weights: str, classes: int, size: int | None) -> tu
         state = timm_names(state, network)
     fill(network, state, path, f"{model} with {classes} classes")
     return network.requires_grad_(False).eval(), preprocess if size is None else preprocess.resized(size)
+
+
+def without_last_layer(network: Any, model: str) -> Any:
+    """The network up to what goes into its last, linear layer.
+
+    Raises:
+        ValueError: it does not end in one.
+    """
+    if library_of(model) == "timm":
+        network.reset_classifier(0)
+        return network
+    name, last = next(reversed([*network.named_modules()]))
+    if not isinstance(last, torch.nn.Linear):
+        raise ValueError(
+            f"{model} ends in a {type(last).__name__}, not in a linear layer: take another network, or a timm one."
+        )
+    network.set_submodule(name, torch.nn.Identity())
+    return network
 
 
 def _path(weights: str) -> str:

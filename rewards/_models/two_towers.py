@@ -62,8 +62,12 @@ class TwoTowers(ABC):
 
     def images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Unit vectors of images in [0, 1], on their device; differentiable."""
+        return normalize(self.vectors(images), dim=-1)
+
+    def vectors(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """The same before they are normalised, float32."""
         self._move(images.device)
-        return torch.cat([normalize(self.embed_images(x).float(), dim=-1) for x in images.split(self.batch)])
+        return torch.cat([self.embed_images(x).float() for x in images.split(self.batch)])
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], device: torch.device) -> Float[Tensor, "batch dim"]:

@@ -154,6 +154,9 @@ def test_nothing_of_python_itself_is_a_component(kind: Kind, name: str, mine: st
     ],
 )
 def test_what_has_another_shape_is_not_even_called(kind: Kind, name: str, mine: str) -> None:
+    if kind == "embedder" and name in ("one", "OneForward"):
+        assert describe({"component": f"{mine}:{name}"}, kind).kind == kind
+        return
     for function in (describe, build):
         with pytest.raises(ValueError, match=f"shapes:{name}'"):
             function({"component": f"{mine}:{name}"}, kind)
@@ -190,9 +193,9 @@ def test_the_kinds_are_not_mixed_up() -> None:
     for kind in get_args(Kind):
         for other in set(get_args(Kind)) - {kind}:
             for path in list(short_names(other).values())[:2]:
-                if (kind, other) == ("reward", "objective"):
-                    continue  # callable with two arguments
-                with pytest.raises(ValueError, match=f"it is no {kind}"):
+                if (kind, other) in {("reward", "objective"), ("reward", "embedder")}:
+                    continue  # callable with two arguments; what embeds is on the shelf of rewards
+                with pytest.raises(ValueError, match=f"it is no {kind}|an {kind} is called with"):
                     describe({"component": path}, kind)
 
 

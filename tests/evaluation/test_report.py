@@ -77,7 +77,7 @@ def test_progress_is_told_of_every_sample() -> None:
 @pytest.mark.parametrize(
     ("tools", "message"),
     [
-        ({"embedder": green}, r"eval.embedder function has no method embed\(images\)"),
+        ({"embedder": green}, r"eval.embedder green has no method embed\(images\)"),
         ({"judge": green}, r"eval.judge function has no method classify\(images, classes\)"),
     ],
 )
