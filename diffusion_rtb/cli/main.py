@@ -39,6 +39,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Override keys; values in YAML: train.lr=1e-4 train.grid_every=0"),
 ]
+WhichCheckpoint = Annotated[
+    str, typer.Option("--checkpoint", help="latest, best (by the policy of `watch`), or an iteration that was kept.")
+]
 
 
 def train(
@@ -93,12 +96,13 @@ def train(
 def evaluate(
     run: RunArgument,
     overrides: Overrides = None,
+    checkpoint: WhichCheckpoint = "latest",
     traceback: Traceback = False,
 ) -> None:
     """Compare the prior and the posterior of RUN at the same prompts and seeds.
 
     Measures reward, diversity, KL, ELBO, ESS and the proportions the config asks for, each with its uncertainty, and
-    writes eval/metrics.json and eval/side_by_side.png into the run's folder.
+    writes eval/metrics.json and eval/side_by_side.png into the run's folder, and lora/ anew from the checkpoint evaluated.
 
     A run's config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
 
@@ -112,7 +116,7 @@ def evaluate(
         _only(overrides, "eval.")
         from diffusion_rtb.evaluation.evaluate import evaluate_run
 
-        evaluate_run(run, overrides or ())
+        evaluate_run(run, overrides or (), checkpoint=checkpoint)
 
 
 def sample(
@@ -126,6 +130,7 @@ def sample(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images drawn at once. Default: eval.batch of the run.")
     ] = None,
+    checkpoint: WhichCheckpoint = "latest",
     traceback: Traceback = False,
 ) -> None:
     """Draw images from the posterior of RUN, or from its prior, one PNG each.
@@ -139,7 +144,9 @@ def sample(
         diffusion-rtb sample runs/quickstart --prior --prompt "a cat emoji" -n 8 --out cats-before
     """
     with errors_explained(traceback):
-        _sample(run, prompt, count, seed, prior, out, overwrite, batch)
+        if prior and checkpoint != "latest":
+            raise ConfigError(f"--checkpoint {checkpoint} is one of the posterior: leave it out, or --prior.")
+        _sample(run, prompt, count, seed, out, overwrite, batch, None if prior else checkpoint)
 
 
 def show_config(
@@ -250,11 +257,12 @@ def _sample(
     prompts: Sequence[str] | None,
     count: int,
     seed: int,
-    prior: bool,
     out: Path,
     overwrite: bool,
     batch: int | None,
+    checkpoint: str | None,
 ) -> None:
+    """Of the prior where there is no checkpoint."""
     from diffusion_rtb.files.pictures import write_images
     from diffusion_rtb.files.whole import check_writable
     from diffusion_rtb.out_of_memory import remedied
@@ -263,7 +271,7 @@ def _sample(
     from diffusion_rtb.sampling.images import draw_batches, image_paths
 
     out = out.expanduser()
-    trained = None if prior else open_trained_run(run)
+    trained = None if checkpoint is None else open_trained_run(run, checkpoint=checkpoint)
     config = find_run(run)[0] if trained is None else trained.config
     texts = list(dict.fromkeys(prompts)) if prompts else list(config.prompts.texts())
     for number, text in enumerate(texts, 1):

@@ -34,10 +34,11 @@ PICTURE = 2_000_000
 Advance = Callable[[int], None]
 
 
-def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def evaluate_run(run: Path, overrides: Sequence[str] = (), *, checkpoint: str = "latest") -> dict[str, Any]:
     """Measure a run's posterior against its prior; write RUN/eval/ and the model card; print the tables.
 
-    The same command twice writes the same metrics.json byte for byte: times go to timing.json.
+    The same command twice writes the same metrics.json byte for byte: times go to timing.json. Which `checkpoint`: see
+    `open_trained_run`.
 
     Raises:
         ValueError: the folder is no run, has no complete checkpoint, or its config is not the one that was trained.
@@ -45,7 +46,7 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         DiskError: results cannot be written.
     """
     start = perf_counter()
-    trained = open_trained_run(run, overrides)
+    trained = open_trained_run(run, overrides, checkpoint=checkpoint)
     _check_room(trained)
     with folder_lock(trained.folder):
         for place in (trained.folder, trained.folder / "eval"):

@@ -5,7 +5,8 @@
         state.json              counters and whatever else is not a tensor
         manifest.json           size and SHA-256 of every other file, and of those in memories/ that it refers to
 
-It is written into a hidden folder beside its final place, flushed, and renamed. Older ones go only after that. No pickle.
+It is written into a hidden folder beside its final place, flushed, and renamed. Older ones go only after that, but the best one
+(`best.py`) stays. No pickle.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 from diffusion_rtb.config.section import leaves
 from diffusion_rtb.files.lock import one_at_a_time
 from diffusion_rtb.files.whole import flush, reason_and_remedy
+from diffusion_rtb.run.best import read_best
 from diffusion_rtb.run.checkpoint_reading import (
     FORMAT,
     REPLACED,
@@ -69,7 +71,7 @@ def save_checkpoint(
         tensors: Tensors by group and name; every group becomes one safetensors file. They may live on any device. Of a memory
             (see `memories.py`) only what is new is written.
         state: Anything JSON can hold; tuples come back as lists.
-        keep: How many checkpoints stay, this one included.
+        keep: How many checkpoints stay, this one included; besides them the best one does.
         memories: What this process knows to be on the disk; brought up to date.
 
     Returns:
@@ -107,10 +109,12 @@ def save_checkpoint(
 
 
 def _forget(folder: Path, iteration: int, keep: int) -> None:
-    """Remove checkpoints of earlier iterations beyond `keep`, and what they alone refer to."""
+    """Remove checkpoints of earlier iterations beyond `keep`, the best one excepted, and what they alone refer to."""
     older = [path for path in candidates(folder) if int(path.name) < iteration]
-    for path in older[keep - 1 :]:
-        _remove(path)
+    beyond, best = older[keep - 1 :], read_best(folder) if older[keep - 1 :] else None
+    for path in beyond:
+        if best is None or path.name != best.name:
+            _remove(path)
     _clear_memories(folder)
 
 

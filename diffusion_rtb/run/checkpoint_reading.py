@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from diffusion_rtb.run.best import read_best
 from diffusion_rtb.run.memories import MEMORIES, Memories, MemoryFile, remembered, sha256
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "latest_checkpoint",
     "latest_state",
     "load_checkpoint",
+    "read_chosen",
     "read_latest",
     "read_manifest",
 ]
@@ -95,6 +97,31 @@ def read_latest(folder: Path | str, known: Checkpoint | None = None, *, memories
             return known
     found, passed_over = _latest(Path(folder), memories)
     return None if found is None else found.parsed(passed_over)
+
+
+def read_chosen(folder: Path, which: str) -> Checkpoint:
+    """The content of one checkpoint, without what behaviours remember.
+
+    Args:
+        folder: Of the checkpoints.
+        which: "best", see `best.py`; or an iteration.
+
+    Raises:
+        CheckpointError: there is none of that name, or it is damaged.
+    """
+    there = [path.name for path in candidates(folder)]
+    best = read_best(folder) if which == "best" else None
+    if which == "best" and best is None:
+        raise CheckpointError(
+            f"{folder} names no best checkpoint. One is chosen by the section `watch` of the config while training, from looks "
+            f"that raise no alarm. Take the latest one, or one of these: {', '.join(there) or 'there are none'}."
+        )
+    if best is None and not (which.isascii() and which.isdecimal()):
+        raise CheckpointError(f"There is no checkpoint {which!r}: it is latest, best, or one of {', '.join(there)}.")
+    name = f"{int(which):08d}" if best is None else best.name
+    if name not in there:
+        raise CheckpointError(f"{folder} has no checkpoint {name}. Those kept: {', '.join(there) or 'none'}.")
+    return _Contents.of(folder / name, memories=False).parsed()
 
 
 def latest_state(folder: Path | str) -> tuple[Path, dict[str, Any]] | None:

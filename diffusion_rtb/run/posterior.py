@@ -11,8 +11,9 @@ from diffusion_rtb.config.arguments import call_arguments
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.out_of_memory import doing
+from diffusion_rtb.run.best import read_best
 from diffusion_rtb.run.checkpoint import check_compatible
-from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
+from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_chosen, read_latest
 from diffusion_rtb.run.checks import Components, describe_components, describe_prior, paths_explained
 from diffusion_rtb.run.folder import (
     CHECKPOINTS,
@@ -38,12 +39,14 @@ def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """A run as its latest whole checkpoint left it."""
+    """A run as a whole checkpoint left it."""
 
     folder: Path
     config: RunConfig
     checkpoint: Checkpoint
     components: Components
+    chosen: str = ""
+    """Why it is this checkpoint and not the latest one; empty: it is the latest."""
 
     @property
     def progress(self) -> Progress:
@@ -55,6 +58,7 @@ class TrainedRun:
             beta=trained_beta(self.config, held.state),
             checkpoint=held.path.name,
             passed_over=held.passed_over,
+            chosen=self.chosen,
         )
 
     def prior(self) -> Prior:
@@ -78,8 +82,13 @@ class TrainedRun:
         return reward
 
 
-def open_trained_run(run: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
+def open_trained_run(run: Path | str, overrides: Sequence[str] = (), *, checkpoint: str = "latest") -> TrainedRun:
     """Read a run's folder, with overrides of `eval.*`; nothing but its checkpoint is loaded.
+
+    Args:
+        run: The folder.
+        overrides: Of `eval.*`.
+        checkpoint: "latest", the newest whole one; "best" by the policy of `watch`; or an iteration that was kept.
 
     Raises:
         RunFolderError: it is no run's folder, or its config is not the one that was trained.
@@ -92,16 +101,27 @@ def open_trained_run(run: Path | str, overrides: Sequence[str] = ()) -> TrainedR
     config, _ = find_run(run, overrides)
     with paths_explained(run):
         components = describe_components(config)
-    found = read_latest(run / CHECKPOINTS, memories=False)
-    if found is None:
-        raise RunFolderError(f"{run} has no complete checkpoint: train it first with `python train.py {run}`.")
+    found, chosen = _opened(run, checkpoint)
     remedy = (
         f"Set them back in {run / 'config.yaml'}, or delete that file: it is then restored from the checkpoint. For other settings "
         f"train another run: python train.py {run} name=ANOTHER KEY=VALUE."
     )
     what = f"{run / 'config.yaml'} is not what its posterior was trained with ({found.path})."
     check_trained_config(config, found.state, found.path, remedy, what=what)
-    return TrainedRun(run, config, found, components)
+    return TrainedRun(run, config, found, components, chosen)
+
+
+def _opened(run: Path, which: str) -> tuple[Checkpoint, str]:
+    """A checkpoint of the run, and why it is not the latest one."""
+    folder = run / CHECKPOINTS
+    if which != "latest":
+        found = read_chosen(folder, which)
+        best = read_best(folder) if which == "best" else None
+        return found, "asked for" if best is None else f"the best by {best.policy}"
+    latest = read_latest(folder, memories=False)
+    if latest is None:
+        raise RunFolderError(f"{run} has no complete checkpoint: train it first with `python train.py {run}`.")
+    return latest, ""
 
 
 def _no_run(path: Path) -> str:

@@ -26,18 +26,23 @@ class Progress:
     """Name of the checkpoint it was read from; None: it was not."""
     passed_over: tuple[str, ...] = ()
     """Names of newer checkpoints, which are damaged."""
+    chosen: str = ""
+    """Why it was this checkpoint and not the latest one; empty: it was the latest."""
 
     @property
     def iterations(self) -> str:
         """For tables: 100, or 7 of 100 (unfinished)."""
-        return f"{self.done}" if self.done >= self.asked else f"{self.done} of {self.asked} (unfinished)"
+        if self.done >= self.asked:
+            return f"{self.done}"
+        return f"{self.done} of {self.asked} ({f'this checkpoint is {self.chosen}' if self.chosen else 'unfinished'})"
 
     @property
     def sentence(self) -> str:
         """For people."""
-        source = f"Checkpoint {self.checkpoint}: " if self.checkpoint else ""
+        why = f" ({self.chosen})" if self.chosen else ""
+        source = f"Checkpoint {self.checkpoint}{why}: " if self.checkpoint else ""
         lost = f" Newer and damaged, so passed over: {', '.join(self.passed_over)}." if self.passed_over else ""
-        whole = "" if self.done >= self.asked else " - the run is unfinished"
+        whole = "" if self.done >= self.asked or self.chosen else " - the run is unfinished"
         return f"{source}{self.done} of {self.asked} iterations{whole}; beta = {self.beta:.6g}.{lost}"
 
     def as_json(self) -> dict[str, Any]:

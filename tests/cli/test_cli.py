@@ -191,6 +191,14 @@ def test_evaluation_writes_its_numbers(project: Path) -> None:
         (["eval", "runs/small", "beta=3"], 2, "only eval.* keys"),
         (["eval", "runs/nothing"], 2, "There is no config"),
         (["sample", "small.yaml"], 1, "a run's folder is asked for: give runs/small"),
+        (
+            ["sample", "runs/small", "--checkpoint", "1", "-n", "1", "--out", "runs/of-1"],
+            0,
+            "Checkpoint 00000001 (asked for)",
+        ),
+        (["sample", "runs/small", "--checkpoint", "best"], 1, "names no best checkpoint"),
+        (["sample", "runs/small", "--prior", "--checkpoint", "1"], 2, "is one of the posterior: leave it out"),
+        (["eval", "runs/small", "--checkpoint", "7"], 1, "no checkpoint 00000007. Those kept: 00000002, 00000001"),
     ],
 )
 def test_errors_are_one_message_and_a_code(
