@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from jaxtyping import install_import_hook
+import inspect
+from collections.abc import Iterator
+
+from jaxtyping import config, install_import_hook
 
 # Before the packages are imported anywhere: their jaxtyping annotations become run-time checks in the tests only.
 install_import_hook(["diffusion_rtb", "pipelines", "rewards"], "beartype.beartype")
@@ -10,10 +13,24 @@ install_import_hook(["diffusion_rtb", "pipelines", "rewards"], "beartype.beartyp
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from diffusion_rtb.chain.noise import GivenStart, ProbeNoise, RowNoise  # noqa: E402
+
+for _mode in (GivenStart, ProbeNoise, RowNoise):
+    # Called for every operation of torch, and no shape is in its annotations: checking it takes a third of a training test.
+    inspect.unwrap(_mode.__torch_function__).__no_type_check__ = True
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """For whole trainings, which the checks make three times as long; other tests run the same functions checked."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

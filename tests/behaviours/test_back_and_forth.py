@@ -246,6 +246,7 @@ def test_on_a_stable_diffusion_pipeline_its_trajectories_replay_exactly(prior_fo
     assert torch.equal(again, drawn.log_q)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_the_best_chain_of_a_quadratic_reward_is_found_from_noised_samples(tmp_path: Path) -> None:
     """Three quarters of each batch are not the posterior's own. No chain of these variances has a higher ELBO than the best."""
     sizes = {"iterations": 100, "group": 64, "micro_batch": 64, "lr_decay": "cosine"}

@@ -251,6 +251,7 @@ LEARNING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_the_known_posterior_is_found_off_policy(name: str, tmp_path: Path) -> None:
     """The ELBO of the trained chain is computed in closed form; no chain reaches more than log Z.
 

@@ -61,6 +61,7 @@ def test_beta_moves_towards_the_budget_and_never_far(
     assert moved * (NATS - kl) >= 0
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_the_posterior_says_its_own_beta(tmp_path: Path) -> None:
     trainer = run(tmp_path, prior={"dtype": "float64"})
     begin_at_the_posterior(trainer)
@@ -89,6 +90,7 @@ def test_moments_are_taken_within_prompts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("reward", "start", "nats"), [(LINEAR, 0.3, 1.5), (LINEAR, 2.5, 1.5), (QUADRATIC, 0.7, 0.7)])
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_the_budget_is_reached(reward: dict[str, Any], start: float, nats: float, tmp_path: Path) -> None:
     """KL(q || p) of the trained chain is computed in closed form.
 
@@ -129,6 +131,7 @@ def test_a_posterior_that_goes_no_further_is_waited_for(
     assert budget.beta == pytest.approx(math.sqrt(10), rel=1e-3)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_more_nats_than_a_chain_can_be_from_its_prior(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The reward has a maximum and the steps a fixed variance: however large beta, KL stays where that mean is reached."""
     sizes = {"iterations": 200, "group": 32, "micro_batch": 32}

@@ -51,6 +51,7 @@ def config(out: Path, recipe: dict[str, Any]) -> RunConfig:
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_the_known_posterior_is_found(name: str, tmp_path: Path) -> None:
     trainer = assemble(config(tmp_path, RECIPES[name]))
     trainer.fit()

@@ -75,6 +75,7 @@ def trained(out: Path, recipe: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", FIND_IT)
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_the_known_posterior_is_found(name: str, tmp_path: Path) -> None:
     x_0, reward, log_ratio = trained(tmp_path, FIND_IT[name])
     torch.testing.assert_close(x_0.mean(0), torch.tensor([0.0, BETA * V, 0.0]).double(), rtol=0, atol=0.15)
@@ -83,6 +84,7 @@ def test_the_known_posterior_is_found(name: str, tmp_path: Path) -> None:
     assert float(log_ratio.mean()) == pytest.approx(LOG_Z, abs=0.18)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_naive_reinforce_finds_its_own_target(tmp_path: Path) -> None:
     """R = 10 + c·x, so q ∝ p·exp(c·x / (2·kl_weight)): as if beta were 1.6. The posterior p·exp(r) = p·(10 + c·x) hardly moves."""
     recipe = {
@@ -98,6 +100,7 @@ def test_naive_reinforce_finds_its_own_target(tmp_path: Path) -> None:
     assert float(x_0.mean(0)[1]) > posterior + 0.5
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_without_a_kl_the_reward_rises_past_the_posterior(tmp_path: Path) -> None:
     _, reward, log_ratio = trained(tmp_path, {"objective": {"component": "ddpo"}})
     assert float(reward.mean()) > BETA * V + 5

@@ -364,6 +364,7 @@ def test_gradients_are_those_of_the_whole_graph() -> None:
         assert_close(found, gradient, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_training_moves_the_weights() -> None:
     """60 updates of VarGrad, half of each batch prior trajectories re-sampled by exp(r), from weights 0.4 : 0.6 to 0.85 : 0.15."""
     # Two modes part at a lower signal-to-noise ratio than 25, so the steps are spread evenly.
