@@ -254,6 +254,8 @@ class RunConfig(Section):
     """The pretrained pipeline."""
     posterior: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the prior's `attach`, which makes the trainable part: of stable_diffusion rank, alpha, target_modules."""
+    start: Annotated[str | None, AfterValidator(at_home)] = None
+    """The folder of a trained run of the same prior and `posterior`, whose posterior this one starts from; null: from the prior."""
     reward: Component
     """r(x): higher is better."""
     beta: Annotated[BetaConfig, BeforeValidator(as_section, json_schema_input_type=PositiveFloat | BetaConfig)]

@@ -55,6 +55,10 @@ WRITING, REMOVING = ".writing-", ".removing-"
 """Folders with these prefixes are not checkpoints yet, and no longer checkpoints."""
 
 
+OTHER = "The checkpoint belongs to another posterior or prior and cannot be resumed here:"
+SET_BACK = "Set these back to the checkpoint's values, or start a new run under another name."
+
+
 def save_checkpoint(
     folder: Path | str,
     iteration: int,
@@ -128,8 +132,16 @@ def _clear_memories(folder: Path) -> None:
     clear_unused(folder, used)
 
 
-def check_compatible(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def check_compatible(
+    saved: Mapping[str, Any], current: Mapping[str, Any], what: str = OTHER, remedy: str = SET_BACK
+) -> None:
     """Compare the fingerprint in a checkpoint with the run's own.
+
+    Args:
+        saved: In the checkpoint.
+        current: The run's own.
+        what: How the message begins.
+        remedy: How it ends.
 
     Raises:
         CheckpointError: they differ; every differing key is listed with both values.
@@ -144,11 +156,7 @@ def check_compatible(saved: Mapping[str, Any], current: Mapping[str, Any]) -> No
         lines = [
             f"  {key}: {was.get(key, 'absent')} in the checkpoint, {now.get(key, 'absent')} now" for key in differing
         ]
-        raise CheckpointError(
-            "The checkpoint belongs to another posterior or prior and cannot be resumed here:\n"
-            + "\n".join(lines)
-            + "\nSet these back to the checkpoint's values, or start a new run under another name."
-        )
+        raise CheckpointError("\n".join([what, *lines, remedy]))
 
 
 def _checked(iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int) -> bytes:

@@ -10,6 +10,7 @@ from diffusion_rtb.abilities import HasBaseModel, HasElsewhere, HasSnippet
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.whole import whole_folder
 from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.run.manifest import started_from
 from diffusion_rtb.run.model_card import model_card
 from diffusion_rtb.run.progress import Progress
 
@@ -33,6 +34,7 @@ def export_posterior(
         elsewhere=prior.elsewhere() if isinstance(prior, HasElsewhere) else "",
         trained=trained,
         evaluation=evaluation,
+        start=started_from(Path(folder)),
     )
     with whole_folder(target) as unfinished:
         prior.export(unfinished, card)

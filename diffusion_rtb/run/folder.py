@@ -88,8 +88,10 @@ def find_run(path: Path | str, overrides: Sequence[str] = (), *, restore: bool =
     return config, run_folder(config) if elsewhere else folder
 
 
-def open_run(config: RunConfig, folder: Path | None = None) -> Checkpoint | None:
-    """Make the run's folder, or reopen it for the same config, and note in its manifest what it runs on.
+def open_run(
+    config: RunConfig, folder: Path | None = None, start: Mapping[str, Any] | None = None
+) -> Checkpoint | None:
+    """Make the run's folder, or reopen it for the same config, and note in its manifest what it runs on, and started from.
 
     Returns:
         Where the run goes on from, if it has done anything yet.
@@ -103,7 +105,7 @@ def open_run(config: RunConfig, folder: Path | None = None) -> Checkpoint | None
     _check_config(config, folder, None if found is None else (found.path, found.state))
     if found is None:
         _check_progress(config, folder)
-    files = _config_files(config) | {MANIFEST: manifest_text(config, folder)}
+    files = _config_files(config) | {MANIFEST: manifest_text(config, folder, start)}
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder / CHECKPOINTS)
     for place in (folder, folder / "samples", folder / "eval"):

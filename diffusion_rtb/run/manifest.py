@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from diffusion_rtb.config.load import RunConfig
 
-__all__ = ["MANIFEST", "last_directory", "manifest_text"]
+__all__ = ["MANIFEST", "last_directory", "manifest_text", "started_from"]
 
 MANIFEST = "manifest.json"
 
@@ -35,8 +36,11 @@ LIBRARIES = (
 log = logging.getLogger(__name__)
 
 
-def manifest_text(config: RunConfig, folder: Path) -> str:
-    """The manifest with one entry more; one that cannot be read is kept under another name, and a new one begun."""
+def manifest_text(config: RunConfig, folder: Path, start: Mapping[str, Any] | None = None) -> str:
+    """The manifest with one entry more; one that cannot be read is kept under another name, and a new one begun.
+
+    `start` is what it says of the run that this one starts from.
+    """
     path = folder / MANIFEST
     try:
         starts = _starts(path)
@@ -45,7 +49,10 @@ def manifest_text(config: RunConfig, folder: Path) -> str:
         path.rename(aside)
         log.warning("%s is damaged (%s). It is kept as %s, and a new one begun.", path, error, aside.name)
         starts = []
-    return json.dumps({"starts": [*starts, _entry(config)]}, indent=2) + "\n"
+    return (
+        json.dumps({"starts": [*starts, _entry(config) | ({} if start is None else {"start": dict(start)})]}, indent=2)
+        + "\n"
+    )
 
 
 def last_directory(folder: Path) -> str | None:
@@ -54,6 +61,14 @@ def last_directory(folder: Path) -> str | None:
         starts = _starts(folder / MANIFEST)
         return str(starts[-1]["directory"]) if starts else None
     except (ValueError, KeyError, TypeError):
+        return None
+
+
+def started_from(folder: Path) -> dict[str, Any] | None:
+    """What a run's manifest says of the run whose posterior it began with; None where that was the prior, or nothing is known."""
+    try:
+        return next((dict(entry["start"]) for entry in reversed(_starts(folder / MANIFEST)) if "start" in entry), None)
+    except (ValueError, TypeError):
         return None
 
 

@@ -73,6 +73,7 @@ def model_card(
     elsewhere: str = "",
     evaluation: Mapping[str, Mapping[str, Any]] | None = None,
     license_id: str = "other",
+    start: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown with YAML front matter, as model hubs read it.
 
@@ -86,6 +87,7 @@ def model_card(
         evaluation: metric -> {"prior": value, "posterior": value}. A value is a number, None where it does not apply,
             or {"mean", "low", "high"}. None: not evaluated.
         license_id: SPDX or hub id of the licence; a LoRA inherits the terms of its base model.
+        start: What the run's manifest says of the run whose posterior it began with; None: it began with the prior.
     """
     import jinja2
 
@@ -110,7 +112,7 @@ def model_card(
         snippet=snippet.rstrip() or ('pipe.load_lora_weights("lora")' if lora else ""),
         prior=_component(config["prior"]),
         elsewhere=elsewhere.rstrip(),
-        recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint, trained).items()],
+        recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint, trained, start).items()],
         evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],
         front=write_yaml(front),
         config=write_yaml(plain),
@@ -125,7 +127,9 @@ def _front(base_model: str, license_id: str, lora: bool) -> dict[str, Any]:
     return hub | {"library_name": "diffusers", "license": license_id} | task | {"tags": tags}
 
 
-def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any], trained: Progress) -> dict[str, Any]:
+def _recipe(
+    config: Mapping[str, Any], fingerprint: Mapping[str, Any], trained: Progress, start: Mapping[str, Any] | None
+) -> dict[str, Any]:
     train, adapter = config.get("train", {}), fingerprint.get("adapter") or {}
     return {
         "reward": _component(config["reward"]),
@@ -135,6 +139,7 @@ def _recipe(config: Mapping[str, Any], fingerprint: Mapping[str, Any], trained: 
         "precision of the frozen network": fingerprint.get("dtype"),
         "LoRA rank, alpha": f"{adapter['rank']}, {adapter['alpha']:g}" if "rank" in adapter else None,
         "LoRA modules": ", ".join(adapter.get("target_modules", ())) or None,
+        **({} if start is None else {"started from": _started(start)}),
         "iterations": trained.iterations,
         "checkpoint": _checkpoint(trained),
         "trajectories per iteration": f"{train['prompts_per_iteration']} prompts x {train['group']}"
@@ -151,6 +156,13 @@ def _origin(config: Mapping[str, Any], trained: Progress) -> str:
     if asked.kl_budget is not None:
         return f", found by kl_budget from {asked.value:g}"
     return "" if trained.beta == asked.value else f", annealed towards {asked.value:g}"
+
+
+def _started(start: Mapping[str, Any]) -> str:
+    return (
+        f"the posterior of {start['name']} for beta {start['beta']:.6g}, after {start['iterations_done']} iterations "
+        f"(posterior.safetensors {start['posterior_sha256'][:12]})"
+    )
 
 
 def _checkpoint(trained: Progress) -> str | None:

@@ -13,7 +13,15 @@ from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.run.best import read_best
 from diffusion_rtb.run.checkpoint import check_compatible
-from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_chosen, read_latest
+from diffusion_rtb.run.checkpoint_reading import (
+    TENSORS,
+    Checkpoint,
+    CheckpointError,
+    latest_state,
+    read_chosen,
+    read_latest,
+    read_manifest,
+)
 from diffusion_rtb.run.checks import Components, describe_components, describe_prior, paths_explained
 from diffusion_rtb.run.folder import (
     CHECKPOINTS,
@@ -27,7 +35,7 @@ from diffusion_rtb.run.process_state import load_parameters
 from diffusion_rtb.run.progress import Progress, trained_beta
 from diffusion_rtb.scoring.memory import load_reward
 
-__all__ = ["TrainedRun", "attach_posterior", "load_prior", "open_trained_run"]
+__all__ = ["TrainedRun", "attach_posterior", "load_prior", "open_start", "open_trained_run"]
 
 
 def load_prior(run: Path | str) -> tuple[RunConfig, Prior]:
@@ -73,6 +81,26 @@ class TrainedRun:
         check_compatible(self.checkpoint.state["prior"], prior.fingerprint())
         load_parameters(prior, self.checkpoint.tensors["posterior"])
         return prior
+
+    def hand_over(self, prior: Prior) -> None:
+        """Let the posterior attached to another run's prior be this one.
+
+        Raises:
+            CheckpointError: it is another prior, or another adapter.
+        """
+        check_compatible(
+            self.checkpoint.state["prior"],
+            prior.fingerprint(),
+            what=f"start: a run cannot start from {self.checkpoint.path}, whose posterior is of another prior or adapter:",
+            remedy="Give this run the prior and `posterior` of that one, or start from another, or from the prior (start: null).",
+        )
+        load_parameters(prior, self.checkpoint.tensors["posterior"])
+
+    def provenance(self) -> dict[str, Any]:
+        """What the manifest of a run that starts from this one says of it."""
+        weights = read_manifest(self.checkpoint.path)[0][f"posterior{TENSORS}"][1]
+        told = {"run": str(self.folder), "name": self.config.name, "posterior_sha256": weights}
+        return told | self.progress.as_json() | {"start": self.config.start}
 
     def reward(self) -> Any:
         """The reward, with what it had learned (running statistics)."""
@@ -122,6 +150,20 @@ def _opened(run: Path, which: str) -> tuple[Checkpoint, str]:
     if latest is None:
         raise RunFolderError(f"{run} has no complete checkpoint: train it first with `python train.py {run}`.")
     return latest, ""
+
+
+def open_start(config: RunConfig, folder: Path) -> TrainedRun | None:
+    """The run that a run starts from; None where that is the prior, or the run in `folder` has begun and goes on from itself.
+
+    Raises:
+        ValueError: `start` is no run that was trained; see `open_trained_run`.
+    """
+    if config.start is None or latest_state(folder / CHECKPOINTS) is not None:
+        return None
+    try:
+        return open_trained_run(config.start)
+    except (ValueError, CheckpointError) as error:
+        raise ValueError(f"start: {error}") from error
 
 
 def _no_run(path: Path) -> str:

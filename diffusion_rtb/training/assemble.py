@@ -21,7 +21,7 @@ from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.out_of_memory import doing, remedied
 from diffusion_rtb.run.checks import Components, describe_components, paths_explained
 from diffusion_rtb.run.folder import hold_run, name_free_again, open_run, run_folder
-from diffusion_rtb.run.posterior import attach_posterior
+from diffusion_rtb.run.posterior import TrainedRun, attach_posterior, open_start
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.prompts import check_reward_prompts
 from diffusion_rtb.training.compatibility import (
@@ -80,6 +80,7 @@ def check_run(config: RunConfig, folder: Path) -> tuple[Components, Mixture]:
         mixture = sources(config)
         components = describe_components(config)
     check_settings(config, components.objective.construct(), mixture)
+    open_start(config, folder)
     return components, mixture
 
 
@@ -97,7 +98,10 @@ def _built(config: RunConfig, folder: Path, components: Components, mixture: Mix
         ValueError: the folder holds another config; a component cannot be built, or does not fit the others once it is.
     """
     with processes.guarded():
-        begun = open_run(config, folder) if processes.main else None
+        start = open_start(config, folder)
+        processes.agree()  # all have looked whether there is a checkpoint yet
+        told = None if start is None else start.provenance()
+        begun = open_run(config, folder, told) if processes.main else None
         processes.agree()  # the others go on once the folder is there
         tracker = Tracker(
             folder,
@@ -110,7 +114,7 @@ def _built(config: RunConfig, folder: Path, components: Components, mixture: Mix
         objective: Any = components.objective.build()
         with remedied(config, "train"):
             sampler = load_sampler(config, folder, components, objective, mixture)
-            prepare(config, sampler, objective, processes)
+            prepare(config, sampler, objective, processes, start)
     observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
     return Trainer(config, folder, sampler, objective, mixture, make_beta(config.beta), processes, observers, begun)
 
@@ -129,9 +133,13 @@ def load_sampler(config: RunConfig, folder: Path, components: Components, object
     return Sampler(prior, reward, table.texts, config.train.micro_batch, table.metadata)
 
 
-def prepare(config: RunConfig, sampler: Sampler, objective: Any, processes: Processes) -> None:
-    """Attach the posterior to the prior, and let the objective make its scalars and networks."""
+def prepare(
+    config: RunConfig, sampler: Sampler, objective: Any, processes: Processes, start: TrainedRun | None = None
+) -> None:
+    """Attach the posterior to the prior, that of `start` if there is one; let the objective make its scalars and networks."""
     attach_posterior(config, sampler.prior)
+    if start is not None:
+        start.hand_over(sampler.prior)
     prepare_objective(config, sampler, objective)
     check_trainable(sampler.prior.parameters())
     check_owner(objective, bool(own_parameters(objective)), processes.count)

@@ -212,7 +212,9 @@ class Trainer:
         return None if own is None else self.sampler.completed(own)
 
     def _floor(self, own: Batch) -> dict[str, float]:
-        return {} if self.iteration > 0 else first_floor(self.sampler, own, self.config, self.processes)
+        # It is measured while the posterior is the prior; one that starts from another run has that run's.
+        begins = self.iteration == 0 and self.config.start is None
+        return {} if not begins else first_floor(self.sampler, own, self.config, self.processes)
 
     def _completed(self, parts: Mapping[str, Batch], update: int) -> dict[str, Batch]:
         """With both log-densities; after an update the posterior has moved."""
