@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
+    "achieved_strength",
     "elbo",
     "ess",
     "kl",
@@ -33,6 +34,7 @@ __all__ = [
     "reweighted_mean",
     "reweighted_shares",
     "standard_error",
+    "tilt_moments",
     "total_variation",
     "within_prompts",
 ]
@@ -110,6 +112,44 @@ def norm_ratio(
     ratio = norm_q.detach().double() / norm_p.detach().double()
     rows = torch.zeros(len(ratio), dtype=torch.long) if prompt is None else prompt
     return torch.stack([ratio[rows == row].mean(0) for row in rows.unique().tolist()]).mean(0)
+
+
+def tilt_moments(
+    log_ratio: Float[Tensor, " batch"], reward: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"]
+) -> Float[Tensor, "4"]:
+    """E[l], Cov(l, r), Var(r) and Var(l) within each prompt, mean over prompts; l = log_q - log_p of a trajectory.
+
+    E[l] is KL(q || p). At p(x)·exp(b·r(x)) / Z it is l = b·r - log Z, so Cov / Var(r) is b, whatever Z.
+    """
+    moments = []
+    for row in torch.unique(prompt):
+        here = (prompt == row).nonzero().flatten()
+        r, ratio = reward[here], log_ratio[here]
+        centred = r - r.mean()
+        spread = (ratio - ratio.mean()).square().mean()
+        moments.append(torch.stack([ratio.mean(), (centred * ratio).mean(), centred.square().mean(), spread]))
+    return torch.stack(moments).mean(0)
+
+
+def achieved_strength(
+    log_ratio: Float[Tensor, " batch"], reward: Float[Tensor, " batch"], beta: float, prompt: Int[Tensor, " batch"]
+) -> tuple[float, float]:
+    """Slope and r² of log_q - log_p of whole posterior trajectories on beta·r, the means of their own prompt removed from both.
+
+        slope = Cov(l, beta·r) / Var(beta·r)        r² = Cov(l, r)² / (Var(l)·Var(r))        (moments of `tilt_moments`)
+
+    The slope is the share of the asked-for tilt that is there: where beta is 2 and the slope 0.65, the posterior is that of
+    beta 1.3. 1 - r² is the share of what the chain moved that the reward does not explain. Both are 1 at the exact posterior.
+    NaN where rewards do not vary within a prompt, or, r², where q is p.
+    """
+    ratio, r = log_ratio.detach().double(), reward.detach().double()
+    _, covariance, variance, spread = tilt_moments(ratio, r, prompt).tolist()
+    # Equal numbers differ from their mean by a rounding.
+    rounding = [(1e-12 * float(values.abs().max())) ** 2 for values in (r, ratio)]
+    if variance <= rounding[0]:
+        return math.nan, math.nan
+    r2 = covariance**2 / (variance * spread) if spread > rounding[1] else math.nan
+    return covariance / (beta * variance), r2
 
 
 def log_z_importance(log_w: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None) -> float:

@@ -62,10 +62,11 @@ def _by_name(value: Any) -> Any:
 Named = Annotated[Component, BeforeValidator(_by_name, json_schema_input_type=str | Component)]
 """A component, or the name of one without arguments."""
 
-METRICS = tuple(
-    Component(component=name)
-    for name in ("reward", "kl", "kl_profile", "elbo", "log_z", "ess", "norm_ratio", "diversity", "posterior_check")
+SHOWN = (
+    *("achieved_strength", "reward", "kl", "kl_profile", "norm_ratio", "elbo", "log_z", "ess"),
+    *("diversity", "posterior_check"),
 )
+METRICS = tuple(Component(component=name) for name in SHOWN)
 
 
 class PromptsConfig(Section):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Interval", "bootstrap_interval", "resampled_counts"]
+__all__ = ["Interval", "bootstrap_interval", "percentile_interval", "resampled_counts", "resampled_means"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,28 @@ def bootstrap_interval(
     check_bootstrap(confidence, n)
     values = values.detach().double().cpu()
     rows = torch.zeros(len(values), dtype=torch.long) if groups is None else groups.cpu()
-    generator = torch.Generator().manual_seed(seed)
-    means, replicates = [], []
-    for row in rows.unique().tolist():
-        group = values[rows == row]
-        means.append(group.mean())
+    means = torch.stack([values[rows == row].mean() for row in rows.unique().tolist()])
+    replicates = resampled_means(values[:, None], rows, n, seed=seed)[..., 0].mean(0)
+    return percentile_interval(float(means.mean()), replicates, confidence)
+
+
+def resampled_means(
+    values: Float[Tensor, "batch numbers"], groups: Int[Tensor, " batch"], n: int, *, seed: int = 0
+) -> Float[Tensor, "groups n numbers"]:
+    """Means of each group in each of `n` resamplings with replacement within it: of what all else can be made of means."""
+    generator, values = torch.Generator().manual_seed(seed), values.detach().double().cpu()
+    replicates = []
+    for row in groups.unique().tolist():
+        group = values[groups.cpu() == row]
         replicates.append(resampled_counts(len(group), n, generator) @ group / len(group))
+    return torch.stack(replicates)
+
+
+def percentile_interval(estimate: float, replicates: Float[Tensor, " n"], confidence: float) -> Interval:
+    """The interval between the quantiles of an estimate's replicates; those that are NaN say nothing, and all of them NaN."""
     tail = (1.0 - confidence) / 2
-    ends = torch.stack(replicates).mean(0).quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64))
-    return Interval(float(torch.stack(means).mean()), float(ends[0]), float(ends[1]))
+    ends = replicates.nanquantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64))
+    return Interval(estimate, float(ends[0]), float(ends[1]))
 
 
 def check_bootstrap(confidence: float, n: int) -> None:

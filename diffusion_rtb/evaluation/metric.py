@@ -78,6 +78,10 @@ class Metric(ABC):
         """A value as the terminal shows it, one text for each column."""
         return tuple(f"{value:.2f}" for _ in self.columns)
 
+    def sentence(self, value: Any, beta: float) -> str:
+        """What the terminal says of its value over all prompts, below the tables; "": nothing."""
+        return ""
+
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
         """A value as rows of the model card: label -> a number of `prior` and of `posterior`, or None."""
         if not isinstance(value, float) or not self.columns:

@@ -28,6 +28,8 @@ def show(numbers: Mapping[str, Any], metrics: Sequence[Metric], console: Console
     console.print(_table_of(numbers, metrics))
     if len(numbers["per_prompt"]) > LISTED:
         console.print(shown(_left_out(numbers)), soft_wrap=True)
+    for text in _sentences(numbers, metrics):
+        console.print(shown(text), soft_wrap=True)
     if "log_z" in overall:
         console.print(shown(_log_z(overall["log_z"])), soft_wrap=True)
     if "kl" in overall:
@@ -37,6 +39,13 @@ def show(numbers: Mapping[str, Any], metrics: Sequence[Metric], console: Console
     for check in numbers.get("posterior_check", []):
         console.print(_check_table(check))
         console.print(shown(_verdict(check)), "", soft_wrap=True, sep="\n")
+
+
+def _sentences(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> list[str]:
+    """What the metrics themselves say."""
+    found = numbers | numbers["overall"]
+    said = [m.sentence(found[m.name], numbers["beta"]) for m in metrics if found.get(m.name) is not None]
+    return [text for text in said if text]
 
 
 def _log_z(log_z: Mapping[str, Any]) -> str:

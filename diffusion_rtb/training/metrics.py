@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion_rtb.estimates import elbo, ess, kl, within_prompts
+from diffusion_rtb.estimates import achieved_strength, elbo, ess, kl, tilt_moments, within_prompts
 from diffusion_rtb.interfaces import Loss
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.processes import Processes
@@ -18,22 +18,12 @@ __all__ = ["Measured", "batch_metrics", "check_parity", "parity", "posterior_met
 
 
 def realised(own: Measured) -> Float[Tensor, "3"]:
-    """What q says of its beta: E[l], Cov(l, r) and Var(r) with l = log_q - log_p of trajectories.
-
-    E[l] is KL(q || p). At p(x)·exp(b·r(x)) / Z it is l = b·r - log Z, so Cov / Var is b, whatever Z. Moments are taken within each
-    prompt and averaged over prompts.
+    """What q says of its beta: E[l], Cov(l, r) and Var(r) with l = log_q - log_p of trajectories, see `tilt_moments`.
 
     Args:
         own: The posterior's own trajectories, drawn without exploration noise: wider ones visit other states.
     """
-    reward, log_ratio = own.reward, own.log_ratio.sum(1)
-    moments = []
-    for row in torch.unique(own.prompt):
-        here = (own.prompt == row).nonzero().flatten()
-        r, ratio = reward[here], log_ratio[here]
-        centred = r - r.mean()
-        moments.append(torch.stack([ratio.mean(), (centred * ratio).mean(), centred.square().mean()]))
-    return torch.stack(moments).mean(0)
+    return tilt_moments(own.log_ratio.sum(1), own.reward, own.prompt)[:3]
 
 
 def check_parity(parity: float, tolerance: float, iteration: int) -> None:
@@ -70,12 +60,15 @@ class Measured:
 def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
     """What an iteration says of the posterior, from its own trajectories without exploration noise; prompts have the same say."""
     profile, log_w = own.log_ratio.mean(0), beta * own.reward - own.log_ratio.sum(1)
+    slope, r2 = achieved_strength(own.log_ratio.sum(1), own.reward, beta, own.prompt)
     return {
         "reward": within_prompts(lambda r: float(r.mean()), own.reward, own.prompt),
         "reward_std": float(own.reward.std(correction=0)),
         "elbo": elbo(log_w, own.prompt),
         "kl": kl(own.log_ratio, torch.zeros_like(own.log_ratio), own.prompt),
         "ess": ess(log_w, own.prompt),
+        "achieved_strength": slope,
+        "strength_r2": r2,
         "kl_peak_step": float(profile.abs().argmax()),
         "kl_peak_share": float(profile.abs().max() / profile.abs().sum().clamp(min=1e-12)),
     }

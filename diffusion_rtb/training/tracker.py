@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SHOWN = {
     "parity": "parity",
+    "achieved_strength": "strength",
     "reward": "reward",
     "elbo": "elbo",
     "kl": "kl",

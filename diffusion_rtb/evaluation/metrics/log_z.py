@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -37,7 +36,7 @@ FEW = 30
 class LogZMetric(Metric):
     """log Z from posterior trajectories, and from prior samples with its jackknife bias and interval."""
 
-    name, unit, columns = "log_z", "nats", ("log Z",)
+    name, unit = "log_z", "nats"
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
         """Both estimates; NaN where one sample per prompt says nothing of the spread."""
@@ -51,10 +50,6 @@ class LogZMetric(Metric):
             "from_prior_bias": found.bias,
             "effective_prior_samples": found.effective,
         }
-
-    def row(self, value: Any) -> tuple[str, ...]:
-        """That from prior samples, which sees modes that the posterior misses."""
-        return (f"{value['from_prior']:.2f}",)
 
 
 @dataclass(frozen=True)
