@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.abilities import Embedder
 
-__all__ = ["check_embedder", "features_of"]
+__all__ = ["Reference", "check_embedder", "features_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Features of the real images in a folder, to hold the samples of all prompts together against."""
+
+    features: Float[Tensor, "images dim"]
+    prompts: int
+    """How many are evaluated."""
+
+    def covers(self, prompt: Int[Tensor, " batch"]) -> bool:
+        """Whether samples of these prompts are to be held against it: those of a single one among several are not."""
+        return len(prompt.unique()) == self.prompts
 
 
 def check_embedder(embedder: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_rtb.config.components import Described
 from diffusion_rtb.config.load import EvalConfig
 from diffusion_rtb.config.prompts import Metadata
+from diffusion_rtb.evaluation.features import Reference
 from diffusion_rtb.evaluation.samples import Drawn, Scorer
 
 __all__ = ["Metric", "metrics_of", "scorer_of"]
@@ -36,6 +37,8 @@ class Metric(ABC):
     """Also of each prompt alone; otherwise of all together, beside `overall`."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Titles of its columns on the terminal."""
+    reference: Reference | None = None
+    """Features of real images, where `eval.reference` names some; told before `of`."""
 
     @abstractmethod
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> Any:
