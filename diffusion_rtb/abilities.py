@@ -24,7 +24,7 @@ __all__ = [
     "HasElsewhere",
     "HasEntry",
     "HasSnippet",
-    "Judge",
+    "Labeller",
     "MemoryTraits",
     "ObjectiveTraits",
     "ReadsPrompts",
@@ -117,8 +117,8 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
-class Judge(Protocol):
-    """A reward, or another class, that `eval.judge` may name."""
+class Labeller(Protocol):
+    """A reward, or another class, that `eval.labeller` may name."""
 
     def classify(self, images: Tensor, classes: Sequence[str]) -> Tensor:
         """log p(class | image), (batch, classes), nats."""

@@ -273,7 +273,19 @@ def test_no_file_names_the_machine_it_was_written_on() -> None:
             assert not home.search(text), name
 
 
-PLUG_INS = {"objective", "reward", "prior", "embedder", "judge", "part", "inner", "plug_in", "behaviour", "source"}
+PLUG_INS = {
+    "objective",
+    "reward",
+    "prior",
+    "embedder",
+    "labeller",
+    "judge",
+    "part",
+    "inner",
+    "plug_in",
+    "behaviour",
+    "source",
+}
 
 LOOKED_FOR_ELSEWHERE = {
     "diffusion_rtb/scoring/metadata.py": "the call of a torch module is its forward",

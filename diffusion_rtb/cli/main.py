@@ -43,6 +43,13 @@ WhichCheckpoint = Annotated[
     str, typer.Option("--checkpoint", help="latest, best (by the policy of `watch`), or an iteration that was kept.")
 ]
 
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judges", metavar="NAME", help="Held-out rewards, instead of eval.judges; several with commas, or again."
+    ),
+]
+
 
 def train(
     config: ConfigArgument,
@@ -96,13 +103,15 @@ def train(
 def evaluate(
     run: RunArgument,
     overrides: Overrides = None,
+    judges: Judges = None,
     checkpoint: WhichCheckpoint = "latest",
     traceback: Traceback = False,
 ) -> None:
     """Compare the prior and the posterior of RUN at the same prompts and seeds.
 
-    Measures reward, diversity, KL, ELBO, ESS and the proportions the config asks for, each with its uncertainty, and
-    writes eval/metrics.json and eval/side_by_side.png into the run's folder, and lora/ anew from the checkpoint evaluated.
+    Measures reward, held-out judges, diversity, KL, ELBO, ESS and the proportions the config asks for, each with its
+    uncertainty, and writes eval/ into the run's folder (metrics.json, samples.safetensors, pictures), and lora/ anew
+    from the checkpoint evaluated.
 
     A run's config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
 
@@ -111,12 +120,14 @@ def evaluate(
         diffusion-rtb eval runs/quickstart
 
         diffusion-rtb eval runs/quickstart eval.samples=400 eval.prior_samples=400
+
+        diffusion-rtb eval runs/quickstart --judges aesthetic --judges jpeg     # or --judges aesthetic,jpeg
     """
     with errors_explained(traceback):
         _only(overrides, "eval.")
         from diffusion_rtb.evaluation.evaluate import evaluate_run
 
-        evaluate_run(run, overrides or (), checkpoint=checkpoint)
+        evaluate_run(run, overrides or (), judges or (), checkpoint=checkpoint)
 
 
 def sample(

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion_rtb.config.yaml_text import write_yaml
 
-__all__ = ["MOVED", "listed"]
+__all__ = ["MOVED", "listed", "renamed"]
 
 
 def _beta_anneal(written: Any, data: Mapping[str, Any]) -> str:
@@ -58,8 +58,25 @@ def in_line(value: Any) -> str:
     return write_yaml(value).removesuffix("\n").removesuffix("\n...")
 
 
+def _judge(written: Any, data: Mapping[str, Any]) -> str:
+    return (
+        f"it is called eval.labeller now. Write `labeller: {in_line(written)}`; held-out rewards, which score the samples, are a "
+        "list, `judges: [NAME]`."
+    )
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that a checkpoint holds, with keys that only changed their name under the one they have now."""
+    section = config.get("eval")
+    if not isinstance(section, Mapping) or "judge" not in section:
+        return dict(config)
+    rest = {key: value for key, value in section.items() if key != "judge"}
+    return {**config, "eval": rest | {"labeller": section["judge"]}}
+
+
 MOVED: Mapping[str, Callable[[Any, Mapping[str, Any]], str]] = {
     "beta_anneal": _beta_anneal,
     "behaviour": _behaviour,
+    "eval.judge": _judge,
 }
 """Dotted key -> what to say, given what was written there and the whole config."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "TrainConfig",
+    "judge_name",
 ]
 
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
@@ -55,6 +57,11 @@ class Component(BaseModel):
         return at_home(data)
 
 
+def judge_name(judge: Component) -> str:
+    """What an entry of `eval.judges` is called: its `name`, else its component."""
+    return str((judge.model_extra or {}).get("name") or judge.component)
+
+
 def _by_name(value: Any) -> Any:
     return {"component": value} if isinstance(value, str) else value
 
@@ -64,7 +71,7 @@ Named = Annotated[Component, BeforeValidator(_by_name, json_schema_input_type=st
 
 SHOWN = (
     *("achieved_strength", "reward", "kl", "kl_profile", "norm_ratio", "elbo", "log_z", "ess"),
-    *("diversity", "posterior_check"),
+    *("diversity", "judges", "posterior_check"),
 )
 METRICS = tuple(Component(component=name) for name in SHOWN)
 
@@ -194,7 +201,7 @@ class TrainConfig(Section):
 
 
 class Factor(Section):
-    """One thing the prompts leave open, e.g. the style, told apart by the judge."""
+    """One thing the prompts leave open, e.g. the style, told apart by the labeller."""
 
     name: str
     """What it is called in reports."""
@@ -224,8 +231,11 @@ class EvalConfig(Section):
     embedder: Component | None = None
     """The space in which distances between images are measured: `clip_score`, `features` (timm, torchvision, open_clip), your own
     class with `embed(images)` or function of images; null: not measured."""
-    judge: Component | None = None
+    labeller: Component | None = None
     """A reward module with `classify(images, classes)`, which tells the factors' values apart; null: the embedder."""
+    judges: Annotated[tuple[Named, ...], Field(strict=False)] = ()
+    """Held-out rewards, by name or as components: what training did not see says whether the reward was hacked. Two of one
+    component are told apart by a `name`."""
     factors: Annotated[tuple[Factor, ...], Field(strict=False)] = ()
     """Proportions compared between the posterior and the re-weighted prior."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -235,10 +245,27 @@ class EvalConfig(Section):
     metrics: Annotated[tuple[Named, ...], Field(strict=False)] = METRICS
     """What is measured, in the order of the tables: files of `diffusion_rtb/evaluation/metrics/` by name, or components."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_judge(cls, data: Any) -> Any:
+        # Every run's config.yaml of version 0.1 has `judge: null`, which said nothing.
+        known = isinstance(data, Mapping) and data.get("judge", 0) is None
+        return {key: value for key, value in data.items() if key != "judge"} if known else data
+
     @model_validator(mode="after")
-    def _judged(self) -> EvalConfig:
-        if self.factors and self.judge is None and self.embedder is None:
-            raise ValueError(f"{len(self.factors)} factors need a judge: add `judge: {{component: ...}}`")
+    def _labelled(self) -> EvalConfig:
+        if self.factors and self.labeller is None and self.embedder is None:
+            raise ValueError(f"{len(self.factors)} factors need a labeller: add `labeller: {{component: ...}}`")
+        return self
+
+    @model_validator(mode="after")
+    def _judges_told_apart(self) -> EvalConfig:
+        names = [judge_name(judge) for judge in self.judges]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"two of the judges {names} are called {twice!r}: add `name: ...` to tell them apart, or take one out"
+            )
         return self
 
 

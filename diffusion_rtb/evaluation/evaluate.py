@@ -1,40 +1,40 @@
-"""Evaluate a run: load, measure, write eval/; `summary.py` computes, `terminal.py` shows."""
+"""Evaluate subjects: load, measure, write; `summary.py` computes, `terminal.py` shows, `written.py` writes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from rich.progress import Progress
 
-from diffusion_rtb.config.load import RunConfig
-from diffusion_rtb.evaluation.choice import PICTURED, evaluated_rows, spread
+from diffusion_rtb.evaluation.choice import PICTURED, spread
 from diffusion_rtb.evaluation.metric import Metric, metrics_of, scorer_of
-from diffusion_rtb.evaluation.samples import Pictured, draw
+from diffusion_rtb.evaluation.metrics.judges import JudgesMetric
+from diffusion_rtb.evaluation.samples import Drawn, Pictured, Side, Tools, measure
+from diffusion_rtb.evaluation.subject import Loaded, Options, Subject
+from diffusion_rtb.evaluation.subjects.run import RunSubject
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.evaluation.terminal import show
-from diffusion_rtb.files.lock import folder_lock
+from diffusion_rtb.evaluation.written import write_evaluation
+from diffusion_rtb.files.evaluations import SCHEMA
 from diffusion_rtb.files.pictures import save_png, side_by_side
 from diffusion_rtb.files.terminal import console, say
-from diffusion_rtb.files.whole import check_writable, clear_unfinished, write_json
-from diffusion_rtb.interfaces import Prior, Reward
-from diffusion_rtb.out_of_memory import remedied
-from diffusion_rtb.run.export import export_posterior
-from diffusion_rtb.run.posterior import TrainedRun, open_trained_run
-from diffusion_rtb.sampling.sampler import Sampler
+from diffusion_rtb.files.whole import write_json
+from diffusion_rtb.run.checks import told_of
+from diffusion_rtb.run.manifest import versions
 
-__all__ = ["evaluate_run", "show"]
-
-PICTURE = 2_000_000
-"""Bytes that the sheet and the numbers may take, to know beforehand whether there is room."""
+__all__ = ["evaluate_run", "evaluate_subject", "sheet_of", "show"]
 
 Advance = Callable[[int], None]
 
 
-def evaluate_run(run: Path, overrides: Sequence[str] = (), *, checkpoint: str = "latest") -> dict[str, Any]:
+def evaluate_run(
+    run: Path, overrides: Sequence[str] = (), judges: Sequence[str] = (), *, checkpoint: str = "latest"
+) -> dict[str, Any]:
     """Measure a run's posterior against its prior; write RUN/eval/ and the model card; print the tables.
 
     The same command twice writes the same metrics.json byte for byte: times go to timing.json. Which `checkpoint`: see
@@ -45,94 +45,107 @@ def evaluate_run(run: Path, overrides: Sequence[str] = (), *, checkpoint: str = 
         FolderInUseError: it is being trained or evaluated.
         DiskError: results cannot be written.
     """
+    return evaluate_subject(RunSubject(Path(run), Options(overrides, judges, checkpoint)))
+
+
+def evaluate_subject(subject: Subject) -> dict[str, Any]:
+    """Measure one subject, write its folder and print its tables; see `evaluate_run`."""
     start = perf_counter()
-    trained = open_trained_run(run, overrides, checkpoint=checkpoint)
-    _check_room(trained)
-    with folder_lock(trained.folder):
-        for place in (trained.folder, trained.folder / "eval"):
-            clear_unfinished(place)
-        say(trained.progress.sentence)
-        with remedied(trained.config, "eval"):
-            return _evaluate(trained, start)
-
-
-def _check_room(run: TrainedRun) -> None:
-    """Find out that results cannot be written before hours are spent on them."""
-    weights = sum(t.numel() * t.element_size() for t in run.checkpoint.tensors["posterior"].values())
-    check_writable(run.folder, needed=weights + PICTURE)
-    check_writable(run.folder / "eval", files=("metrics.json", "side_by_side.png", "timing.json"))
-    check_writable(run.folder / "lora", files=("README.md",))
-
-
-def _evaluate(run: TrainedRun, start: float) -> dict[str, Any]:
-    config = run.config
-    rows, metrics = _rows(config), metrics_of(run.components.metrics)
-    table = config.prompts.table()
-    for metric in metrics:
-        metric.prepare([table.texts[row] for row in rows], [table.metadata[row] for row in rows])
-    prior, reward = run.prior(), run.reward()
-    embedder: Any = None if run.components.embedder is None else run.components.embedder.build()
-    judge: Any = embedder if run.components.judge is None else run.components.judge.build()
-    sampler = _sampler(config, rows, prior, reward)
-    tools = {"embedder": embedder, "judge": judge, "numbers": rows, "scorer": scorer_of(metrics)}
-    counts = (config.eval.prior_samples, config.eval.samples)
-    with _progress(sampler.prompts, *counts) as advances:
-        before, left = draw(sampler, config.eval, counts[0], config.seed, posterior=False, advance=advances[0], **tools)
-        after, right = draw(sampler, config.eval, counts[1], config.seed, posterior=True, advance=advances[1], **tools)
-    numbers = summarise(before, after, sampler.prompts, run.progress.beta, config.eval, metrics)
-    numbers |= {"run": run.progress.as_json()}
-    picture, card = _picture(left, right, sampler.prompts), _card(numbers, metrics)
-    show(numbers, metrics, console())
-    folder = run.folder / "eval"
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "metrics.json", numbers)
-    save_png(picture, folder / "side_by_side.png")
-    export_posterior(config, prior, run.folder, run.progress, evaluation=card)
-    write_json(folder / "timing.json", {"seconds": perf_counter() - start} | sampler.stopwatch.read())
-    say(f"Pictures: {folder / 'side_by_side.png'}   numbers: {folder / 'metrics.json'}")
+    with subject.held():
+        metrics = _metrics(subject)
+        for metric in metrics:
+            metric.prepare(subject.table.texts, subject.table.metadata)
+        tools = _tools(subject, metrics)
+        loaded = subject.load()
+        sides = _measured(subject, loaded, tools)
+        before, after = (sides[side][0] if side in sides else Drawn.none() for side in ("prior", "posterior"))
+        numbers = summarise(before, after, subject.table.texts, subject.beta, subject.eval, metrics)
+        numbers = {"schema": SCHEMA, "subject": _described(subject, loaded)} | numbers | dict(subject.facts)
+        show(numbers, metrics, console())
+        write_evaluation(subject.folder, numbers, sides)
+        sheet = sheet_of({side: shown for side, (_, shown) in sides.items()}, subject.table.texts)
+        save_png(sheet, subject.folder / "side_by_side.png")
+        loaded.finish(numbers, _card(numbers, metrics))
+        write_json(subject.folder / "timing.json", {"seconds": perf_counter() - start} | dict(loaded.seconds()))
+    say(f"Pictures: {subject.folder / 'side_by_side.png'}   numbers: {subject.folder / 'metrics.json'}")
     return numbers
 
 
-def _rows(config: RunConfig) -> list[int]:
-    """The prompts that are evaluated, by their rows in the run's table."""
-    texts = config.prompts.texts()
-    rows = evaluated_rows(config.eval.prompts, texts)
-    if len(rows) < len(texts):
-        say(f"Evaluated are {len(rows)} of the run's {len(texts)} prompts (eval.prompts).")
-    return rows
+def _metrics(subject: Subject) -> list[Metric]:
+    """Those of the config; the judges that a command asks for are also shown where an older config does not name them."""
+    metrics = metrics_of(subject.tools.metrics)
+    asked = subject.eval.judges and not any(isinstance(metric, JudgesMetric) for metric in metrics)
+    return [*metrics, JudgesMetric()] if asked else metrics
 
 
-def _sampler(config: RunConfig, rows: Sequence[int], prior: Prior, reward: Reward) -> Sampler:
-    table = config.prompts.table()
-    texts, metadata = [table.texts[row] for row in rows], [table.metadata[row] for row in rows]
-    return Sampler(prior, reward, texts, config.eval.batch, metadata)
+def _tools(subject: Subject, metrics: Sequence[Metric]) -> Tools:
+    """Everything that looks at images, loaded before the prior is: what is missing is then known early."""
+    found = subject.tools
+    judges = {}
+    for name, judge in found.judges.items():
+        with told_of(name):
+            judges[name] = judge.build()
+    embedder = None if found.embedder is None else found.embedder.build()
+    labeller = embedder if found.labeller is None else found.labeller.build()
+    tools = Tools(embedder, labeller, judges, scorer_of(metrics))
+    tools.check(subject.eval)
+    return tools
+
+
+def _described(subject: Subject, loaded: Loaded) -> dict[str, Any]:
+    return {
+        "kind": subject.kind,
+        "name": subject.name,
+        "path": str(subject.path),
+        "recipe": subject.recipe,
+        "sampling": dict(loaded.sampling),
+        "seeds": dict(subject.seeds),
+        "versions": versions(),
+    }
+
+
+def _measured(subject: Subject, loaded: Loaded, tools: Tools) -> dict[str, tuple[Drawn, Pictured]]:
+    """Both sides, or the posterior alone, each told to its bar."""
+    sides = {"prior": loaded.prior, "posterior": loaded.posterior}
+    there = {name: side for name, side in sides.items() if side is not None}
+    with _progress(there) as advances:
+        return {
+            name: measure(side, subject.eval, tools, advances[name], extremes=name == "posterior")
+            for name, side in there.items()
+        }
 
 
 @contextmanager
-def _progress(prompts: Sequence[str], prior: int, posterior: int) -> Iterator[tuple[Advance, Advance]]:
-    """Bars on a terminal, one plain line elsewhere; two functions that are told of samples drawn."""
+def _progress(sides: Mapping[str, Side]) -> Iterator[Mapping[str, Advance]]:
+    """Bars on a terminal, one plain line elsewhere; functions that are told of samples drawn."""
     people = console(stderr=True)
     if not people.is_terminal:
-        say(f"Drawing {prior} prior and {posterior} posterior samples for each of {len(prompts)} prompts ...")
-        yield (lambda _: None), (lambda _: None)
+        say(_plan(sides))
+        yield {name: (lambda _: None) for name in sides}
         return
     with Progress(console=people, transient=True) as bars:
-        tasks = [bars.add_task(n, total=len(prompts) * k) for n, k in (("prior", prior), ("posterior", posterior))]
-        yield (lambda n: bars.advance(tasks[0], n)), (lambda n: bars.advance(tasks[1], n))
+        tasks = {name: bars.add_task(name, total=len(side)) for name, side in sides.items()}
+        yield {name: partial(bars.advance, task) for name, task in tasks.items()}
 
 
-def _picture(prior: Pictured, posterior: Pictured, evaluated: Sequence[str]) -> Any:
+def _plan(sides: Mapping[str, Side]) -> str:
+    prompts = len(next(iter(sides.values())).prompts)
+    counts = [f"{len(side) // prompts} {name}" for name, side in sides.items()]
+    return f"Drawing {' and '.join(counts)} samples for each of {prompts} prompts ..."
+
+
+def sheet_of(sides: Mapping[str, Pictured], evaluated: Sequence[str]) -> Any:
     """Pairs at the same noise, as many per pictured prompt as both sides have, each with its reward; vectors as dots."""
-    prompts = [evaluated[row] for row in spread(len(evaluated), PICTURED)]
-    kept = [len(side) // len(prompts) for side in (prior, posterior)]
-    count = min(kept)
+    rows = spread(len(evaluated), PICTURED)
+    pairs = {name: side.pairs(len(evaluated)) for name, side in sides.items()}
+    pairs |= {} if "prior" in pairs else {"prior": pairs["posterior"]}
+    count = min(int((side.prompt == row).sum()) for side in pairs.values() for row in rows)
     images, captions = [], []
-    for side, held in zip((prior, posterior), kept, strict=True):
-        shape = (len(prompts), held, *side.image.shape[1:])
-        images.append(side.image.reshape(shape)[:, :count])
-        rewards = side.reward.reshape(len(prompts), held)[:, :count]
-        captions.append([[f"{value:.2f}" for value in row] for row in rewards.tolist()])
-    return side_by_side(images[0], images[1], prompts, captions=(captions[0], captions[1]))
+    for side in (pairs["prior"], pairs["posterior"]):
+        kept = [side[(side.prompt == row).nonzero().flatten()[:count]] for row in rows]
+        images.append(Pictured.cat(kept).shown.unflatten(0, (len(rows), count)))
+        captions.append([[f"{value:.2f}" for value in part.reward.tolist()] for part in kept])
+    return side_by_side(images[0], images[1], [evaluated[row] for row in rows], captions=(captions[0], captions[1]))
 
 
 def _card(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, dict[str, Any]]:

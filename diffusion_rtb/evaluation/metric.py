@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -15,11 +16,24 @@ from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.evaluation.features import Reference
 from diffusion_rtb.evaluation.samples import Drawn, Scorer
 
-__all__ = ["Metric", "metrics_of", "scorer_of"]
+__all__ = ["NEEDS", "Metric", "Need", "metrics_of", "missing", "scorer_of"]
 
 
-RESERVED = ("beta", "overall", "per_prompt", "prompt", "run", "samples")
+RESERVED = ("beta", "left_out", "overall", "per_prompt", "prompt", "run", "samples", "schema", "subject")
 """Other keys of metrics.json."""
+
+
+Need = Literal["embedding", "labels", "judges", "log_densities", "prior", "beta"]
+
+NEEDS: Mapping[Need, str] = {
+    "embedding": "eval.embedder is null: name a space of features, such as eval.embedder.component=clip_score",
+    "labels": "eval.factors is empty: it says which classes a labeller tells apart",
+    "judges": "there are no held-out judges: --judges NAME",
+    "log_densities": "pictures that were made elsewhere have no log-densities",
+    "prior": "there are no samples of a prior: --against FOLDER",
+    "beta": "nobody said what beta the pictures are for: --config CONFIG",
+}
+"""What a metric may need, and what is said where it is not there."""
 
 
 class Metric(ABC):
@@ -31,8 +45,11 @@ class Metric(ABC):
     name: ClassVar[str]
     """Its key in metrics.json, in `overall` and for each prompt."""
     unit: ClassVar[str] = ""
-    needs: ClassVar[Literal["embedding", "labels"] | None] = None
-    """What the samples must have besides rewards and log-densities; the value is None where they have not."""
+    needs: ClassVar[Need | tuple[Need, ...] | None] = None
+    """What there must be besides the posterior's rewards, see `NEEDS`; without it the value is None, and metrics.json says why.
+
+    A metric that does not need the prior's samples or beta may get none of them: `prior` is then empty, `beta` NaN.
+    """
     per_prompt: ClassVar[bool] = True
     """Also of each prompt alone; otherwise of all together, beside `overall`."""
     columns: ClassVar[tuple[str, ...]] = ()
@@ -114,6 +131,21 @@ def metrics_of(described: Sequence[Described]) -> list[Metric]:
             )
         found.append(metric)
     return found
+
+
+def missing(metric: Metric, prior: Drawn, posterior: Drawn, beta: float) -> str | None:
+    """Why a metric cannot be measured, or None: the first of what it needs that is not there."""
+    needs = (metric.needs,) if isinstance(metric.needs, str) else metric.needs or ()
+    sides = [side for side in (prior, posterior) if len(side)]
+    there: dict[Need, bool] = {
+        "embedding": all(side.embedding is not None for side in sides),
+        "labels": all(side.labels is not None for side in sides),
+        "judges": all(side.judges is not None for side in sides),
+        "log_densities": posterior.log_q is not None and posterior.log_p is not None,
+        "prior": len(prior) > 0,
+        "beta": math.isfinite(beta),
+    }
+    return next((NEEDS[need] for need in needs if not there[need]), None)
 
 
 def scorer_of(metrics: Sequence[Metric]) -> Scorer | None:

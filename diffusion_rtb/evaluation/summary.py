@@ -7,11 +7,13 @@ prior's, weighted by exp(beta·r) within each prompt, are samples of the exact p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from diffusion_rtb.config.sections import EvalConfig
-from diffusion_rtb.evaluation.metric import Metric
+from diffusion_rtb.evaluation.metric import Metric, missing
 from diffusion_rtb.evaluation.samples import Drawn
 
 __all__ = ["summarise"]
@@ -25,23 +27,46 @@ def summarise(
     `overall` gives every prompt the same say; `per_prompt` holds the same numbers for each. What cannot be estimated from so few
     samples is None.
     """
+    left_out: dict[str, str] = {}
 
     def numbers(one: Drawn, other: Drawn, *, per_prompt: bool = True) -> dict[str, Any]:
-        return {m.name: _value(m, one, other, beta, config) for m in metrics if m.per_prompt == per_prompt}
+        found = {}
+        for metric in metrics:
+            if metric.per_prompt == per_prompt:
+                why = missing(metric, one, other, beta)
+                found[metric.name] = None if why else _plain(metric.of(one, other, beta, config))
+                if found[metric.name] is None and one is prior:
+                    left_out[metric.name] = why or f"it cannot be estimated from so few samples: {_counted(counts)}"
+        return found
 
-    return {
-        "beta": beta,
-        "samples": {"prior": len(prior) // len(prompts), "posterior": len(posterior) // len(prompts)},
+    counts = _counts(prior, posterior, len(prompts))
+    whole = {
+        "beta": beta if math.isfinite(beta) else None,
+        "samples": counts,
+        "judges": list(posterior.judges or {}),
         "overall": numbers(prior, posterior),
-        "per_prompt": [
-            {"prompt": text} | numbers(prior.of(row), posterior.of(row)) for row, text in enumerate(prompts)
-        ],
+        "per_prompt": [_row(text, prior.of(row), posterior.of(row), numbers) for row, text in enumerate(prompts)],
     } | numbers(prior, posterior, per_prompt=False)
+    return whole | {"left_out": [{"metric": name, "why": why} for name, why in left_out.items()]}
 
 
-def _value(metric: Metric, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> Any:
-    missing = metric.needs is not None and any(getattr(side, metric.needs) is None for side in (prior, posterior))
-    return None if missing else _plain(metric.of(prior, posterior, beta, config))
+def _row(
+    text: str, prior: Drawn, posterior: Drawn, numbers: Callable[[Drawn, Drawn], dict[str, Any]]
+) -> dict[str, Any]:
+    return {"prompt": text, "samples": _counts(prior, posterior, 1)} | numbers(prior, posterior)
+
+
+def _counts(prior: Drawn, posterior: Drawn, prompts: int) -> dict[str, int]:
+    """Samples of a prompt on each side, of several prompts the smallest number of all."""
+    return {name: min(_per_prompt(side, prompts)) for name, side in (("prior", prior), ("posterior", posterior))}
+
+
+def _per_prompt(side: Drawn, prompts: int) -> list[int]:
+    return [len(side)] if prompts == 1 else torch.bincount(side.prompt, minlength=prompts).tolist()
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return f"{counts['prior']} of the prior and {counts['posterior']} of the posterior for a prompt"
 
 
 def _plain(value: Any) -> Any:

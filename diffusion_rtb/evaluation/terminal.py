@@ -36,7 +36,7 @@ def show(numbers: Mapping[str, Any], metrics: Sequence[Metric], console: Console
         console.print(shown(_exact(overall)), soft_wrap=True)
     if {"reward", "ess"} <= overall.keys():
         console.print(shown(_rise(overall, numbers["samples"]["prior"])), "", soft_wrap=True, sep="\n")
-    for check in numbers.get("posterior_check", []):
+    for check in numbers.get("posterior_check") or []:
         console.print(_check_table(check))
         console.print(shown(_verdict(check)), "", soft_wrap=True, sep="\n")
 

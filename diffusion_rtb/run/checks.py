@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,31 @@ from diffusion_rtb.abilities import ReadsPrompts
 from diffusion_rtb.config.component_errors import naming
 from diffusion_rtb.config.components import Described, check_posterior, describe
 from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.config.prompts import PromptTable
+from diffusion_rtb.config.sections import EvalConfig, judge_name
 from diffusion_rtb.run.manifest import last_directory
 from diffusion_rtb.scoring.prompts import check_component_prompts
 
-__all__ = ["Components", "describe_components", "describe_prior", "paths_explained"]
+__all__ = [
+    "Components",
+    "EvalTools",
+    "describe_components",
+    "describe_prior",
+    "describe_tools",
+    "paths_explained",
+    "told_of",
+]
+
+
+@dataclass(frozen=True)
+class EvalTools:
+    """What `eval:` names, checked; nothing of it is loaded until it is built."""
+
+    embedder: Described | None
+    labeller: Described | None
+    judges: Mapping[str, Described]
+    """Held-out rewards by name."""
+    metrics: tuple[Described, ...]
 
 
 @dataclass(frozen=True)
@@ -24,9 +45,7 @@ class Components:
     prior: Described
     reward: Described
     objective: Described
-    embedder: Described | None
-    judge: Described | None
-    metrics: tuple[Described, ...]
+    eval: EvalTools
 
 
 def describe_components(config: RunConfig) -> Components:
@@ -34,7 +53,7 @@ def describe_components(config: RunConfig) -> Components:
 
     Raises:
         ValueError: a component does not exist, or an argument is unknown, missing, of the wrong type or out of range; or the
-            prior or the reward does not take one of the prompts.
+            prior, the reward or a judge does not take one of the prompts.
     """
     prior, reward = describe_prior(config), describe(config.reward, "reward")
     check_posterior(config.prior, config.posterior)
@@ -43,10 +62,34 @@ def describe_components(config: RunConfig) -> Components:
         describe(behaviour, "behaviour")
     table = config.prompts.table()
     check_component_prompts(config.reward, table.texts, table.metadata)
-    embedder = None if config.eval.embedder is None else describe(config.eval.embedder, "embedder")
-    judge = None if config.eval.judge is None else describe(config.eval.judge, "reward")
-    metrics = tuple(describe(metric, "metric") for metric in config.eval.metrics)
-    return Components(prior, reward, objective, embedder, judge, metrics)
+    return Components(prior, reward, objective, describe_tools(config.eval, table))
+
+
+def describe_tools(config: EvalConfig, table: PromptTable) -> EvalTools:
+    """Check what the section `eval:` names, and that its judges take the prompts.
+
+    Raises:
+        ValueError: see `describe_components`; of a judge the message names it.
+    """
+    judges = {}
+    for judge in config.judges:
+        name, given = judge_name(judge), {key: value for key, value in judge.model_dump().items() if key != "name"}
+        with told_of(name):
+            judges[name] = describe(given, "reward")
+            check_component_prompts(given, table.texts, table.metadata)
+    embedder = None if config.embedder is None else describe(config.embedder, "embedder")
+    labeller = None if config.labeller is None else describe(config.labeller, "reward")
+    return EvalTools(embedder, labeller, judges, tuple(describe(metric, "metric") for metric in config.metrics))
+
+
+@contextmanager
+def told_of(judge: str) -> Iterator[None]:
+    """An error in the block is about this judge, says so, and says how to go on without it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"It is judge {judge!r} of the evaluation (eval.judges, --judges): mend it, or leave it out.")
+        raise
 
 
 def describe_prior(config: RunConfig) -> Described:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from diffusion_rtb.config.changes import MAY_CHANGE, changes
 from diffusion_rtb.config.load import CONFIG, PROMPTS, ConfigError, RunConfig, config_text, load_config
+from diffusion_rtb.config.moved import renamed
 from diffusion_rtb.config.yaml_text import write_yaml
 from diffusion_rtb.files.lock import LOCK, folder_lock
 from diffusion_rtb.files.whole import clear_unfinished, write_text
@@ -166,7 +167,7 @@ def check_trained_config(
     `what` is the beginning of the RunFolderError, `remedy` the sentence on what to do instead.
     """
     try:
-        trained = RunConfig.model_validate(state["config"])
+        trained = RunConfig.model_validate(renamed(state["config"]))
     except ValidationError as error:
         raise RunFolderError(
             f"{checkpoint} holds a config that this version cannot read ({error.error_count()} problems): it is of another version."
@@ -274,7 +275,7 @@ def _restore_config(file: Path, found: tuple[Path, Mapping[str, Any]] | None) ->
         return
     checkpoint, state = found
     log.warning("%s is %s; it is restored from %s.", file, "empty" if file.exists() else "not there", checkpoint)
-    held = dict(state["config"])
+    held = renamed(state["config"])
     if held["prompts"].get("file") is not None and (file.parent / PROMPTS).is_file():
         held["prompts"] = held["prompts"] | {"file": PROMPTS}
     write_text(file, write_yaml(held))

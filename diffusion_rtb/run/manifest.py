@@ -18,7 +18,7 @@ import torch
 
 from diffusion_rtb.config.load import RunConfig
 
-__all__ = ["MANIFEST", "last_directory", "manifest_text", "started_from"]
+__all__ = ["MANIFEST", "last_directory", "manifest_text", "started_from", "versions"]
 
 MANIFEST = "manifest.json"
 
@@ -94,7 +94,7 @@ def _entry(config: RunConfig) -> dict[str, Any]:
         "command": sys.argv,
         "directory": str(Path.cwd()),
         "prompts": {"count": len(prompts), "sha256": prompts.sha256, "merged": prompts.merged},
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        "versions": versions(),
         "git": _git_state(),
         "hardware": {
             "machine": platform.machine(),
@@ -103,6 +103,11 @@ def _entry(config: RunConfig) -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of what decides numbers; None where a library is not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
 
 
 def _version(library: str) -> str | None:

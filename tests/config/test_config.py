@@ -111,7 +111,7 @@ def test_every_config_of_the_repository_is_valid(path: Path, monkeypatch: pytest
 
 def test_a_saved_config_reads_back_equal(basic: Path, tmp_path: Path) -> None:
     config = load_config(
-        basic, ["train.lr=1e-05", "eval.factors=[{name: style, classes: [a, b]}]", "eval.judge.component=jpeg"]
+        basic, ["train.lr=1e-05", "eval.factors=[{name: style, classes: [a, b]}]", "eval.labeller.component=jpeg"]
     )
     open_run(config, tmp_path / "run")
     assert load_config(tmp_path / "run") == config
@@ -225,9 +225,9 @@ def test_the_schema_describes_every_key_and_allows_no_other() -> None:
         ("prompts.file=x.txt", "exactly one of `list` and `file`"),
         ("prompts={file: nowhere.txt}", "there is no file 'nowhere.txt'"),
         ("prompts={file: empty.txt}", "has no prompts. Write one per line"),
-        ("eval.factors=[{name: style, classes: [a, b]}]", "1 factors need a judge"),
+        ("eval.factors=[{name: style, classes: [a, b]}]", "1 factors need a labeller"),
         (
-            "eval={judge: {component: jpeg}, factors: [{name: x, classes: [a, b], labels: [c]}]}",
+            "eval={labeller: {component: jpeg}, factors: [{name: x, classes: [a, b], labels: [c]}]}",
             "1 labels for 2 classes",
         ),
         ("name=../elsewhere", "name: got '../elsewhere'"),

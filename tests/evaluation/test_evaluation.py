@@ -25,7 +25,7 @@ BETA = 1.2
 PROMPTS = ["one", "two"]
 FACTORS = {"name": "sign", "classes": ["negative", "positive"]}
 CONFIG = EvalConfig.model_validate(
-    {"judge": {"component": "tests.oracles.pixel:Signs"}, "factors": [FACTORS], "bootstrap": 300, "batch": 100}
+    {"labeller": {"component": "tests.oracles.pixel:Signs"}, "factors": [FACTORS], "bootstrap": 300, "batch": 100}
 )
 METRICS = metrics_of([describe(metric, "metric") for metric in EvalConfig().metrics])
 V = end_variance(PixelPrior())
@@ -37,7 +37,7 @@ def numbers(*, known: bool) -> dict[str, Any]:
     if known:
         set_known_posterior(prior, BETA)
     sampler = Sampler(prior, green, PROMPTS, 100)
-    tools: dict[str, Any] = {"embedder": Signs(), "judge": Signs()}
+    tools: dict[str, Any] = {"embedder": Signs(), "labeller": Signs()}
     before, _ = draw(sampler, CONFIG, 400, 0, posterior=False, **tools)
     after, _ = draw(sampler, CONFIG, 300, 0, posterior=True, **tools)
     return summarise(before, after, PROMPTS, BETA, CONFIG, METRICS)

@@ -78,13 +78,13 @@ def test_progress_is_told_of_every_sample() -> None:
     ("tools", "message"),
     [
         ({"embedder": green}, r"eval.embedder green has no method embed\(images\)"),
-        ({"judge": green}, r"eval.judge function has no method classify\(images, classes\)"),
+        ({"labeller": green}, r"eval.labeller function has no method classify\(images, classes\)"),
     ],
 )
 def test_tools_without_their_method_are_refused_before_sampling(tools: dict[str, Any], message: str) -> None:
-    config = EvalConfig.model_validate({"judge": {"component": "tests.oracles.pixel:Signs"}, "factors": [FACTOR]})
+    config = EvalConfig.model_validate({"labeller": {"component": "tests.oracles.pixel:Signs"}, "factors": [FACTOR]})
     with pytest.raises(ValueError, match=message):
-        draw(Sampler(PixelPrior(), green, ["a"], 3), config, 2, 0, posterior=False, **({"judge": Signs()} | tools))
+        draw(Sampler(PixelPrior(), green, ["a"], 3), config, 2, 0, posterior=False, **({"labeller": Signs()} | tools))
 
 
 def small_run(out: Path) -> RunConfig:

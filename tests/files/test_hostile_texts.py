@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
         "samples": 2,
         "prior_samples": 2,
         "bootstrap": 5,
-        "judge": {"component": "weird_reward:Weird"},
+        "labeller": {"component": "weird_reward:Weird"},
         "factors": [{"name": "[/f]\x1b[31m", "classes": ["a", "b"], "labels": ["[/a]", "\x1b]0;pwned\x07"]}],
     },
 }

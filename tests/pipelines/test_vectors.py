@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_rtb.config.load import RunConfig
-from diffusion_rtb.evaluation.evaluate import _picture
+from diffusion_rtb.evaluation.evaluate import sheet_of
 from diffusion_rtb.evaluation.metric import metrics_of
 from diffusion_rtb.evaluation.samples import DOTS, draw
 from diffusion_rtb.evaluation.summary import summarise
@@ -129,12 +129,12 @@ def test_a_run_on_vectors_is_trained_and_evaluated(tmp_path: Path) -> None:
     before, left = draw(sampler, config.eval, 1500, 0, posterior=False)
     after, right = draw(sampler, config.eval, 1500, 0, posterior=True)
     assert left.image.shape == (min(1500, DOTS), 2)
-    found = summarise(before, after, [""], 1.0, config.eval, metrics_of(trained.components.metrics))
+    found = summarise(before, after, [""], 1.0, config.eval, metrics_of(trained.components.eval.metrics))
     numbers = json.loads(json.dumps(found, allow_nan=False))["overall"]
     assert isinstance(prior, Gaussian)
     exact = prior.solve(1.0, **QUADRATIC)
     # 1,500 samples: standard errors of about 0.03 for KL and ELBO; log Z from the prior has an ESS of 0.4.
     assert numbers["elbo"] == pytest.approx(exact.best_elbo, abs=0.12)
     assert numbers["log_z"]["from_prior"] == pytest.approx(exact.log_z, abs=0.15)
-    picture = _picture(left, right, sampler.prompts)
+    picture = sheet_of({"prior": left, "posterior": right}, sampler.prompts)
     assert picture.width > 2 * PANEL

@@ -20,7 +20,7 @@ from diffusion_rtb.training.observers import Sheets
 from tests.oracles.pixel import PixelPrior, Signs, green
 
 PROMPTS = ["one", "two"]
-TOOLS = {"judge": {"component": "tests.oracles.pixel:Signs"}, "factors": [{"name": "sign", "classes": ["-", "+"]}]}
+TOOLS = {"labeller": {"component": "tests.oracles.pixel:Signs"}, "factors": [{"name": "sign", "classes": ["-", "+"]}]}
 
 
 class Counting(PixelPrior):
@@ -37,7 +37,7 @@ class Counting(PixelPrior):
 
 def evaluation(prior: Prior, folder: Path) -> None:
     sampler, config = Sampler(prior, green, PROMPTS, 3), EvalConfig.model_validate(TOOLS)
-    draw(sampler, config, 4, 0, posterior=True, embedder=Signs(), judge=Signs())
+    draw(sampler, config, 4, 0, posterior=True, embedder=Signs(), labeller=Signs())
 
 
 def evaluation_of_the_prior(prior: Prior, folder: Path) -> None:

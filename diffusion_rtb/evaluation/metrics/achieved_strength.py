@@ -27,6 +27,7 @@ class AchievedStrength(Metric):
     """Slope of log q - log p on beta·r within prompts, with its interval, and r²: `estimates.achieved_strength`."""
 
     name, columns = "strength", ("strength",)
+    needs = ("log_densities", "beta")
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any]:
         """Slope, the beta that this is, and r²; what a prior has and what a perfect model would. Without a slope it says why."""

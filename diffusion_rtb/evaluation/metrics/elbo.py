@@ -14,6 +14,7 @@ class ELBO(Metric):
     """E_q[beta·r - (log_q - log_p)] <= log Z, with equality at the exact posterior."""
 
     name, unit, columns = "elbo", "nats", ("ELBO",)
+    needs = ("log_densities", "beta")
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> float:
         """Mean over prompts."""

@@ -16,6 +16,7 @@ class ESS(Metric):
     """Effective sample size as a share: of posterior trajectories (1: exact), and of prior samples weighted by exp(beta·r)."""
 
     name, columns = "ess", ("ESS",)
+    needs = ("prior", "log_densities", "beta")
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
         """Both shares, in (0, 1]."""

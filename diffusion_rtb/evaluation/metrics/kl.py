@@ -16,6 +16,7 @@ class KL(Metric):
     """KL to the prior, and what the exact posterior's would be."""
 
     name, unit, columns = "kl", "nats", ("KL",)
+    needs = ("prior", "log_densities", "beta")
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
         """Mean, one standard error, and the exact posterior's by log p*/p = beta·r - log Z."""

@@ -14,6 +14,7 @@ class KLProfile(Metric):
     """E_q[log_q - log_p] of each step; sums to the KL."""
 
     name, unit = "kl_profile", "nats"
+    needs = "log_densities"
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> list[float]:
         """One number per step."""

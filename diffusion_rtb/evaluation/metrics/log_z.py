@@ -37,6 +37,7 @@ class LogZMetric(Metric):
     """log Z from posterior trajectories, and from prior samples with its jackknife bias and interval."""
 
     name, unit = "log_z", "nats"
+    needs = ("prior", "log_densities", "beta")
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
         """Both estimates; NaN where one sample per prompt says nothing of the spread."""

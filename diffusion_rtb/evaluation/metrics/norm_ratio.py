@@ -15,7 +15,7 @@ __all__ = ["NormRatio"]
 class NormRatio(Metric):
     """|e_q| / |e_p| of each step, on the posterior's own states; 1 as long as nothing is trained."""
 
-    name = "norm_ratio"
+    name, needs = "norm_ratio", "log_densities"
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any] | None:
         """Per step (None without a density), mean over steps, and the highest with its step; None where no norms are known."""

@@ -28,6 +28,7 @@ class PosteriorCheckMetric(Metric):
     """One `PosteriorCheck` for each factor that the judge tells apart."""
 
     name, per_prompt = "posterior_check", False
+    needs = ("prior", "beta")
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> list[dict[str, Any]]:
         """A check per factor; none without factors."""

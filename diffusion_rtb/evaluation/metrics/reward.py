@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -20,15 +21,23 @@ class RewardMetric(Metric):
     name = "reward"
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any]:
-        """Means, the exact posterior's by re-weighting, and the rise; None where the prior's rewards do not vary."""
-        before, after = _interval(prior, config), _interval(posterior, config)
+        """Means, the exact posterior's by re-weighting, and the rise; None where the prior's rewards do not vary.
+
+        Without samples of a prior there is the posterior's own mean, without a beta no re-weighted one.
+        """
+        after = _interval(posterior, config)
+        if not len(prior):
+            return {"prior": None, "posterior": after, "reweighted_prior": None, "rise_in_prior_std": None}
+        before = _interval(prior, config)
         rise = after["mean"] - before["mean"]
         std = float(prior.reward.double().std(correction=0))
         within = within_prompts(lambda v: float(v.var(correction=0)), prior.reward, prior.prompt) ** 0.5
         return {
             "prior": before,
             "posterior": after,
-            "reweighted_prior": reweighted_mean(prior.reward, beta * prior.reward.double(), prior.prompt),
+            "reweighted_prior": reweighted_mean(prior.reward, beta * prior.reward.double(), prior.prompt)
+            if math.isfinite(beta)
+            else None,
             "prior_std": std,
             "rise_in_prior_std": rise / std if std > 0 else None,
             "rise_in_within_prompt_std": rise / within if within > 0 else None,

@@ -1,0 +1,1 @@
+"""The kinds of subjects, one file each: a class based on `diffusion_rtb.evaluation.subject.Subject`."""
