@@ -100,7 +100,7 @@ LAYERS = (
     {"remote_reward", "run", "sampling"},
     {"behaviours", "evaluation", "reward_check"},
     {"training"},
-    {"benchmark", "comparison", "doctor"},
+    {"benchmark", "comparison", "doctor", "sweep"},
     {"cli"},
 )
 """Rooms of `diffusion_rtb/`, folders and files on the ground, floor by floor: a room imports only from floors below its own."""

@@ -20,6 +20,7 @@ from diffusion_rtb.cli.compare import CompareCommand, compare
 from diffusion_rtb.cli.doctor import doctor
 from diffusion_rtb.cli.messages import INTERRUPTED, Traceback, errors_explained, say
 from diffusion_rtb.cli.rewards import check_reward, serve_reward
+from diffusion_rtb.cli.sweep import sweep
 from diffusion_rtb.config.load import ConfigError, RunConfig, config_schema, config_text, load_config
 from diffusion_rtb.config.prompts import check_prompt
 
@@ -217,6 +218,7 @@ app.command("sample")(sample)
 app.command("config")(show_config)
 app.command("doctor")(doctor)
 app.command("compare", cls=CompareCommand)(compare)
+app.command("sweep")(sweep)
 app.command("check-reward")(check_reward)
 app.command("benchmark")(benchmark)
 app.command("serve-reward")(serve_reward)
