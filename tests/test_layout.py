@@ -99,7 +99,7 @@ LAYERS = (
     {"beta", "chain", "exact", "objectives", "out_of_memory", "scoring"},
     {"remote_reward", "run", "sampling"},
     {"behaviours", "evaluation", "reward_check"},
-    {"training"},
+    {"report", "training"},
     {"benchmark", "comparison", "doctor", "sweep"},
     {"cli"},
 )

@@ -19,6 +19,7 @@ from diffusion_rtb.cli.benchmark import benchmark
 from diffusion_rtb.cli.compare import CompareCommand, compare
 from diffusion_rtb.cli.doctor import doctor
 from diffusion_rtb.cli.messages import INTERRUPTED, Traceback, errors_explained, say
+from diffusion_rtb.cli.page import page
 from diffusion_rtb.cli.rewards import check_reward, serve_reward
 from diffusion_rtb.cli.sweep import sweep
 from diffusion_rtb.config.load import ConfigError, RunConfig, config_schema, config_text, load_config
@@ -214,6 +215,7 @@ def _common(
 
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("page")(page)
 app.command("sample")(sample)
 app.command("config")(show_config)
 app.command("doctor")(doctor)

@@ -62,6 +62,10 @@ class PosteriorCheck:
     reweighted: tuple[float, ...]
     """The same samples weighted by exp(beta·r): what the posterior should show."""
     posterior: tuple[float, ...]
+    prior_interval: tuple[tuple[float, float], ...]
+    """Bootstrap interval of each share of `prior`, (low, high); the other two likewise."""
+    reweighted_interval: tuple[tuple[float, float], ...]
+    posterior_interval: tuple[tuple[float, float], ...]
     tv: Interval
     """Total variation between `posterior` and `reweighted`, with its confidence interval."""
     tv_prior: float
@@ -126,8 +130,10 @@ def check_posterior(
     raw = reweighted_shares(prior[0], k, None, prior[1]).mean(0)
     p = reweighted_shares(prior[0], k, log_w, prior[1])
     q = reweighted_shares(posterior[0], k, None, posterior[1])
-    e = p - _replicates(prior[0], k, log_w, prior[1], bootstrap, generator)
-    e += _replicates(posterior[0], k, even, posterior[1], bootstrap, generator) - q
+    p_again = _replicates(prior[0], k, log_w, prior[1], bootstrap, generator)
+    q_again = _replicates(posterior[0], k, even, posterior[1], bootstrap, generator)
+    raw_again = _replicates(prior[0], k, torch.zeros(len(prior[0])), prior[1], bootstrap, generator)
+    e = p - p_again + (q_again - q)
     noise = _half_norm(e.mean(1))
     tv, spread = _intervals((q - p).mean(0), e.mean(1), confidence)
     wanted = p.mean(0)
@@ -137,6 +143,9 @@ def check_posterior(
         prior=tuple(raw.tolist()),
         reweighted=tuple(wanted.tolist()),
         posterior=tuple(q.mean(0).tolist()),
+        prior_interval=_ends(raw_again, confidence),
+        reweighted_interval=_ends(p_again, confidence),
+        posterior_interval=_ends(q_again, confidence),
         tv=tv,
         tv_prior=total_variation(raw, wanted),
         noise=spread,
@@ -167,6 +176,13 @@ def _intervals(d: Tensor, e: Tensor, confidence: float) -> tuple[Interval, Inter
     low, high = tv - float(noise.quantile(confidence)), float(shifted.quantile(1.0 - tail))
     around_zero = Interval(float(noise.mean()), float(noise.quantile(tail)), float(noise.quantile(1.0 - tail)))
     return Interval(tv, max(0.0, low), min(1.0, max(tv, high))), around_zero
+
+
+def _ends(replicates: Float[Tensor, "n prompts classes"], confidence: float) -> tuple[tuple[float, float], ...]:
+    """Percentile interval of each class's share, mean over prompts."""
+    tail = (1.0 - confidence) / 2
+    ends = replicates.mean(1).quantile(torch.tensor([tail, 1.0 - tail], dtype=replicates.dtype), dim=0)
+    return tuple((float(low), float(high)) for low, high in ends.T)
 
 
 def _replicates(
