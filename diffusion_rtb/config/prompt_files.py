@@ -55,18 +55,23 @@ JSON_LINE = re.compile(r"""[\[{]\s*["'][^"']*["']\s*:|"[^"]*"\s*:\s|[\[\]{}][,;]
 
 COLUMN = ("prompt", "prompts")
 
+SETS = sorted((Path(__file__).parents[1] / "prompt_sets").glob("*.csv"), key=lambda path: path.stem)
+"""Published prompts that come with the package, named by their files' stems."""
+
 
 def find_file(name: str, folder: Path | str) -> Path:
-    """The prompt file that a config in `folder` names: beside it, else in the working directory.
+    """The prompt file that a config in `folder` names: beside it, else in the working directory, else a set of the package.
 
     Raises:
-        ValueError: it is in neither.
+        ValueError: it is in none of them.
     """
     tried = [Path(folder, Path(name).expanduser()), Path(name).expanduser()]
+    tried += [path for path in SETS if path.stem == name]
     path = next((path for path in tried if path.is_file()), None)
     if path is None:
         raise ValueError(
-            f"prompts.file: there is no file {name!r}, neither beside the config nor in the working directory."
+            f"prompts.file: there is no file {name!r}, neither beside the config nor in the working directory, and no set of that "
+            f"name among {', '.join(path.stem for path in SETS)}."
         )
     return path
 

@@ -83,7 +83,8 @@ class PromptsConfig(Section):
     """The prompts themselves."""
     file: str | None = None
     """A file of prompts, relative to the config: .txt, one per line ("# " starts a comment); .csv or .tsv, with a column `prompt`;
-    .jsonl, with a key `prompt`. Other columns and keys are metadata, for rewards that take it."""
+    .jsonl, with a key `prompt`. Other columns and keys are metadata, for rewards that take it. Or a set of the
+    package: parti, parti-text."""
     folder: str | None = None
     """What relative paths in that metadata count from; filled in with the folder of `file` when there is metadata."""
     sha256: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from diffusion_rtb.cli.main import app
 from diffusion_rtb.config.load import ConfigError, RunConfig, config_diff, load_config
-from diffusion_rtb.config.prompt_files import read_prompts
+from diffusion_rtb.config.prompt_files import find_file, read_prompts
 from diffusion_rtb.config.prompts import PromptTable
 from diffusion_rtb.config.sections import PromptsConfig
 from diffusion_rtb.run.folder import RunFolderError, open_run
@@ -297,3 +298,20 @@ def test_the_commands_say_how_many_lines_were_merged(tmp_path: Path) -> None:
         "folder": None,
         "sha256": read_prompts(tmp_path / "p.txt").sha256,
     }
+
+
+def test_published_sets_are_named_like_files(tmp_path: Path) -> None:
+    """Ten of each of the twelve categories of PartiPrompts; what quotes a text quotes it in straight double quotes."""
+    parti, quoting = (read_prompts(find_file(name, tmp_path)) for name in ("parti", "parti-text"))
+    categories = Counter(row["category"] for row in parti.metadata)
+    assert len(categories) == 12
+    assert set(categories.values()) == {10}
+    assert all(
+        row.keys() == {"category", "challenge"} and all(row.values()) for row in (*parti.metadata, *quoting.metadata)
+    )
+    assert (len(quoting), quoting.merged, parti.merged) == (22, 0, 0)
+    assert all(text.count('"') >= 2 for text in quoting.texts)
+    (tmp_path / "parti").write_text("mine\n")  # one's own file comes first
+    assert read_prompts(find_file("parti", tmp_path)).texts == ("mine",)
+    with pytest.raises(ValueError, match="no set of that name among parti, parti-text"):
+        find_file("drawbench", tmp_path)
