@@ -94,7 +94,7 @@ def train(
             trainer.fit()
             if trainer.interrupted:
                 done = f"{trainer.iteration} of {run.train.iterations} iterations"
-                say(f"Stopped after {done}; the same command goes on from there.")
+                say(f"Stopped after {done}{trainer.stopped or '; the same command goes on from there'}.")
                 raise typer.Exit(INTERRUPTED)
             if trainer.processes.main:
                 lora = export_posterior(run, trainer.prior, folder, trainer.progress)

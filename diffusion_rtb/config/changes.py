@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "name",
     "out",
     "eval",
+    "watch",
     "train.iterations",
     "train.rounding_share",
     "train.checkpoint_every",

@@ -1,14 +1,14 @@
-"""What all sections of a config share, and nested mappings by dotted keys."""
+"""What all sections of a config share, components among them, and nested mappings by dotted keys."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["Section", "at_home", "leaves"]
+__all__ = ["Component", "Named", "Section", "at_home", "judge_name", "leaves"]
 
 
 class Section(BaseModel):
@@ -37,3 +37,30 @@ def at_home(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(at_home(item) for item in value)
     return value
+
+
+class Component(BaseModel):
+    """A prior, reward, objective, behaviour or metric by name, with the arguments of its constructor beside the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+
+    component: Annotated[str, Field(min_length=1)]
+    """A file's name (clip_score), `module:attribute` (my_module:MyReward), or a registered entry point."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _homes(cls, data: Any) -> Any:
+        return at_home(data)
+
+
+def judge_name(judge: Component) -> str:
+    """What a judge is called in files and tables: its `name`, else its component."""
+    return str((judge.model_extra or {}).get("name") or judge.component)
+
+
+def _by_name(value: Any) -> Any:
+    return {"component": value} if isinstance(value, str) else value
+
+
+Named = Annotated[Component, BeforeValidator(_by_name, json_schema_input_type=str | Component)]
+"""A component, or the name of one without arguments."""

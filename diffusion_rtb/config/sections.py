@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -23,7 +21,8 @@ from pydantic import (
 
 from diffusion_rtb.config.beta import BetaConfig, as_section
 from diffusion_rtb.config.prompts import PromptTable, check_prompts
-from diffusion_rtb.config.section import Section, at_home
+from diffusion_rtb.config.section import Component, Named, Section, at_home, judge_name
+from diffusion_rtb.config.watch.section import WatchConfig
 
 __all__ = [
     "BetaConfig",
@@ -42,32 +41,6 @@ Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 Natural = Annotated[int, Field(ge=0)]
 
-
-class Component(BaseModel):
-    """A prior, reward, objective, behaviour or metric by name, with the arguments of its constructor beside the name."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
-
-    component: Annotated[str, Field(min_length=1)]
-    """A file's name (clip_score), `module:attribute` (my_module:MyReward), or a registered entry point."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _homes(cls, data: Any) -> Any:
-        return at_home(data)
-
-
-def judge_name(judge: Component) -> str:
-    """What an entry of `eval.judges` is called: its `name`, else its component."""
-    return str((judge.model_extra or {}).get("name") or judge.component)
-
-
-def _by_name(value: Any) -> Any:
-    return {"component": value} if isinstance(value, str) else value
-
-
-Named = Annotated[Component, BeforeValidator(_by_name, json_schema_input_type=str | Component)]
-"""A component, or the name of one without arguments."""
 
 SHOWN = (
     *("achieved_strength", "reward", "kl", "kl_profile", "norm_ratio", "elbo", "log_z", "ess"),
@@ -295,6 +268,8 @@ class RunConfig(Section):
     behaviours: Annotated[tuple[Component, ...], Field(strict=False)] = ()
     """Where the training trajectories come from, besides the posterior itself; each draws its `share` of every prompt's group."""
     train: TrainConfig = TrainConfig()
+    watch: WatchConfig | None = None
+    """What to look at now and then, to see whether the reward is being hacked; null: nothing."""
     eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
@@ -304,9 +279,11 @@ class RunConfig(Section):
         return self
 
     def check_count(self, prompts: int) -> None:
-        """Refuse an iteration of more prompts than there are; ValueError."""
+        """Refuse an iteration, or a look, of more prompts than there are; ValueError."""
         if prompts < self.train.prompts_per_iteration:
             raise ValueError(
                 f"train.prompts_per_iteration {self.train.prompts_per_iteration} is more than the {prompts} prompts; "
                 "lower it or add prompts"
             )
+        if self.watch is not None:
+            self.watch.check_count(prompts)

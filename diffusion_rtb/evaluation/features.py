@@ -29,22 +29,22 @@ class Reference:
         return len(prompt.unique()) == self.prompts
 
 
-def check_embedder(embedder: Any) -> None:
-    """Raise ValueError unless it has a method embed(images), or is itself called with images alone."""
+def check_embedder(embedder: Any, key: str = "eval.embedder") -> None:
+    """Raise ValueError unless what the config names as `key` has a method embed(images), or is itself called with images alone."""
     if isinstance(embedder, Embedder):
         return
     try:
         inspect.signature(embedder).bind("images")
     except (TypeError, ValueError):
         raise ValueError(
-            f"eval.embedder {_name(embedder)} has no method embed(images) and is no function of images alone; take `clip_score` or "
+            f"{key} {_name(embedder)} has no method embed(images) and is no function of images alone; take `clip_score` or "
             "`features`, or null for no distances between images."
         ) from None
 
 
 @torch.no_grad()
 def features_of(
-    embedder: Any, images: Float[Tensor, "batch *shape"], names: Sequence[str]
+    embedder: Any, images: Float[Tensor, "batch *shape"], names: Sequence[str], key: str = "eval.embedder"
 ) -> Float[Tensor, "batch dim"]:
     """One vector for each image, float32, on the CPU.
 
@@ -52,6 +52,7 @@ def features_of(
         embedder: See `check_embedder`.
         images: As the reward sees them.
         names: What an error calls each of them.
+        key: Where the config names the embedder.
 
     Raises:
         ValueError: not one vector per image, or one of them is not finite.
@@ -60,14 +61,14 @@ def features_of(
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images) or found.shape[1] == 0:
         form = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(
-            f"eval.embedder {_name(embedder)} answered {form} for {len(images)} images; it must be one vector each, a tensor "
+            f"{key} {_name(embedder)} answered {form} for {len(images)} images; it must be one vector each, a tensor "
             f"({len(images)}, dim)."
         )
     features = found.float().cpu()
     broken = (~features.isfinite().all(1)).nonzero().flatten().tolist()
     if broken:
         raise ValueError(
-            f"eval.embedder {_name(embedder)} gave NaN or infinite features for {names[broken[0]]}"
+            f"{key} {_name(embedder)} gave NaN or infinite features for {names[broken[0]]}"
             f"{f' and {len(broken) - 1} more of {len(images)}' if len(broken) > 1 else ''}. Look at that image; half precision can "
             "overflow (`dtype: float32`)."
         )

@@ -5,7 +5,7 @@ runs/NAME/
     prompts.jsonl   its prompts and their metadata, where they were given as a file
     manifest.json   one entry per start: versions, git state, hardware, hash of the prompts
     .lock           held by the command that writes here, see `files/lock.py`
-    metrics.jsonl, checkpoints/, samples/, lora/, eval/
+    metrics.jsonl, checkpoints/, samples/, watch/, lora/, eval/
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def open_run(
     files = _config_files(config) | {MANIFEST: manifest_text(config, folder, start)}
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder / CHECKPOINTS)
-    for place in (folder, folder / "samples", folder / "eval"):
+    for place in (folder, folder / "samples", folder / "watch", folder / "eval"):
         clear_unfinished(place)
     for name, text in files.items():
         write_text(folder / name, text)

@@ -49,6 +49,15 @@ class Stopwatch:
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + perf_counter() - start
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done inside the block is not counted."""
+        before = dict(self._seconds)
+        try:
+            yield
+        finally:
+            self._seconds = before
+
     def read(self) -> dict[str, float]:
         seconds, self._seconds = self._seconds, {}
         return seconds

@@ -5,6 +5,7 @@ The core imports no pipeline and no reward; only the names in a config lead to t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ from diffusion_rtb.training.optimizer import check_optimizer, own_parameters
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.tracker import Tracker, check_trackers
 from diffusion_rtb.training.trainer import Trainer
+from diffusion_rtb.training.watch.observer import Hands, Watch
+from diffusion_rtb.training.watch.tools import Tools, describe_tools
 
 __all__ = ["assemble", "check_run", "load_sampler", "prepare", "prepare_objective", "training"]
 
@@ -79,6 +82,7 @@ def check_run(config: RunConfig, folder: Path) -> tuple[Components, Mixture]:
     with paths_explained(folder):
         mixture = sources(config)
         components = describe_components(config)
+        describe_tools(config)
     check_settings(config, components.objective.construct(), mixture)
     open_start(config, folder)
     return components, mixture
@@ -113,10 +117,22 @@ def _built(config: RunConfig, folder: Path, components: Components, mixture: Mix
         )
         objective: Any = components.objective.build()
         with remedied(config, "train"):
+            tools = _tools(config) if processes.main else None
             sampler = load_sampler(config, folder, components, objective, mixture)
             prepare(config, sampler, objective, processes, start)
     observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
-    return Trainer(config, folder, sampler, objective, mixture, make_beta(config.beta), processes, observers, begun)
+    trainer = Trainer(config, folder, sampler, objective, mixture, make_beta(config.beta), processes, observers, begun)
+    if tools is not None:  # first: what it sees is in the row that the tracker writes
+        hands = Hands(lambda: trainer.beta, trainer.save, trainer.leave_alone, tracker.extra, tracker.image)
+        trainer.observers.insert(0, Watch(config, folder, sampler, tools, hands))
+    return trainer
+
+
+def _tools(config: RunConfig) -> Tools | None:
+    """Judges and embedder, loaded: before the prior, whose weights take longer."""
+    with warnings.catch_warnings(action="ignore"):  # they were told when the run was checked
+        described = describe_tools(config)
+    return None if described is None else described.build(config)
 
 
 def load_sampler(config: RunConfig, folder: Path, components: Components, objective: Any, mixture: Mixture) -> Sampler:

@@ -18,6 +18,9 @@ PROMPTS = 4
 class Observer:
     """Told by `Trainer.fit` how the run goes; observers are told one after the other, in the order in which they are listed."""
 
+    stop: str = ""
+    """Why the run is to end before the next iteration, as an interruption ends it; empty: it goes on."""
+
     def started(self, iteration: int) -> None:
         """The run begins, or goes on; `iteration` comes next. Only then the objective warms up."""
 
@@ -26,6 +29,9 @@ class Observer:
 
     def after(self, iteration: int, metrics: dict[str, float]) -> None:
         """This iteration is done; what an observer adds to `metrics` is seen by those after it."""
+
+    def finished(self, iterations: int) -> None:
+        """All iterations are done, now or in an earlier start."""
 
     def ended(self) -> None:
         """`fit` is being left, however it went."""

@@ -123,6 +123,12 @@ class Tracker(Observer):
             sys.stderr.write(f"{iteration + 1:>5}/{self.total}  {text}  {seconds:.1f} s\n")
             sys.stderr.flush()
 
+    def extra(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Append a line that is of no iteration done."""
+        append_row(self.path, iteration, metrics)
+        if self.accelerator is not None:
+            self.accelerator.log(dict(metrics), step=iteration)
+
     def _tell_if_flat(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Say once that a reward does not tell samples apart: everything else goes on looking healthy."""
         if metrics.get("reward_std") == 0 and not self._flat:

@@ -125,7 +125,7 @@ class Trainer:
                     observer.started(self.iteration)
                 self._begin()
                 while self.iteration < self.config.train.iterations:
-                    self._leave_if_asked()
+                    self._leave_if_asked(any(observer.stop for observer in self.observers))
                     with self._all_or_nothing():
                         for observer in self.observers:
                             observer.before(self.iteration)
@@ -133,6 +133,9 @@ class Trainer:
                     self.iteration += 1
                     for observer in self.observers:
                         observer.after(self.iteration - 1, metrics)
+                with self._all_or_nothing():
+                    for observer in self.observers:
+                        observer.finished(self.iteration)
             self.save()
             self.processes.agree()  # nobody leaves while the checkpoint may still fail
 
@@ -164,9 +167,9 @@ class Trainer:
     def _kept(self) -> str:
         return f"Iterations done, {self.iteration}, are kept: the same command with such a setting goes on from there."
 
-    def _leave_if_asked(self) -> None:
-        """Give up what is not finished when any process was sent a signal; all processes call it at the same places."""
-        if self.processes.agree(self._stop.came):
+    def _leave_if_asked(self, wish: bool = False) -> None:
+        """Give up what is not finished when any process was sent a signal or wishes it; all call it at the same places."""
+        if self.processes.agree(self._stop.came or wish):
             self._left = True
             raise Stopped
 
@@ -300,7 +303,17 @@ class Trainer:
         beta = trained_beta(self.config, {"iteration": self.iteration, "beta": self.beta})
         return Progress(self.iteration, self.config.train.iterations, beta)
 
+    def leave_alone(self) -> None:
+        """`_leave_if_asked` for what a single process does: of several, the others are elsewhere and could not agree."""
+        if self.processes.count == 1:
+            self._leave_if_asked()
+
+    @property
+    def stopped(self) -> str:
+        """Why an observer ended `fit` before the last iteration; empty: none did."""
+        return next((observer.stop for observer in self.observers if observer.stop), "") if self.interrupted else ""
+
     @property
     def interrupted(self) -> bool:
-        """A signal ended `fit` before the last iteration."""
+        """A signal, or an observer, ended `fit` before the last iteration."""
         return (self._stop.came or self._left) and self.iteration < self.config.train.iterations

@@ -1,0 +1,1 @@
+"""The section `watch:` of a config."""

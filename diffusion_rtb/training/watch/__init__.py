@@ -1,0 +1,1 @@
+"""Looking now and then at whether the reward is being hacked, and keeping the best checkpoint."""
