@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_rtb.config.watch.section import Bands, WatchConfig
-from diffusion_rtb.evaluation.metrics.diversity import mean_pairwise_cosine_distance
+from diffusion_rtb.evaluation.similarity import mean_pairwise_cosine_distance
 from diffusion_rtb.run.best import Best
 from diffusion_rtb.training.watch.change import Change, Verdict, verdict
 from diffusion_rtb.training.watch.look import Look

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_rtb.evaluation.samples import Drawn
 
-__all__ = ["Cloud", "clouds_of", "distances", "sizes", "unit_vectors"]
+__all__ = ["Cloud", "clouds_of", "distances", "sizes"]
 
 ROWS = 4_000_000
 """Pairs of points that are held at once: what bounds the memory."""
@@ -89,24 +89,6 @@ def _cloud(drawn: Drawn, beta: float = 0.0) -> Cloud:
         weights[own] = torch.softmax(beta * drawn.reward[own].double(), 0) / len(rows)
         noise[own] = row * SPREAD + torch.arange(len(own))
     return Cloud(drawn.embedding.double(), weights, drawn.prompt, noise)
-
-
-def unit_vectors(points: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
-    """x / |x|, float64.
-
-    Raises:
-        ValueError: there are none, or one is zero or not finite.
-    """
-    points = points.detach().double()
-    norm = points.norm(dim=1, keepdim=True)
-    wrong = (~((norm > 0) & norm.isfinite())).flatten().nonzero().flatten().tolist()
-    if len(points) == 0 or wrong:
-        where = f"; wrong are rows {wrong[:8]}" if wrong else ""
-        raise ValueError(
-            f"Embeddings must be finite and non-zero, or they point nowhere; got {tuple(points.shape)} with norms "
-            f"{norm.flatten()[:8].tolist()}{where}."
-        )
-    return points / norm
 
 
 def distances(one: Float[Tensor, "n dim"], other: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:

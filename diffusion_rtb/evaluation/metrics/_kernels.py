@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from diffusion_rtb.config.sections import EvalConfig
-from diffusion_rtb.evaluation.metrics._clouds import Cloud, unit_vectors
+from diffusion_rtb.evaluation.metrics._clouds import Cloud
 from diffusion_rtb.evaluation.metrics._pairs import Values, interval_of, pair_means, resampled
+from diffusion_rtb.evaluation.similarity import unit_vectors
 
 __all__ = ["kernel_distances"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from diffusion_rtb.config.watch.section import Bands
 from diffusion_rtb.estimates import standard_error, within_prompts
-from diffusion_rtb.training.watch.look import Look, mean
 
-__all__ = ["ERRORS", "Change", "Verdict", "verdict"]
+if TYPE_CHECKING:
+    from diffusion_rtb.training.watch.look import Look
+
+__all__ = ["ERRORS", "Change", "Verdict", "mean", "verdict"]
 
 ERRORS = 2.0
 """Standard errors that a change must exceed besides its band."""
@@ -122,3 +125,8 @@ def _without_each(embedding: Float[Tensor, "n features"]) -> tuple[float, Float[
     far = (1.0 - unit @ unit.T).clamp_min(0.0).fill_diagonal_(0.0)
     n, total = len(far), far.sum()
     return float(total / (n * (n - 1))), (total - 2 * far.sum(1)) / ((n - 1) * (n - 2))
+
+
+def mean(values: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"]) -> float:
+    """Mean over prompts of the means within them."""
+    return within_prompts(lambda v: float(torch.mean(v)), values, prompt)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,10 +15,11 @@ from diffusion_rtb.config.watch.section import WatchConfig
 from diffusion_rtb.estimates import elbo, log_weight, within_prompts
 from diffusion_rtb.evaluation.choice import spread
 from diffusion_rtb.evaluation.features import features_of
-from diffusion_rtb.evaluation.metrics.diversity import mean_pairwise_cosine_distance, vendi_score
+from diffusion_rtb.evaluation.similarity import mean_pairwise_cosine_distance, vendi_score
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, numbered
 from diffusion_rtb.scoring.call import evaluate_reward
+from diffusion_rtb.training.watch.change import mean
 from diffusion_rtb.training.watch.tools import Tools
 
 __all__ = ["Look", "numbers", "plan", "take"]
@@ -131,8 +131,3 @@ def numbers(look: Look, beta: float) -> dict[str, float]:
         found["vendi"] = within_prompts(vendi_score, look.embedding, look.prompt)
         found["distance"] = within_prompts(mean_pairwise_cosine_distance, look.embedding, look.prompt)
     return found | {f"judge/{name}": mean(scores, look.prompt) for name, scores in look.judges.items()}
-
-
-def mean(values: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"]) -> float:
-    """Mean over prompts of the means within them."""
-    return within_prompts(lambda v: float(torch.mean(v)), values, prompt)

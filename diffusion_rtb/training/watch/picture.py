@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion_rtb.evaluation.metrics.diversity import mean_pairwise_cosine_distance
+from diffusion_rtb.evaluation.similarity import mean_pairwise_cosine_distance
 from diffusion_rtb.files.pictures import side_by_side
 from diffusion_rtb.sampling.sampler import Sampler, decoded
 from diffusion_rtb.training.watch.change import Change
-from diffusion_rtb.training.watch.look import Look
+
+if TYPE_CHECKING:
+    from diffusion_rtb.training.watch.look import Look
 
 __all__ = ["pairs", "shown"]
 
