@@ -52,6 +52,7 @@ def sweep(
     with errors_explained(traceback):
         from diffusion_rtb.evaluation.evaluate import evaluate_run
         from diffusion_rtb.files.terminal import console, shown
+        from diffusion_rtb.report.page import write_page
         from diffusion_rtb.sweep.plan import plan
         from diffusion_rtb.sweep.run import SweepStoppedError, run
         from diffusion_rtb.sweep.table import legend, table, write_table
@@ -69,9 +70,10 @@ def sweep(
             say(f"{stopped} The same command goes on from there.")
             raise typer.Exit(INTERRUPTED) from None
         write_table(found)
+        page = write_page(found.folders, work.folder / "index.html") if found.folders else None
         console().print(table(found))
         for line in legend(found):
             console().print(shown(line), soft_wrap=True)
-        say(f"All numbers are in {work.folder / 'sweep.json'}.")
+        say(f"{f'Page: {page}   ' if page else ''}numbers: {work.folder / 'sweep.json'}")
         if found.failed:
             raise typer.Exit(1)

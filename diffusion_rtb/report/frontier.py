@@ -12,6 +12,7 @@ from diffusion_rtb.report.charts import Chart
 from diffusion_rtb.report.drawing import SERIES, data, svg
 from diffusion_rtb.report.numbers import at, number, text
 from diffusion_rtb.report.subject import Subject
+from diffusion_rtb.run.metrics_file import curve
 
 __all__ = ["LONGEST", "frontiers", "series"]
 
@@ -30,7 +31,7 @@ def series(subjects: Sequence[Subject]) -> list[tuple[str, str]]:
 def frontiers(subjects: Sequence[Subject], name: str) -> list[Chart]:
     """Two charts, those of which have more to show than one point.
 
-    Of each subject: its checkpoints as a line (`watch/…` rows of metrics.jsonl), the evaluated posterior, the prior, and the
+    Of each subject: its training as a line (`curve` of metrics.jsonl), the evaluated posterior, the prior, and the
     re-weighted prior, which is where a perfect model would be. Of one subject also the line reward = (log Z + KL) / beta: no
     model can lie above it, and only the exact posterior touches it.
     """
@@ -57,10 +58,8 @@ def _points(subject: Subject, order: int, key: str, *, alone: bool) -> Iterator[
                 "name": subject.name
             }
 
-    for row in subject.training:
-        yield from point(
-            "checkpoint", number(row, f"watch/{key}"), number(row, "watch/reward"), int(row.get("iteration", 0))
-        )
+    for row in curve(subject.training):
+        yield from point("checkpoint", number(row, key), number(row, "reward"), int(row.get("iteration", 0)))
     reward = at(overall, "reward")
     values = {"prior": 0.0, "posterior": number(overall, "kl", "mean"), "reweighted_prior": None}
     values["reweighted_prior"] = number(overall, "kl", "reweighted_prior")
@@ -112,7 +111,7 @@ def _words(row: dict[str, Any], title: str) -> str:
 def _caption(rows: Sequence[dict[str, Any]], bound: Sequence[Any]) -> str:
     parts = ["Square: prior. Diamond: re-weighted prior, where a perfect model would be. Dot: the model."]
     if any(row["what"] == "checkpoint" for row in rows):
-        parts.append("The line goes through its checkpoints.")
+        parts.append("The line goes through its training.")
     if bound:
         parts.append("Dashed: (log Z + KL) / beta, which no model can be above.")
     return " ".join(parts)

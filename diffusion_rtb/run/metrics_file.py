@@ -6,13 +6,14 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from diffusion_rtb.files.whole import explained, write_text
 
-__all__ = ["METRICS", "append_row", "cut_rows", "read_rows"]
+__all__ = ["METRICS", "append_row", "curve", "cut_rows", "read_rows"]
 
 METRICS = "metrics.jsonl"
 
@@ -44,6 +45,32 @@ def read_rows(path: Path) -> tuple[dict[int, dict[str, Any]], int]:
         except (ValueError, KeyError, TypeError):
             damaged += 1
     return dict(sorted(rows.items())), damaged
+
+
+STRETCHES = 8
+"""Points of a training's curve where nothing was watched."""
+
+
+def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Reward, KL (nats) and Vendi score along a training, where it could be stopped: of its `watch/*` rows.
+
+    Without such rows reward and KL are means of the iterations' own trajectories over `STRETCHES` equal stretches, each called
+    after its last iteration, and there is no Vendi score.
+    """
+    watched = [row for row in rows if row.get("watch/reward") is not None]
+    if watched:
+        return [
+            {"iteration": row["iteration"]} | {key: row.get(f"watch/{key}") for key in ("reward", "kl", "vendi")}
+            for row in watched
+        ]
+    measured = [row for row in rows if row.get("reward") is not None and row.get("kl") is not None]
+    count = min(STRETCHES, len(measured))
+    found = []
+    for first, last in pairwise(k * len(measured) // max(count, 1) for k in range(count + 1)):
+        part = measured[first:last]
+        means = {key: sum(row[key] for row in part) / len(part) for key in ("reward", "kl")}
+        found.append({"iteration": part[-1]["iteration"]} | means | {"vendi": None})
+    return found
 
 
 def cut_rows(path: Path, iteration: int, *, whole: bool = True) -> None:

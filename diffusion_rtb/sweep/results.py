@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.run.manifest import started_from
-from diffusion_rtb.run.metrics_file import METRICS, read_rows
+from diffusion_rtb.run.metrics_file import METRICS, curve, read_rows
 from diffusion_rtb.sweep.axes import Axis, Point
 
-__all__ = ["WINDOWS", "baseline_rows", "early_stops", "mark_frontier", "point_row", "undominated"]
-
-WINDOWS = 8
-"""Points of a baseline's curve, where its metrics.jsonl has no rows of `watch`."""
+__all__ = ["baseline_rows", "mark_frontier", "point_row", "undominated"]
 
 
 def point_row(config: RunConfig, folder: Path, point: Point, numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,8 +24,10 @@ def baseline_rows(config: RunConfig, folder: Path, numbers: Mapping[str, Any]) -
     end = {"kind": "baseline", "values": {}} | _of_run(config, folder, numbers)
     rows, _ = read_rows(folder / METRICS)
     stops = [
-        {"kind": "early stop", "values": {}, "name": config.name, "folder": str(folder)} | stop
-        for stop in early_stops(list(rows.values()))
+        {"kind": "early stop", "values": {}, "name": config.name, "folder": str(folder)}
+        | {"iterations": stop["iteration"] + 1, "reward": {"mean": stop["reward"]}, "kl": stop["kl"]}
+        | {"vendi_posterior": stop["vendi"]}
+        for stop in curve(list(rows.values()))
     ]
     return [*stops, end]
 
@@ -66,34 +64,6 @@ def _mean(value: Any) -> Any:
 
 
 SIDES = ("prior", "posterior", "reweighted_prior")
-
-
-def early_stops(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Reward, KL and diversity along a training: of its `watch/*` rows, else means of metrics.jsonl over `WINDOWS` equal stretches.
-
-    A stretch is called after its last iteration; KL in nats.
-    """
-    watched = [row for row in rows if row.get("watch/reward") is not None]
-    if watched:
-        return [
-            {
-                "iterations": int(row["iteration"]) + 1,
-                "reward": {"mean": row["watch/reward"]},
-                "kl": row.get("watch/kl"),
-                "vendi_posterior": row.get("watch/vendi"),
-            }
-            for row in watched
-        ]
-    measured = [row for row in rows if row.get("reward") is not None and row.get("kl") is not None]
-    count = min(WINDOWS, len(measured))
-    cuts = [k * len(measured) // count for k in range(count + 1)] if count else [0]
-    found = []
-    for first, last in pairwise(cuts):
-        part = measured[first:last]
-        means = {key: sum(row[key] for row in part) / len(part) for key in ("reward", "kl")}
-        stop = {"iterations": int(part[-1]["iteration"]) + 1, "reward": {"mean": means["reward"]}, "kl": means["kl"]}
-        found.append(stop | {"vendi_posterior": None})
-    return found
 
 
 def mark_frontier(rows: Sequence[dict[str, Any]], axes: Sequence[Axis]) -> None:

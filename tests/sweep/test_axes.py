@@ -9,9 +9,10 @@ import pytest
 
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.load import ConfigError
+from diffusion_rtb.run.metrics_file import curve
 from diffusion_rtb.sweep.axes import points, read_axes
 from diffusion_rtb.sweep.plan import plan
-from diffusion_rtb.sweep.results import early_stops, undominated
+from diffusion_rtb.sweep.results import undominated
 
 GAUSSIAN = Path("configs/gaussian.yaml")
 
@@ -91,13 +92,13 @@ def test_the_frontier_is_what_no_other_point_beats() -> None:
     assert undominated([]) == []
 
 
-def test_early_stops_are_means_of_equal_stretches_or_what_was_watched() -> None:
+def test_a_training_is_means_of_equal_stretches_or_what_was_watched() -> None:
     rows = [{"iteration": i, "reward": float(i), "kl": i / 10} for i in range(10)]
-    found = early_stops(rows)
-    assert [stop["iterations"] for stop in found] == [1, 2, 3, 5, 6, 7, 8, 10]
-    assert [stop["reward"]["mean"] for stop in found] == [0.0, 1.0, 2.0, 3.5, 5.0, 6.0, 7.0, 8.5]
+    found = curve(rows)
+    assert [point["iteration"] for point in found] == [0, 1, 2, 4, 5, 6, 7, 9]
+    assert [point["reward"] for point in found] == [0.0, 1.0, 2.0, 3.5, 5.0, 6.0, 7.0, 8.5]
     assert found[-1]["kl"] == pytest.approx(0.85)
-    assert early_stops(rows[:2])[1]["iterations"] == 2
-    assert early_stops([]) == []
+    assert curve(rows[:2])[1]["iteration"] == 1
+    assert curve([]) == []
     rows[4] |= {"watch/reward": 9.0, "watch/kl": 2.0, "watch/vendi": 3.0}
-    assert early_stops(rows) == [{"iterations": 5, "reward": {"mean": 9.0}, "kl": 2.0, "vendi_posterior": 3.0}]
+    assert curve(rows) == [{"iteration": 4, "reward": 9.0, "kl": 2.0, "vendi": 3.0}]

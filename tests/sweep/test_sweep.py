@@ -12,7 +12,9 @@ import jaxtyping
 import pytest
 from rich.console import Console
 from torch import Tensor
+from typer.testing import CliRunner
 
+from diffusion_rtb.cli.main import app
 from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import load_config
 from diffusion_rtb.evaluation.evaluate import evaluate_run
@@ -126,6 +128,17 @@ def test_it_is_shown_on_one_page(swept: tuple[Plan, Found, list[str]]) -> None:
     assert any(line.startswith("│ ddpo at 30 ") for line in lines)
     assert any("no other point has as much reward for less KL" in line for line in legend(found))
     assert "| beta-1.0 | 1 |" in write_table(found).read_text()
+
+
+def test_the_command_writes_the_page(swept: tuple[Plan, Found, list[str]]) -> None:
+    work, found, _ = swept
+    done = CliRunner().invoke(app, ["sweep", str(Path(work.config.out, "line.yaml")), "beta=0.5,1.0"])
+    assert done.exit_code == 0
+    assert "2/2: beta-1.0 is finished" in done.stderr
+    assert "exact" in done.stdout
+    page = (work.folder / "index.html").read_text()
+    assert all(row["name"] in page for row in found.rows)
+    assert "Reward and its price" in page
 
 
 def test_again_repeats_nothing(swept: tuple[Plan, Found, list[str]]) -> None:
