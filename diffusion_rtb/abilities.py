@@ -25,6 +25,7 @@ __all__ = [
     "HasEntry",
     "HasSnippet",
     "Labeller",
+    "LoadsLora",
     "MemoryTraits",
     "ObjectiveTraits",
     "ReadsPrompts",
@@ -187,6 +188,14 @@ class HasSnippet(Protocol):
 
     def snippet(self, *, prompt: str) -> str:
         """Python that samples what `export` wrote."""
+
+
+@runtime_checkable
+class LoadsLora(Protocol):
+    """A prior whose posterior may be a LoRA that another tool has made, for `eval.py`."""
+
+    def load_lora(self, path: Path) -> None:
+        """Take a file, or the one in a folder, for the posterior, in place of `attach`; ValueError: it does not fit."""
 
 
 @runtime_checkable

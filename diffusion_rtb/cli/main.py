@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from diffusion_rtb import __version__
 from diffusion_rtb.cli.benchmark import benchmark
 from diffusion_rtb.cli.compare import CompareCommand, compare
 from diffusion_rtb.cli.doctor import doctor
+from diffusion_rtb.cli.evaluate import EvalCommand, WhichCheckpoint, evaluate
 from diffusion_rtb.cli.messages import INTERRUPTED, Traceback, errors_explained, say
 from diffusion_rtb.cli.page import page
 from diffusion_rtb.cli.rewards import check_reward, serve_reward
@@ -36,20 +38,9 @@ app = typer.Typer(
 )
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of a run.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/quickstart.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Override keys; values in YAML: train.lr=1e-4 train.grid_every=0"),
-]
-WhichCheckpoint = Annotated[
-    str, typer.Option("--checkpoint", help="latest, best (by the policy of `watch`), or an iteration that was kept.")
-]
-
-Judges = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--judges", metavar="NAME", help="Held-out rewards, instead of eval.judges; several with commas, or again."
-    ),
 ]
 
 
@@ -100,36 +91,6 @@ def train(
                 lora = export_posterior(run, trainer.prior, folder, trainer.progress)
                 pictures = f", pictures in {folder / 'samples'}" if (folder / "samples").is_dir() else ""
                 say(f"The posterior is in {lora}{pictures}. Next: python eval.py {folder}")
-
-
-def evaluate(
-    run: RunArgument,
-    overrides: Overrides = None,
-    judges: Judges = None,
-    checkpoint: WhichCheckpoint = "latest",
-    traceback: Traceback = False,
-) -> None:
-    """Compare the prior and the posterior of RUN at the same prompts and seeds.
-
-    Measures reward, held-out judges, diversity, KL, ELBO, ESS and the proportions the config asks for, each with its
-    uncertainty, and writes eval/ into the run's folder (metrics.json, samples.safetensors, pictures), and lora/ anew
-    from the checkpoint evaluated.
-
-    A run's config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
-
-    **Examples**
-
-        diffusion-rtb eval runs/quickstart
-
-        diffusion-rtb eval runs/quickstart eval.samples=400 eval.prior_samples=400
-
-        diffusion-rtb eval runs/quickstart --judges aesthetic --judges jpeg     # or --judges aesthetic,jpeg
-    """
-    with errors_explained(traceback):
-        _only(overrides, "eval.")
-        from diffusion_rtb.evaluation.evaluate import evaluate_run
-
-        evaluate_run(run, overrides or (), judges or (), checkpoint=checkpoint)
 
 
 def sample(
@@ -214,8 +175,8 @@ def _common(
 
 
 app.command("train")(train)
-app.command("eval")(evaluate)
 app.command("page")(page)
+app.command("eval", cls=EvalCommand)(evaluate)
 app.command("sample")(sample)
 app.command("config")(show_config)
 app.command("doctor")(doctor)
@@ -241,12 +202,12 @@ def train_main(argv: Sequence[str] | None = None) -> None:
 def eval_main(argv: Sequence[str] | None = None) -> None:
     """`python eval.py RUN [KEY=VALUE]...`: the command `eval` alone."""
     _settle()
-    _alone(evaluate)(args=argv, prog_name="python eval.py")
+    _alone(evaluate, EvalCommand)(args=argv, prog_name="python eval.py")
 
 
-def _alone(command: Callable[..., Any]) -> typer.Typer:
+def _alone(command: Callable[..., Any], kind: type[TyperCommand] = TyperCommand) -> typer.Typer:
     single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-    single.command()(command)
+    single.command(cls=kind)(command)
     return single
 
 
@@ -300,11 +261,3 @@ def _sample(
         model = load_prior(run)[1] if trained is None else trained.prior()
         write_images(draw_batches(model, texts, count, seed=seed, batch=batch), paths)
     say(f"{len(paths)} images in {out}, the first is {paths[0].name}.")
-
-
-def _only(overrides: Sequence[str] | None, prefix: str) -> None:
-    for override in overrides or ():
-        if not override.startswith(prefix):
-            raise ConfigError(
-                f"Override {override!r}: a trained run's config is fixed, only {prefix}* keys can be changed."
-            )

@@ -33,6 +33,7 @@ __all__ = [
     "config_text",
     "field_types",
     "load_config",
+    "load_eval",
 ]
 
 CONFIG, PROMPTS = "config.yaml", "prompts.jsonl"
@@ -103,6 +104,24 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
     return config.model_copy(update={"prompts": prompts})
+
+
+def load_eval(overrides: Sequence[str] = ()) -> EvalConfig:
+    """The section `eval:` alone, of what has no config.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    data: dict[str, Any] = {"eval": {}}
+    for override in overrides:
+        _override(data, override)
+    try:
+        return EvalConfig.model_validate(data["eval"])
+    except ValidationError as error:
+        problems = [
+            _problem({**detail, "loc": ("eval", *detail["loc"])}, data) for detail in error.errors(include_url=False)
+        ]
+        raise ConfigError("\n  ".join([f"{_short(_escaped(' '.join(overrides)))}:", *problems])) from None
 
 
 def config_text(config: RunConfig) -> str:

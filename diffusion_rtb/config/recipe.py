@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from diffusion_rtb.config.sections import Component, RunConfig
 
-__all__ = ["component_name", "recipe"]
+__all__ = ["component_name", "evaluated_as", "recipe"]
 
 WORDS: Mapping[str, str] = {
     "rtb": "RTB", "trust_pcl": "Trust-PCL", "vargrad": "VarGrad", "ddpo": "DDPO", "dpok": "DPOK", "grpo": "GRPO",
@@ -57,3 +57,8 @@ def _spelled(name: str) -> str:
     if name in WORDS:
         return WORDS[name]
     return " ".join(word.capitalize() for word in name.split("_")) if re.fullmatch(r"[a-z0-9_]+", name) else name
+
+
+def evaluated_as(config: RunConfig) -> str:
+    """What something that was made elsewhere is evaluated as: on Stable Diffusion (emoji), reward classifier, beta 2."""
+    return f"on {_prior(config.prior)}, reward {component_name(config.reward)}, beta {config.beta.value:.6g}"

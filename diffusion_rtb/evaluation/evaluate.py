@@ -12,6 +12,8 @@ from typing import Any
 from rich.progress import Progress
 
 from diffusion_rtb.evaluation.choice import PICTURED, spread
+from diffusion_rtb.evaluation.comparison_table import comparison
+from diffusion_rtb.evaluation.kept import KeptParts
 from diffusion_rtb.evaluation.metric import Metric, metrics_of, scorer_of
 from diffusion_rtb.evaluation.metrics.judges import JudgesMetric
 from diffusion_rtb.evaluation.samples import Drawn, Pictured, Side, Tools, measure
@@ -27,7 +29,7 @@ from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.run.checks import told_of
 from diffusion_rtb.run.manifest import versions
 
-__all__ = ["evaluate_run", "evaluate_subject", "sheet_of", "show"]
+__all__ = ["evaluate_all", "evaluate_run", "evaluate_subject", "sheet_of", "show"]
 
 Advance = Callable[[int], None]
 
@@ -57,7 +59,9 @@ def evaluate_subject(subject: Subject) -> dict[str, Any]:
             metric.prepare(subject.table.texts, subject.table.metadata)
         tools = _tools(subject, metrics)
         loaded = subject.load()
-        sides = _measured(subject, loaded, tools)
+        parts = KeptParts(subject.folder, _depends(subject))
+        with _kept_said(parts):
+            sides = _measured(subject, loaded, tools, parts)
         before, after = (sides[side][0] if side in sides else Drawn.none() for side in ("prior", "posterior"))
         numbers = summarise(before, after, subject.table.texts, subject.beta, subject.eval, metrics)
         numbers = {"schema": SCHEMA, "subject": _described(subject, loaded)} | numbers | dict(subject.facts)
@@ -66,6 +70,7 @@ def evaluate_subject(subject: Subject) -> dict[str, Any]:
         sheet = sheet_of({side: shown for side, (_, shown) in sides.items()}, subject.table.texts)
         save_png(sheet, subject.folder / "side_by_side.png")
         loaded.finish(numbers, _card(numbers, metrics))
+        parts.remove()
         write_json(subject.folder / "timing.json", {"seconds": perf_counter() - start} | dict(loaded.seconds()))
     say(f"Pictures: {subject.folder / 'side_by_side.png'}   numbers: {subject.folder / 'metrics.json'}")
     return numbers
@@ -104,13 +109,31 @@ def _described(subject: Subject, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _measured(subject: Subject, loaded: Loaded, tools: Tools) -> dict[str, tuple[Drawn, Pictured]]:
+def _depends(subject: Subject) -> dict[str, Any]:
+    """What the samples and all that is said of them depend on; how many are in memory at once changes neither."""
+    settings = subject.eval.model_dump(mode="json", exclude={"batch", "confidence", "bootstrap"})
+    return {"subject": dict(subject.identity), "settings (eval.*)": settings, "versions": versions()}
+
+
+@contextmanager
+def _kept_said(parts: KeptParts) -> Iterator[None]:
+    """Say what is not lost when the block is left early."""
+    try:
+        yield
+    except BaseException:
+        say(f"What was drawn is kept in {parts.folder}; the same command goes on from there.")
+        raise
+
+
+def _measured(subject: Subject, loaded: Loaded, tools: Tools, parts: KeptParts) -> dict[str, tuple[Drawn, Pictured]]:
     """Both sides, or the posterior alone, each told to its bar."""
     sides = {"prior": loaded.prior, "posterior": loaded.posterior}
     there = {name: side for name, side in sides.items() if side is not None}
     with _progress(there) as advances:
         return {
-            name: measure(side, subject.eval, tools, advances[name], extremes=name == "posterior")
+            name: measure(
+                side, subject.eval, tools, advances[name], extremes=name == "posterior", keeper=parts.of(name)
+            )
             for name, side in there.items()
         }
 
@@ -153,3 +176,15 @@ def _card(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, di
     found = numbers | numbers["overall"]
     rows = [metric.card(found[metric.name]) for metric in metrics if found[metric.name] is not None]
     return {label: row for table in rows for label, row in table.items()}
+
+
+def evaluate_all(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """Measure each subject into its own folder, and of several print one table."""
+    found = []
+    for subject in subjects:
+        if len(subjects) > 1:
+            say(f"{subject.path}: {subject.recipe}.")
+        found.append(evaluate_subject(subject))
+    if len(subjects) > 1:
+        console().print(comparison(found))
+    return found

@@ -45,7 +45,7 @@ class Metric(ABC):
     name: ClassVar[str]
     """Its key in metrics.json, in `overall` and for each prompt."""
     unit: ClassVar[str] = ""
-    needs: ClassVar[Need | tuple[Need, ...] | None] = None
+    needs: ClassVar[Need | tuple[Need, ...] | None] = "prior"
     """What there must be besides the posterior's rewards, see `NEEDS`; without it the value is None, and metrics.json says why.
 
     A metric that does not need the prior's samples or beta may get none of them: `prior` is then empty, `beta` NaN.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -132,6 +132,10 @@ class Side(ABC):
     def __len__(self) -> int:
         """Samples of all prompts together."""
 
+    def known(self, drawn: Drawn) -> Sequence[Metadata]:
+        """What is known of the prompt of each sample."""
+        return [self.metadata[row] for row in drawn.prompt.tolist()]
+
     @abstractmethod
     def batches(self, start: int = 0) -> Iterator[Seen]:
         """From the sample `start` on; images are where the tools are to look at them."""
@@ -202,7 +206,7 @@ class Tools:
     def look(self, seen: Seen, side: Side, config: EvalConfig) -> Drawn:
         """The batch without its images, with all that the tools say of them."""
         rows, image = seen.drawn.prompt.tolist(), seen.image
-        texts, known = [side.prompts[row] for row in rows], [side.metadata[row] for row in rows]
+        texts, known = [side.prompts[row] for row in rows], side.known(seen.drawn)
         labels = [self.labeller.classify(image, list(f.classes)).argmax(1).cpu() for f in config.factors]
         scores = None if self.scorer is None else self.scorer(image, texts, known)
         judges = {
@@ -220,6 +224,17 @@ class Tools:
         )
 
 
+@runtime_checkable
+class Keeper(Protocol):
+    """Remembers what was measured of a side."""
+
+    def read(self) -> list[tuple[Drawn, Pictured]]:
+        """Batches from the first sample on."""
+
+    def write(self, start: int, part: tuple[Drawn, Pictured]) -> None:
+        """A batch whose first sample is number `start`."""
+
+
 def measure(
     side: Side,
     config: EvalConfig,
@@ -227,6 +242,7 @@ def measure(
     advance: Callable[[int], None] | None = None,
     *,
     extremes: bool = False,
+    keeper: Keeper | None = None,
 ) -> tuple[Drawn, Pictured]:
     """All samples of a side, and the pictures of a few.
 
@@ -236,16 +252,26 @@ def measure(
         tools: What looks at the images.
         advance: Told how many samples a batch had, after each.
         extremes: Keep the pictures with the largest and the smallest rewards, too.
+        keeper: Has what was measured before an interruption, and is handed each further batch.
     """
     tools.check(config)
-    parts: list[Drawn] = []
-    pictures: list[Pictured] = []
-    for seen in side.batches(0):
-        parts.append(tools.look(seen, side, config))
-        pictures.append(_pictured(seen, pictures, len(side.prompts), extremes))
-        if advance is not None:
-            advance(len(seen))
-    return Drawn.cat(parts), Pictured.cat(pictures)
+    advance = advance or (lambda _: None)
+    parts = [] if keeper is None else keeper.read()
+    done = sum(len(drawn) for drawn, _ in parts)
+    if done:
+        advance(done)
+    for seen in side.batches(done):
+        parts.append(
+            (
+                tools.look(seen, side, config),
+                _pictured(seen, [pictured for _, pictured in parts], len(side.prompts), extremes),
+            )
+        )
+        if keeper is not None:
+            keeper.write(done, parts[-1])
+        done += len(seen)
+        advance(len(seen))
+    return Drawn.cat([drawn for drawn, _ in parts]), Pictured.cat([pictured for _, pictured in parts])
 
 
 def _pictured(seen: Seen, before: Sequence[Pictured], prompts: int, extremes: bool) -> Pictured:

@@ -17,7 +17,7 @@ from diffusion_rtb.config.sections import EvalConfig
 from diffusion_rtb.evaluation.samples import Side
 from diffusion_rtb.run.checks import EvalTools
 
-__all__ = ["Loaded", "Options", "Subject"]
+__all__ = ["Loaded", "Options", "Subject", "folder_of"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,14 @@ class Subject(ABC):
     beta: float
     """nats per unit of reward; NaN where nobody said it."""
 
+    @abstractmethod
+    def __init__(self, path: Path, options: Options) -> None: ...
+
+    @staticmethod
+    @abstractmethod
+    def recognises(path: Path) -> bool:
+        """Whether a path is of this kind, by what lies there."""
+
     @property
     @abstractmethod
     def name(self) -> str:
@@ -115,3 +123,8 @@ class Subject(ABC):
     @abstractmethod
     def load(self) -> Loaded:
         """Everything that takes time or memory."""
+
+
+def folder_of(subject: Subject, options: Options) -> Path:
+    """Where the results of what has no place of its own go: `--out`, or evaluations/NAME."""
+    return options.out or Path("evaluations", subject.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,12 +31,14 @@ def show(numbers: Mapping[str, Any], metrics: Sequence[Metric], console: Console
         console.print(shown(_left_out(numbers)), soft_wrap=True)
     for text in _sentences(numbers, metrics):
         console.print(shown(text), soft_wrap=True)
-    if "log_z" in overall:
+    if overall.get("log_z") is not None:
         console.print(shown(_log_z(overall["log_z"])), soft_wrap=True)
-    if "kl" in overall:
+    if overall.get("kl") is not None:
         console.print(shown(_exact(overall)), soft_wrap=True)
-    if {"reward", "ess"} <= overall.keys():
+    if overall.get("reward") is not None and overall.get("ess") is not None:
         console.print(shown(_rise(overall, numbers["samples"]["prior"])), "", soft_wrap=True, sep="\n")
+    for row in numbers.get("left_out", []):
+        console.print(shown(f"Left out: {row['metric']}, as {row['why']}."), soft_wrap=True)
     for check in numbers.get("posterior_check") or []:
         console.print(_check_table(check))
         console.print(shown(_verdict(check)), "", soft_wrap=True, sep="\n")
@@ -44,7 +47,8 @@ def show(numbers: Mapping[str, Any], metrics: Sequence[Metric], console: Console
 def _sentences(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> list[str]:
     """What the metrics themselves say."""
     found = numbers | numbers["overall"]
-    said = [m.sentence(found[m.name], numbers["beta"]) for m in metrics if found.get(m.name) is not None]
+    beta = math.nan if numbers["beta"] is None else numbers["beta"]
+    said = [m.sentence(found[m.name], beta) for m in metrics if found.get(m.name) is not None]
     return [text for text in said if text]
 
 
@@ -126,7 +130,8 @@ def _reward_table(numbers: Mapping[str, Any]) -> Table:
 def _table_of(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> Table:
     """The columns of all metrics that have some."""
     rows = [(name, *(text for m in metrics for text in _texts(m, row))) for name, row in _named_rows(numbers)]
-    title = f"What it cost, in nats, and the diversity that is left (beta {numbers['beta']:g})"
+    beta = "" if numbers["beta"] is None else f" (beta {numbers['beta']:g})"
+    title = f"What it cost, in nats, and the diversity that is left{beta}"
     return _table(title, ("prompt", *(column for m in metrics for column in m.columns)), rows)
 
 
@@ -135,7 +140,9 @@ def _texts(metric: Metric, row: Mapping[str, Any]) -> tuple[str, ...]:
     return ("-",) * len(metric.columns) if value is None else metric.row(value)
 
 
-def _with_interval(value: Mapping[str, float]) -> str:
+def _with_interval(value: Mapping[str, float] | None) -> str:
+    if value is None:
+        return "-"
     return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["ATTENTION", "adapters_off", "add_lora", "lora_numbers", "lora_parameters"]
+__all__ = ["ATTENTION", "adapters_off", "add_lora", "check_only", "lora_numbers", "lora_parameters"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention block of diffusers."""
@@ -97,6 +97,21 @@ def lora_numbers(shapes: Mapping[str, Sequence[int]], rank: int, target_modules:
 def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """The adapters' parameters by name, in the network's order."""
     return {name: parameter for name, parameter in network.named_parameters() if ".lora_" in name}
+
+
+def check_only(pipe: Any, network: nn.Module, path: Any) -> None:
+    """Refuse a LoRA with layers in other parts of a pipeline than this network; ValueError."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    parts = {
+        name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and part is not network
+    }
+    other = [name for name, part in parts.items() if any(isinstance(m, BaseTunerLayer) for m in part.modules())]
+    if other:
+        raise ValueError(
+            f"{path} is a LoRA of {' and '.join(other)}, too: its posterior is conditioned otherwise than its prior, and no "
+            "log-density compares them. Evaluate a folder of its pictures instead."
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from pipelines._diffusers.decoding import decoded, state_shape
 from pipelines._diffusers.export import snippet, write_lora
-from pipelines._diffusers.lora import adapters_off, add_lora, lora_numbers, lora_parameters
+from pipelines._diffusers.lora import adapters_off, add_lora, check_only, lora_numbers, lora_parameters
 from pipelines._diffusers.scheduler import (
     build_scheduler,
     check_eta,
@@ -208,6 +209,23 @@ class DiffusersPrior(Family):
             self._staging.bring(self.network)  # adapters are made where it is, and stay there
         add_lora(self.network, rank=rank, alpha=alpha, target_modules=targets, seed=seed)
         self._adapter = {"rank": rank, "alpha": float(alpha), "target_modules": sorted(targets)}
+
+    def load_lora(self, path: Path) -> None:
+        """Take a LoRA that any tool has made for the posterior, instead of `attach`; a file, or a folder that holds one.
+
+        Raises:
+            ValueError: it is none, does not fit this model, or changes more of it than the denoiser, so that switching it off would
+                not give the prior.
+        """
+        found = Additions(lora=str(path))
+        found.check(type(self.pipe))
+        found.check_layers(self._model.denoiser_shapes)
+        if self._staging:
+            self._staging.bring(self.network)
+        found.load_lora(self.pipe)
+        check_only(self.pipe, self.network, path)
+        self.network.eval()
+        self._adapter = {"lora": found.lora_file.name, "sha256": sha256(found.lora_file.read_bytes()).hexdigest()}
 
     def weight_files(self) -> dict[str, list[Path]]:
         """The safetensors files of each network; empty for a hub id that is not loaded yet, and for random weights."""

@@ -75,8 +75,7 @@ class Additions:
             ValueError: layers have other sizes, or the autoencoder other latents.
         """
         index = read_json(folder / "model_index.json")
-        if self.lora:
-            _check_layers(self.lora_file, denoiser)
+        self.check_layers(denoiser)
         if self.vae:
             _check_vae(Path(self.vae), folder, index)
         widths = [read_json(folder / name / "config.json").get("hidden_size") for name in _encoders(index)]
@@ -87,6 +86,11 @@ class Additions:
                         f"textual_inversions: {token!r} of {file} has {shape[-1]} numbers, and the text encoders of this model "
                         f"{' and '.join(map(str, widths))}: it was learned for another base model."
                     )
+
+    def check_layers(self, denoiser: Mapping[str, Shape]) -> None:
+        """Refuse a LoRA whose layers have other sizes than the denoiser's weights; ValueError."""
+        if self.lora:
+            _check_layers(self.lora_file, denoiser)
 
     def replaced(self, dtype: torch.dtype) -> dict[str, Any]:
         """Parts to give to the pipeline's `from_pretrained`."""
@@ -105,8 +109,17 @@ class Additions:
         """
         for token, file in self.textual_inversions.items():
             _add_token(pipe, token, Path(file))
-        if not self.lora:
-            return
+        if self.lora:
+            self.load_lora(pipe)
+            pipe.fuse_lora(lora_scale=self.lora_scale)
+            pipe.unload_lora_weights()
+
+    def load_lora(self, pipe: Any) -> None:
+        """Load the LoRA into a pipeline by its own loader, as adapters.
+
+        Raises:
+            ValueError: it does not fit, or changes nothing.
+        """
         try:
             pipe.load_lora_weights(str(self.lora_file.parent), weight_name=self.lora_file.name)
         except (RuntimeError, KeyError, ValueError) as error:
@@ -118,8 +131,6 @@ class Additions:
             raise ValueError(
                 f"lora={self.lora!r} has no layer of this {type(pipe).__name__}: use a LoRA of this base model."
             )
-        pipe.fuse_lora(lora_scale=self.lora_scale)
-        pipe.unload_lora_weights()
 
     def code(self, dtype: str) -> list[str]:
         """Lines of Python that add them to `pipe`."""

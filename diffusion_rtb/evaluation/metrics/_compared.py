@@ -28,7 +28,7 @@ class Compared(Metric):
     known; `samples`, points of each side, effective ones of the re-weighted prior; and `dim`.
     """
 
-    needs = "embedding"
+    needs = ("embedding", "prior", "beta")
     key: ClassVar[str | None] = None
     """What the table shows of a number with several parts."""
 

@@ -18,7 +18,7 @@ __all__ = ["RewardMetric"]
 class RewardMetric(Metric):
     """The rise is stated in the prior's standard deviation over all its samples and in its deviation within a prompt."""
 
-    name = "reward"
+    name, needs = "reward", None
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any]:
         """Means, the exact posterior's by re-weighting, and the rise; None where the prior's rewards do not vary.
