@@ -176,25 +176,42 @@ def check_chart(check: Mapping[str, Any], name: str) -> Chart:
 
 
 def curve(
-    rows: Sequence[Mapping[str, Any]], key: str, title: str, name: str, *, level: float | None = None
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    title: str,
+    name: str,
+    *,
+    level: float | None = None,
+    marks: Sequence[int] = (),
 ) -> Chart | None:
-    """One number over the iterations of training, with a dashed line at what a perfect model would show."""
+    """One number over the iterations of training.
+
+    Args:
+        rows: Of metrics.jsonl.
+        key: Of the number.
+        title: Of the chart.
+        name: See `svg`.
+        level: What a perfect model would show, a dashed line.
+        marks: Iterations of alarms, vertical lines.
+    """
     known = [(int(row["iteration"]), value) for row in rows if (value := number(row, key)) is not None]
-    if len(known) < 2:
-        return None
+    if len({value for _, value in known}) < 2:
+        return None  # nothing changes
     thin = known[:: -(-len(known) // POINTS)]
     thin = thin if thin[-1] == known[-1] else [*thin, known[-1]]
     points = [{"iteration": i, "value": value} for i, value in thin]
     x = alt.X("iteration:Q", title="iteration", axis=alt.Axis(tickCount=5, format="d"))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
-    chart: alt.Chart | alt.LayerChart = alt.Chart(data(points)).mark_line(color="var(--posterior)", strokeWidth=1.6)
-    chart = chart.encode(x=x, y=y)
+    layers = [alt.Chart(data(points)).mark_line(color="var(--posterior)", strokeWidth=1.6).encode(x=x, y=y)]
     if level is not None:
         rule = alt.Chart(data([{"value": level}])).mark_rule(color="var(--truth)", strokeWidth=2, strokeDash=[5, 2])
-        chart = alt.LayerChart(layer=[chart, rule.encode(y="value:Q")])
+        layers.append(rule.encode(y="value:Q"))
+    if marks:
+        alarms = alt.Chart(data([{"iteration": i} for i in marks])).mark_rule(color="var(--bad)", strokeWidth=1.2)
+        layers.append(alarms.encode(x="iteration:Q"))
     first, last = known[0], known[-1]
     words = f"{title}: {text(first[1], 3)} at iteration {first[0]}, {text(last[1], 3)} at iteration {last[0]}."
-    return Chart(title, svg(chart, name, height=150), words)
+    return Chart(title, svg(alt.LayerChart(layer=layers), name, height=150), words)
 
 
 def every(rows: Sequence[Mapping[str, Any]]) -> list[str]:

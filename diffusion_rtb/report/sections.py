@@ -29,6 +29,9 @@ CURVES = {
 }
 """Keys of metrics.jsonl that are drawn, with what they are called; after them everything under `watch/`."""
 
+ALARMS = 8
+"""Iterations of alarms that are listed."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -137,7 +140,7 @@ def _pictures(subject: Subject) -> Section:
         of = [picture for picture in pairs if picture.prompt == row]
         sides = {s: sorted((p for p in of if p.side == s), key=lambda p: p.index) for s in ("prior", "posterior")}
         shown = [(side, _shown(subject, found)) for side, found in sides.items() if found]
-        galleries.append(Gallery(subject.prompt(row) or "(the empty prompt)", shown))
+        galleries.append(Gallery(subject.prompt(row), shown))
     both = {picture.side for picture in pairs} == {"prior", "posterior"}
     lead = "Above the prior, below the posterior; a column has one seed." if both else ""
     zoom = " Press a picture to enlarge it; the arrow keys then go through all." if galleries else ""
@@ -229,19 +232,26 @@ def _steps(subject: Subject, key: str) -> Section:
 
 def _training(subject: Subject, key: str) -> Section:
     rows, log_z = subject.training, number(subject.overall, "log_z", "from_prior")
-    watched = {name: name for name in every(rows) if name.startswith("watch/")}
-    levels = {
+    watched = {name: f"{name.removeprefix('watch/')}, watched" for name in every(rows) if name.startswith("watch/")}
+    watched.pop("watch/alarm", None)
+    alarms = [int(row["iteration"]) for row in rows if number(row, "watch/alarm")]
+    exact = {
         "elbo": log_z,
         "kl": number(subject.overall, "kl", "reweighted_prior"),
         "achieved_strength": 1.0,
         "ess": 1.0,
     }
+    levels = exact | {f"watch/{name}": value for name, value in exact.items()}
     charts = [
-        curve(rows, name, title, f"{key}-curve{i}", level=levels.get(name))
+        curve(rows, name, title, f"{key}-curve{i}", level=levels.get(name), marks=alarms)
         for i, (name, title) in enumerate((CURVES | watched).items())
     ]
     lead = "Dashed: what the exact posterior would show, by the re-weighted prior."
-    return Section("training", "Training", lead, [chart for chart in charts if chart])
+    shown = ", ".join(map(str, alarms[:ALARMS])) + (f" and {len(alarms) - ALARMS} more" if alarms[ALARMS:] else "")
+    notes = (
+        [f"Red: the reward rose while a judge or variety fell (hacking alarm), at iteration {shown}."] if alarms else []
+    )
+    return Section("training", "Training", lead, [chart for chart in charts if chart], notes=notes)
 
 
 def _how(subject: Subject) -> Section:

@@ -19,9 +19,12 @@ from diffusion_rtb.files.evaluations import NUMBERS, read_evaluation
 from diffusion_rtb.report.numbers import at, number
 from diffusion_rtb.run.metrics_file import METRICS, read_rows
 
-__all__ = ["Picture", "Subject", "read_subject"]
+__all__ = ["EMPTY", "Picture", "Subject", "read_subject"]
 
 SAMPLES, PICTURES, SHEET = "samples.safetensors", "pictures.json", "side_by_side.png"
+
+EMPTY = "(the empty prompt)"
+"""How it is shown."""
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -81,7 +84,7 @@ class Subject:
     def prompt(self, row: int) -> str:
         """A prompt by its row in the numbers."""
         found = at(self.numbers, "per_prompt", row, "prompt")
-        return f"prompt {row}" if found is None else str(found)
+        return f"prompt {row}" if found is None else str(found) or EMPTY
 
     def of(self, side: str, name: str) -> Shaped[np.ndarray, "..."] | None:
         """One value per sample of a side."""

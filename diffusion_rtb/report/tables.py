@@ -9,13 +9,16 @@ from typing import Any
 from diffusion_rtb.report.drawing import COLOURS
 from diffusion_rtb.report.frontier import series
 from diffusion_rtb.report.numbers import Estimate, at, decimals, estimate, flat, number, text
-from diffusion_rtb.report.subject import Subject
+from diffusion_rtb.report.subject import EMPTY, Subject
 from diffusion_rtb.report.verdict import achieved, difference, judged, verdict
 
 __all__ = ["Cell", "Table", "check_table", "facts", "judge_table", "overview", "prompt_table", "summary"]
 
 PROMPTS = 400
 """Rows of the table of prompts, at most."""
+
+SUMMARISED = {"reward", "kl", "diversity", "ess", "log_z", "strength", "judges"}
+"""Metrics that the table of sides shows in columns of its own, or that have a place elsewhere."""
 
 LISTED = 12
 """Numbers of a list that are written out."""
@@ -77,7 +80,19 @@ def summary(subject: Subject) -> Table:
         "distance": [estimate(overall, "diversity", key, "pairwise_cosine_distance") for key in chosen],
         "effective samples per prompt": [_effective(subject, key, effective) for key in chosen],
     }
-    return _filled("Overall, every prompt with the same say", "samples of", names, made)
+    return _filled("Overall, every prompt with the same say", "samples of", names, made | _others(overall, chosen))
+
+
+def _others(overall: Mapping[str, Any], sides: Sequence[str]) -> dict[str, list[Estimate | None]]:
+    """Every further metric that has a number, or several, of the posterior and perhaps of the other sides."""
+    found: dict[str, list[Estimate | None]] = {}
+    for name, value in overall.items():
+        after = at(value, "posterior")
+        if name in SUMMARISED or after is None:
+            continue
+        keys = [()] if estimate(after) is not None else [(key,) for key in after] if isinstance(after, Mapping) else []
+        found |= {" ".join([name, *key]): [estimate(value, side, *key) for side in sides] for key in keys}
+    return found
 
 
 def _side_known(subject: Subject, key: str) -> bool:
@@ -126,7 +141,7 @@ def prompt_table(subject: Subject) -> tuple[Table, int]:
         "Vendi now": [_mean(row, "diversity", "posterior", "vendi") for row in rows],
         "ESS": [_mean(row, "ess", "posterior") for row in rows],
     }
-    names = [Cell(str(row.get("prompt", "")), float(i)) for i, row in enumerate(rows)]
+    names = [Cell(str(row.get("prompt") or EMPTY), float(i)) for i, row in enumerate(rows)]
     found = _filled("Mean reward and what it cost, prompt by prompt", "prompt", names, columns)
     return Table(found.caption, found.head, found.rows, sortable=True), len(every) - len(rows)
 

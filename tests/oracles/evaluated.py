@@ -82,7 +82,13 @@ def training(folder: Path, rows: int = 6) -> Path:
         for i in range(rows)
     ]
     for i in range(0, rows, 2):
-        lines[i] |= {"watch/reward": i / rows, "watch/kl": i / 10, "watch/vendi": 5.0 - i / 5, "watch/judge/held": 0.5}
+        lines[i] |= {
+            "watch/reward": i / rows,
+            "watch/kl": i / 10,
+            "watch/vendi": 5.0 - i / 5,
+            "watch/judge/held": 0.5 + i,
+            "watch/alarm": float(i == 4),
+        }
     (folder.parent / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

@@ -19,7 +19,7 @@ from diffusion_rtb.estimates import reweighted_mean
 from diffusion_rtb.files.plain_text import plain
 from diffusion_rtb.report import page as module
 from diffusion_rtb.report.charts import histogram
-from diffusion_rtb.report.page import write_page
+from diffusion_rtb.report.page import write_page, write_pages
 from diffusion_rtb.report.subject import read_subject
 from diffusion_rtb.report.tables import prompt_table
 from tests.oracles.evaluated import evaluated, training
@@ -160,7 +160,8 @@ def test_every_section_is_there(written: tuple[Path, Path]) -> None:
     ]
     words = [a["aria-label"] or "" for _, a, _ in read.elements if a.get("role") == "img"]
     drawn = " ".join(words)
-    assert "watch/judge/held" in drawn
+    assert "judge/held, watched" in drawn
+    assert "at iteration 4." in " ".join(text for _, text in read.all("li"))
     assert "ELBO, nats: " in drawn
     assert "Shares in prior, re-weighted prior and posterior" in drawn
     assert len(read.all("svg")) == len(words)
@@ -169,6 +170,15 @@ def test_every_section_is_there(written: tuple[Path, Path]) -> None:
 def test_the_same_files_give_the_same_page(written: tuple[Path, Path], tmp_path: Path) -> None:
     again = write_page([written[0].parent / "run"], tmp_path / "deep" / "again.html")
     assert again.read_bytes() == written[0].read_bytes()
+
+
+def test_each_subject_has_its_page_and_several_have_one(tmp_path: Path) -> None:
+    folders = [evaluated(tmp_path / name, kind="images", prior=False, count=4) for name in ("a", "b")]
+    assert write_pages(folders[:1], tmp_path / "all.html") == [tmp_path / "a" / "page.html"]
+    assert not (tmp_path / "all.html").exists()
+    pages = write_pages(folders, tmp_path / "all.html")
+    assert pages == [tmp_path / "a" / "page.html", tmp_path / "b" / "page.html", tmp_path / "all.html"]
+    assert [text for _, text in Read(pages[-1].read_text(encoding="utf-8")).all("h1")] == ["2 subjects compared"]
 
 
 def test_the_gold_histogram_is_the_reweighted_prior(written: tuple[Path, Path]) -> None:
