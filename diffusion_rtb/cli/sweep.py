@@ -22,9 +22,12 @@ def sweep(
         ),
     ] = None,
     warm_start: Annotated[
-        bool,
-        typer.Option("--warm-start/--no-warm-start", help="Start each point from the next smaller one's posterior."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--warm-start/--no-warm-start",
+            help="Start each point from the next smaller one's posterior. Default: along beta and numbers of reward.",
+        ),
+    ] = None,
     warm_iterations: Annotated[
         int | None, typer.Option(help="Iterations of a point that does. Default: half of train.iterations.")
     ] = None,
@@ -45,7 +48,7 @@ def sweep(
 
         diffusion-rtb sweep configs/gaussian.yaml beta=0.5,1,2,4
 
-        diffusion-rtb sweep configs/quickstart.yaml beta=0.5,1,2 train.iterations=50 --warm-start
+        diffusion-rtb sweep configs/quickstart.yaml beta=0.5,1,2 train.iterations=50 --warm-iterations 20
 
         diffusion-rtb sweep configs/gaussian.yaml train.lr=0.01,0.03 train.group=64,256 --baseline none
     """

@@ -59,7 +59,7 @@ def _points(subject: Subject, order: int, key: str, *, alone: bool) -> Iterator[
             }
 
     for row in curve(subject.training):
-        yield from point("checkpoint", number(row, key), number(row, "reward"), int(row.get("iteration", 0)))
+        yield from point("checkpoint", number(row, key), number(row, "reward"), int(row["iterations"]))
     reward = at(overall, "reward")
     values = {"prior": 0.0, "posterior": number(overall, "kl", "mean"), "reweighted_prior": None}
     values["reweighted_prior"] = number(overall, "kl", "reweighted_prior")

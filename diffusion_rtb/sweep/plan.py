@@ -15,6 +15,9 @@ from diffusion_rtb.training.assemble import check_run
 
 __all__ = ["Plan", "plan"]
 
+LOOKS, SMALLEST = 8, 3
+"""Times that a baseline's diversity is looked at; samples of a prompt that a look needs."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -59,7 +62,7 @@ def plan(
     config: Path,
     arguments: Sequence[str],
     *,
-    warm_start: bool = False,
+    warm_start: bool | None = False,
     warm_iterations: int | None = None,
     baseline: str | None = "ddpo",
 ) -> Plan:
@@ -68,7 +71,7 @@ def plan(
     Args:
         config: A YAML file.
         arguments: Axes `KEY=V1,V2,…` and overrides `KEY=VALUE`.
-        warm_start: Each point starts from the posterior of the next smaller one.
+        warm_start: Each point starts from the posterior of the next smaller one; None: where an axis moves the target alone.
         warm_iterations: `train.iterations` of those that do; None: half of the config's.
         baseline: An objective without a beta, whose run beside the points is stopped early in effect; None: none.
 
@@ -80,6 +83,7 @@ def plan(
     axes, overrides = read_axes(arguments)
     base = load_config(config, overrides)
     found = points(axes)
+    warm_start = any(point.before is not None for point in found) if warm_start is None else warm_start
     if warm_start and all(point.before is None for point in found):
         raise ConfigError(
             f"--warm-start goes along numbers of beta or reward.*, which move the target alone; this sweep is over "
@@ -97,9 +101,18 @@ def plan(
 
 
 def _baseline(config: Path, overrides: Sequence[str], base: RunConfig, objective: str) -> RunConfig:
-    """The same config with another objective, on its own trajectories; every checkpoint is a point at which it can be stopped."""
+    """The same config with another objective, on its own trajectories; every checkpoint is a point at which it can be stopped.
+
+    Where diversity is evaluated, it is looked at along the training as well, on as many samples.
+    """
     keep = base.train.iterations // base.train.checkpoint_every + 1
     own = [f"objective={json.dumps({'component': objective})}", "behaviours=[]", f"train.keep_checkpoints={keep}"]
+    samples = min(base.eval.samples, base.eval.prior_samples)
+    if base.watch is not None:
+        own.append("watch.stop=false")
+    elif base.eval.embedder is not None and samples >= SMALLEST:
+        every, space = max(1, base.train.iterations // LOOKS), base.eval.embedder.model_dump()
+        own.append(f"watch={json.dumps({'every': every, 'samples': samples, 'embedder': space})}")
     made = load_config(config, [*overrides, *own, f"name={json.dumps(f'{base.name}-{objective}')}"])
     try:
         check_run(made, run_folder(made))

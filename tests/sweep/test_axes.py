@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.load import ConfigError
@@ -86,6 +87,27 @@ def test_a_point_takes_the_nearest_neighbour_that_is_trained(tmp_path: Path) -> 
     assert cold.settled(2, [0, 1]) == cold.configs[2]
 
 
+class Points:
+    def embed(self, images: Tensor) -> Tensor:
+        return images
+
+
+def test_the_baseline_is_looked_at_where_diversity_is_evaluated(tmp_path: Path) -> None:
+    """On as many samples as the points: a Vendi score grows with their number. An alarm does not end it."""
+    arguments = ["beta=1,2", f"out={json.dumps(str(tmp_path))}", f"eval.embedder.component={__name__}:Points"]
+    baseline = plan(GAUSSIAN, [*arguments, "eval.samples=20", "eval.prior_samples=10"]).baseline
+    assert baseline is not None
+    assert baseline.watch is not None
+    assert (baseline.watch.every, baseline.watch.samples, baseline.watch.stop) == (12, 10, False)
+    assert baseline.watch.embedder is not None
+    own = plan(GAUSSIAN, [*arguments, "watch={every: 5, stop: true}"])
+    assert own.baseline is not None
+    assert own.baseline.watch is not None
+    assert (own.baseline.watch.every, own.baseline.watch.stop) == (5, False)
+    assert own.configs[0].watch is not None
+    assert own.configs[0].watch.stop
+
+
 def test_the_frontier_is_what_no_other_point_beats() -> None:
     gains_and_costs = [(1.0, 1.0), (2.0, 1.0), (3.0, 4.0), (2.5, 5.0), (2.0, 1.0), (0.0, 0.5)]
     assert undominated(gains_and_costs) == [False, True, True, False, True, True]
@@ -95,10 +117,10 @@ def test_the_frontier_is_what_no_other_point_beats() -> None:
 def test_a_training_is_means_of_equal_stretches_or_what_was_watched() -> None:
     rows = [{"iteration": i, "reward": float(i), "kl": i / 10} for i in range(10)]
     found = curve(rows)
-    assert [point["iteration"] for point in found] == [0, 1, 2, 4, 5, 6, 7, 9]
+    assert [point["iterations"] for point in found] == [1, 2, 3, 5, 6, 7, 8, 10]
     assert [point["reward"] for point in found] == [0.0, 1.0, 2.0, 3.5, 5.0, 6.0, 7.0, 8.5]
     assert found[-1]["kl"] == pytest.approx(0.85)
-    assert curve(rows[:2])[1]["iteration"] == 1
+    assert curve(rows[:2])[1]["iterations"] == 2
     assert curve([]) == []
     rows[4] |= {"watch/reward": 9.0, "watch/kl": 2.0, "watch/vendi": 3.0}
-    assert curve(rows) == [{"iteration": 4, "reward": 9.0, "kl": 2.0, "vendi": 3.0}]
+    assert curve(rows) == [{"iterations": 4, "reward": 9.0, "kl": 2.0, "vendi": 3.0}]
