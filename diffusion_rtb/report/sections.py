@@ -87,7 +87,7 @@ def tiles(subject: Subject) -> Iterator[Tile]:
     share, overall = achieved(subject), subject.overall
     if share is not None:
         asked = subject.beta
-        value = text(share[0].mean, 2) if asked is None else f"{text(share[0].mean * asked, 2)} of {text(asked, 2)}"
+        value = text(share[0].mean, 2) if asked is None else f"{text(share[0].mean * asked, 2)} of {asked:.3g}"
         r2 = "" if share[1] is None else f", r² {text(share[1], 2)}"
         yield Tile("achieved strength", value, f"{text(100 * share[0].mean, 0)} % of the beta that was asked for{r2}")
     reward = at(overall, "reward")
