@@ -29,6 +29,7 @@ EXTRAS = {
     "rapidocr_onnxruntime": "ocr",
     "onnxruntime": "ocr",
     "ot": "compare",
+    "torch_fidelity": "fid",
     "bitsandbytes": "bnb",
     "resvg_py": "build",
     "tensorboard": "tensorboard",

@@ -205,6 +205,9 @@ class EvalConfig(Section):
     embedder: Component | None = None
     """The space in which distances between images are measured: `clip_score`, `features` (timm, torchvision, open_clip), your own
     class with `embed(images)` or function of images; null: not measured."""
+    reference: Annotated[str, AfterValidator(at_home)] | None = None
+    """A folder of real images, all of one size, that metrics of sets (`frechet`, `prdc`, `mmd`, `kid`) also hold the samples
+    against; `~` is your home."""
     labeller: Component | None = None
     """A reward module with `classify(images, classes)`, which tells the factors' values apart; null: the embedder."""
     judges: Annotated[tuple[Named, ...], Field(strict=False)] = ()
@@ -230,6 +233,10 @@ class EvalConfig(Section):
     def _labelled(self) -> EvalConfig:
         if self.factors and self.labeller is None and self.embedder is None:
             raise ValueError(f"{len(self.factors)} factors need a labeller: add `labeller: {{component: ...}}`")
+        if self.reference is not None and self.embedder is None:
+            raise ValueError(
+                f"the reference {self.reference} needs an embedder: add `embedder: {{component: clip_score}}`"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.abilities import Embedder
+from diffusion_rtb.files.real_images import read_images
 
-__all__ = ["Reference", "check_embedder", "features_of"]
+__all__ = ["Reference", "check_embedder", "features_of", "features_of_files"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,18 @@ def features_of(
             "overflow (`dtype: float32`)."
         )
     return features
+
+
+def features_of_files(
+    embedder: Any, paths: Sequence[Path], batch: int, device: torch.device
+) -> Float[Tensor, "images dim"]:
+    """One vector for each image of a folder; see `features_of`."""
+    return torch.cat(
+        [
+            features_of(embedder, images.to(device), [str(path) for path in chunk])
+            for chunk, images in read_images(paths, batch)
+        ]
+    )
 
 
 def _name(embedder: Any) -> str:

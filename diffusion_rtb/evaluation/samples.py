@@ -127,6 +127,8 @@ class Side(ABC):
 
     prompts: Sequence[str]
     metadata: Sequence[Metadata]
+    device: torch.device = torch.device("cpu")
+    """Where its images are handed over."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -155,7 +157,7 @@ class Sampled(Side):
     def __init__(
         self, sampler: Sampler, count: int, seed: int, *, posterior: bool, numbers: Sequence[int] | None = None
     ) -> None:
-        self.sampler, self.posterior = sampler, posterior
+        self.sampler, self.posterior, self.device = sampler, posterior, sampler.prior.device
         self.prompts, self.metadata = sampler.prompts, sampler.metadata
         names = range(len(sampler.prompts)) if numbers is None else numbers
         self.pairs = numbered(range(len(sampler.prompts)), count)
@@ -172,7 +174,7 @@ class Sampled(Side):
             assert batch.images is not None
             found = self.sampler.completed(batch) if self.posterior else replace(batch, log_p=None, norm_p=None)
             index = torch.tensor([k for _, k in pairs[chunk]])
-            image = batch.images.to(self.sampler.prior.device)
+            image = batch.images.to(self.device)
             yield Seen(replace(Drawn.of_batch(found), index=index), image)
 
 

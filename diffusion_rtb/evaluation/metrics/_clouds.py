@@ -87,7 +87,7 @@ def _cloud(drawn: Drawn, beta: float = 0.0) -> Cloud:
     for row in rows:
         own = (drawn.prompt == row).nonzero().flatten()
         weights[own] = torch.softmax(beta * drawn.reward[own].double(), 0) / len(rows)
-        noise[own] = row * SPREAD + torch.arange(len(own))
+        noise[own] = row * SPREAD + (torch.arange(len(own)) if drawn.index is None else drawn.index[own])
     return Cloud(drawn.embedding.double(), weights, drawn.prompt, noise)
 
 
