@@ -15,7 +15,7 @@ from diffusion_rtb.config.component_errors import nearest
 from diffusion_rtb.files.completeness import check_finite
 from rewards._models.image_text import check_image_text_model, image_text_model
 from rewards._models.network import Dtype, NetworkReward
-from rewards._models.trained import check_architecture, check_file, labels, library_of, load_network
+from rewards._models.trained import Network, bundled, check_architecture, check_file, labels, library_of, load_network
 from rewards._models.two_towers import TwoTowers
 
 __all__ = ["Classifier"]
@@ -27,12 +27,13 @@ class Classifier(NetworkReward):
     r"""r(x) = log p(target | x), nats, with p = softmax(logits / temperature); at most 0.
 
     With an image-text model the classes are prompts (zero-shot) and the logits scaled cosine similarities; with
-    `torchvision:NAME` or `timm:NAME` they are the outputs of a trained network.
+    `torchvision:NAME`, `timm:NAME` or `fashion-classifier` they are the outputs of a trained network.
 
     Args:
         target: The wanted class by name or index; with several, log of their total probability.
         classes: Zero-shot: one prompt per class. Trained network: its classes' names in order; default ImageNet's.
-        model: As in `ClipScore`, or `torchvision:resnet18`, `timm:tf_efficientnet_lite0`, ….
+        model: As in `ClipScore`, or `torchvision:resnet18`, `timm:tf_efficientnet_lite0`, …, or the bundled `fashion-classifier`,
+            which brings its own weights, classes and size.
         weights: Of a trained network: a local .safetensors or .pth state dict, `hf-hub:OWNER/NAME/FILE`, or
             `package:MODULE/FILE` for one inside an installed package. Of an image-text model: as in `ClipScore`.
         temperature: Above 1 flattens, below 1 sharpens p.
@@ -59,6 +60,9 @@ class Classifier(NetworkReward):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}: it must be positive.")
         super().__init__(batch=batch, dtype=dtype, grad=grad)
+        found = bundled(Network(model, weights, classes, size))
+        model, weights, size = found.model, found.weights, found.size
+        classes = found.classes if isinstance(found.classes, list) else None
         self.trained = library_of(model) is not None
         if self.trained:
             check_architecture(model)

@@ -13,7 +13,16 @@ from diffusion_rtb.abilities import TwoPhase
 from diffusion_rtb.files.completeness import check_finite
 from rewards._models.image_text import check_image_text_model, image_text_model
 from rewards._models.network import DTYPES, Dtype
-from rewards._models.trained import check_architecture, check_file, labels, library_of, load_network, without_last_layer
+from rewards._models.trained import (
+    Network,
+    bundled,
+    check_architecture,
+    check_file,
+    labels,
+    library_of,
+    load_network,
+    without_last_layer,
+)
 from rewards._models.two_towers import TwoTowers
 
 __all__ = ["Features"]
@@ -25,7 +34,7 @@ class Features(TwoPhase):
     """The vector that goes into a trained network's last layer, or the image vector of an image-text model; not normalised.
 
     Args:
-        model: `timm:NAME`, `torchvision:NAME`, or an image-text model as in `ClipScore`.
+        model: `timm:NAME`, `torchvision:NAME`, the bundled `fashion-classifier`, or an image-text model as in `ClipScore`.
         weights: Of a trained network: a local .safetensors or .pth state dict, `hf-hub:OWNER/NAME/FILE`, or
             `package:MODULE/FILE` for one inside an installed package. Of an image-text model: as in `ClipScore`.
         classes: Of a trained network: outputs of its last layer in the weights, 0 where they have none; default: that of the
@@ -53,6 +62,9 @@ class Features(TwoPhase):
                 raise ValueError(f"{name} is {value}: it must be at least {least}.")
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}: use one of {DTYPES}.")
+        found = bundled(Network(model, weights, classes, size))
+        model, weights, size = found.model, found.weights, found.size
+        classes = len(found.classes) if isinstance(found.classes, list) else found.classes
         self.trained = library_of(model) is not None
         if self.trained:
             check_architecture(model)

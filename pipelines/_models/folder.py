@@ -15,7 +15,11 @@ from pipelines._models.random_weights import is_random, random_folder
 
 __all__ = ["BUNDLED", "is_hub_id", "left_out", "local_folder", "settled"]
 
-BUNDLED = {"emoji": "pipelines/emoji/weights", "emoji_flow": "pipelines/emoji/flow"}
+BUNDLED = {
+    "emoji": "pipelines/emoji/weights",
+    "emoji_flow": "pipelines/emoji/flow",
+    "fashion": "pipelines/fashion/weights",
+}
 """Priors that come with this package: short name -> folder in the repository."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -3,22 +3,69 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffusion_rtb.config.component_errors import nearest
+from diffusion_rtb.files.completeness import read_json
+from rewards import fashion_classifier
 from rewards._models.efficientnet import is_port, timm_names
 from rewards._models.preprocess import Preprocess
 from rewards._models.weights import check_weights, fetch, fill, read_weights
 
-__all__ = ["check_architecture", "check_file", "labels", "library_of", "load_network", "without_last_layer"]
+__all__ = [
+    "BUNDLED",
+    "Network",
+    "bundled",
+    "check_architecture",
+    "check_file",
+    "labels",
+    "library_of",
+    "load_network",
+    "without_last_layer",
+]
+
+BUNDLED = {"fashion-classifier": fashion_classifier.path()}
+"""Trained networks that come with this package: name -> folder with classifier.json and model.safetensors."""
 
 LIBRARIES = ("torchvision", "timm")
 
 PACKAGE = "package:"
 """`package:MODULE/FILE` is a file that an installed Python package carries."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What there is to know of a trained network before it is loaded."""
+
+    model: str
+    """`torchvision:NAME` or `timm:NAME`."""
+    weights: str | None
+    """A file, see `load_network`."""
+    classes: list[str] | int | None
+    """Their names in order, or how many outputs there are."""
+    size: int | None
+    """Pixels of the square input."""
+
+
+def bundled(asked: Network) -> Network:
+    """The bundled network of that name; any other as it is.
+
+    Raises:
+        ValueError: weights, classes or size are given for a bundled one, which has its own.
+    """
+    folder = BUNDLED.get(asked.model)
+    if folder is None:
+        return asked
+    own = {"weights": asked.weights, "classes": asked.classes, "size": asked.size}
+    given = {name: value for name, value in own.items() if value is not None}
+    if given:
+        raise ValueError(f"{asked.model!r} is bundled with its own {', '.join(given)}: leave out {given}.")
+    found = read_json(folder / "classifier.json")
+    return Network(str(found["model"]), str(folder / "model.safetensors"), list(found["classes"]), int(found["size"]))
 
 
 def library_of(model: str) -> str | None:

@@ -345,7 +345,7 @@ def test_fingerprint_survives_json_and_names_what_differs(folder: str, tmp_path:
         ({"height": 64}, "give both"),
         ({"height": 60, "width": 64}, "multiples of 8"),
         ({"device": "gpu"}, "not a torch device"),
-        ({}, "not a folder, not a bundled prior .emoji, emoji_flow. and not a hub id"),
+        ({}, "not a folder, not a bundled prior .emoji, emoji_flow, fashion. and not a hub id"),
     ],
 )
 def test_bad_settings_are_refused_before_any_file_is_read(settings: dict[str, Any], message: str) -> None:

@@ -24,6 +24,7 @@ import torch
 
 from pipelines.emoji import FLOW, PATH
 from pipelines.emoji.build import clip, drawings, export, flow, unet, vae
+from pipelines.emoji.build.folder import export_prior
 
 MINUTES = {"vae": 20.0, "decoder": 36.0, "clip": 23.5, "unet": 55.0, "flow": 55.0}
 STAGES = (
@@ -68,12 +69,12 @@ def run(stage: str, options: argparse.Namespace) -> None:
         "decoder": lambda: vae.train_decoder(data, work, minutes),
         "unet": lambda: unet.train(vae.cache_latents(data, work), work, minutes),
         "clip": lambda: clip.train(data, work, minutes),
-        "export": lambda: export.export_prior(export.pipeline(work), options.prior, licences=PATH),
+        "export": lambda: export_prior(export.pipeline(work), options.prior, licences=PATH),
         "export-clip": lambda: clip.export(work, options.clip),
         "sheet": lambda: export.sheet(options.prior, options.prior.parent / "sheet.png"),
         "report": lambda: export.report(data, work, options.prior, options.clip),
         "flow": lambda: flow.train(cache(), work, minutes),
-        "export-flow": lambda: export.export_prior(
+        "export-flow": lambda: export_prior(
             flow.pipeline(cache(), work, options.prior, options.clip), options.flow, licences=PATH
         ),
         "sheet-flow": lambda: export.sheet(options.flow, options.flow.parent / "sheet_flow.png"),

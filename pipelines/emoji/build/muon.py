@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     update(p, p.grad, group)
 
-    def _muon(self, p: Tensor, gradient: Tensor, group: dict[str, float]) -> None:
+    def _muon(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
@@ -49,7 +50,7 @@ class Muon(torch.optim.Optimizer):
         scale = 0.2 * math.sqrt(max(matrix.shape))
         p.sub_(group["lr"] * scale * orthogonal(matrix).view(p.shape))
 
-    def _adam(self, p: Tensor, gradient: Tensor, group: dict[str, tuple[float, float]]) -> None:
+    def _adam(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, (b1, b2) = self.state[p], group["betas"]
         if not state:
             state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
@@ -58,7 +59,7 @@ class Muon(torch.optim.Optimizer):
         mean = state["mean"].lerp_(gradient, 1 - b1)
         square = state["square"].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
         scale = math.sqrt(1 - b2**steps) / (1 - b1**steps)
-        p.addcdiv_(mean, square.sqrt().add_(1e-8), value=-float(group["lr"]) * scale)  # type: ignore[arg-type]
+        p.addcdiv_(mean, square.sqrt().add_(1e-8), value=-float(group["lr"]) * scale)
 
 
 def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:

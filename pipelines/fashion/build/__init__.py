@@ -1,0 +1,1 @@
+"""How the bundled Fashion-MNIST prior and classifier were made: `python -m pipelines.fashion.build`."""
