@@ -134,6 +134,6 @@ def _of_baseline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not stops:
         return []
     return [
-        f"{stops[0]['name']}, stopped early, is seen in training (its own trajectories of metrics.jsonl or `watch`); its end is "
-        "evaluated like the points."
+        f"{stops[0]['name']}, stopped early, is seen in training (its own trajectories of metrics.jsonl, or its rows of watch); "
+        "its end is evaluated like the points."
     ]
