@@ -18,8 +18,8 @@ from diffusion_rtb.report.subject import Subject
 
 __all__ = ["Chart", "check_chart", "curve", "histogram", "steps_chart"]
 
-BINS, POINTS = 36, 400
-"""Of a histogram; of a curve, at most."""
+BINS, POINTS = (8, 40), 400
+"""Bars of a histogram, at least and at most; points of a curve, at most."""
 
 LABEL = 40
 """Characters of a class name beside its bar."""
@@ -48,7 +48,8 @@ def histogram(subject: Subject, key: str, title: str, name: str) -> Chart | None
     if not known:
         return None
     everything = np.concatenate(list(known.values()))
-    edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-9), BINS + 1)
+    bins = int(np.clip(2 * min(map(len, known.values())) ** (1 / 3), *BINS))  # Rice's rule
+    edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-9), bins + 1)
     shares: dict[str, Any] = {side: np.histogram(v, edges)[0] / len(v) for side, v in known.items()}
     weights = _weights(subject)
     prior = values["prior"]
@@ -64,7 +65,7 @@ def histogram(subject: Subject, key: str, title: str, name: str) -> Chart | None
 
 
 def _histogram(rows: Sequence[Mapping[str, Any]], title: str) -> alt.LayerChart:
-    x = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, nice=False))
+    x = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(tickCount=6))
     y = alt.Y("share:Q", title="share of samples", axis=alt.Axis(format="%", tickCount=4), stack=None)
     color = alt.Color("side:N", scale=colours(PRIOR_ORDER), legend=None)
     base = alt.Chart(data(rows)).encode(x=x, y=y, color=color)

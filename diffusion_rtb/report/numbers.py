@@ -74,8 +74,11 @@ def estimate(tree: Any, *names: str | int) -> Estimate | None:
 
 
 def decimals(values: Iterable[float | None]) -> int:
-    """Decimal places that show the largest of the values with about three digits; the same for a whole column."""
-    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    """Decimal places that show the largest of the values with about three digits; the same for a whole column. Counts have none."""
+    known = [abs(value) for value in values if value is not None]
+    if known and all(value.is_integer() for value in map(float, known)):
+        return 0
+    largest = max(known, default=0.0)
     if not 1e-12 < largest < 1e12:
         return 2
     return min(8, max(0, 2 - math.floor(math.log10(largest))) if largest < 1000 else 0)

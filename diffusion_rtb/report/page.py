@@ -22,7 +22,7 @@ from diffusion_rtb.report.subject import Picture, Subject, read_subject
 from diffusion_rtb.report.tables import overview
 from diffusion_rtb.report.verdict import verdict
 
-__all__ = ["LARGE", "page_text", "write_page", "write_pages"]
+__all__ = ["LARGE", "page_text", "write_page"]
 
 LARGE = 25_000_000
 """Bytes beyond which mail programs refuse an attachment."""
@@ -60,12 +60,6 @@ def write_page(folders: Sequence[Path], out: Path) -> Path:
             size_text(size),
         )
     return out
-
-
-def write_pages(folders: Sequence[Path], together: Path) -> list[Path]:
-    """A page in each evaluation's own folder, `page.html`, and of several also one of all, `together`, which comes last."""
-    pages = [write_page([folder], Path(folder) / "page.html") for folder in folders]
-    return [*pages, write_page(folders, together)] if len(folders) > 1 else pages
 
 
 def page_text(subjects: Sequence[Subject]) -> str:

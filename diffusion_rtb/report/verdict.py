@@ -99,7 +99,7 @@ def _better(subject: Subject) -> Line:
         f"The mean reward differs by {text(change.mean, 2, signed=True)}{reach}: the interval holds 0, so these samples tell no "
         f"difference.{judges}"
     )
-    return Line(question, "Not shown", "bad", words)
+    return Line(question, "Not shown", "unknown", words)
 
 
 def _interval(value: Estimate) -> str:

@@ -28,7 +28,7 @@ def test_the_exact_posterior_is_called_one(tmp_path: Path) -> None:
 
 def test_an_untrained_model_is_not_called_better(tmp_path: Path) -> None:
     better, price, posterior = verdict(read_subject(evaluated(tmp_path / "eval", shift=0.0, tilt=0.0)))
-    assert (better.answer, better.tone) == ("Not shown", "bad")
+    assert (better.answer, better.tone) == ("Not shown", "unknown")
     assert "holds 0" in better.words
     assert "0.00" in price.answer
     assert posterior.tone == "bad"
@@ -77,7 +77,8 @@ def test_unpaired_intervals_join_like_independent_errors() -> None:
 
 
 def test_numbers_are_written_so_that_columns_align() -> None:
-    assert [decimals([value]) for value in (1234.0, 123.4, 12.34, 1.234, 0.1234, 0.01234)] == [0, 0, 1, 2, 3, 4]
+    assert [decimals([value]) for value in (1234.5, 123.4, 12.34, 1.234, 0.1234, 0.01234)] == [0, 0, 1, 2, 3, 4]
+    assert decimals([2.0, 128.0, None]) == 0
     assert decimals([0.001, 12.0, None]) == decimals([12.0])
     assert text(-0.0001, 2) == "0.00"
     assert text(-1.5, 1) == "\u22121.5"
