@@ -93,8 +93,21 @@ def test_seeds_pair_two_folders(tmp_path: Path) -> None:
     change = samples["posterior.reward"][:4] - samples["prior.reward"]
     assert change.tolist() == pytest.approx([5 / 255] * 4, abs=1e-6)
     assert samples["posterior.reward"][4] == pytest.approx(55 / 255, abs=1e-6)
+    assert samples["prior.index"].tolist() == [0, 1, 2, 3]
+    assert samples["posterior.index"].tolist() == [0, 1, 2, 3, 4]
     assert found["subject"]["seeds"] == {"pairs": "equal seeds"}
     assert found["samples"] == {"prior": 4, "posterior": 5}
+
+
+def test_what_has_no_partner_is_no_pair(tmp_path: Path) -> None:
+    before = pictures(tmp_path / "before", [(f"{s}.png", "cat", s, s) for s in (1, 2, 8)])
+    after = pictures(tmp_path / "after", [(f"{s}.png", "cat", s, s) for s in (9, 2, 7, 1)])
+    numbers_of(after, reward=BRIGHT, against=before, out=tmp_path / "out")
+    samples = load_file(tmp_path / "out" / "samples.safetensors")
+    assert sorted([*samples["posterior.index"].tolist(), *samples["prior.index"].tolist()]) == [0, 0, 1, 1, 2, 3, 4]
+    other = pictures(tmp_path / "other", [("a.png", "cat", 5, 5)])
+    with pytest.raises(ImageFolderError, match="no seed in common"):
+        numbers_of(after, reward=BRIGHT, against=other)
 
 
 def test_other_columns_are_metadata_of_each_picture(tmp_path: Path) -> None:

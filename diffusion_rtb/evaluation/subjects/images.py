@@ -51,6 +51,8 @@ class ImagesSubject(Subject):
         self.against = None if options.against is None else read_image_folder(options.against)
         _check_pair(self.held_pictures, self.against)
         self.table = _table(self.held_pictures, self.eval.prompts)
+        self.pictures = {"posterior": self.held_pictures} | ({} if self.against is None else {"prior": self.against})
+        self.orders = _orders(self.pictures, self.table)
         for picture in (self.held_pictures, self.against):
             if picture is not None:
                 check_component_prompts(self._component, picture.prompts, picture.metadata)
@@ -111,10 +113,9 @@ class ImagesSubject(Subject):
         """The reward."""
         with doing("loading the reward"):
             reward = self.reward.build()
-        pictures = {"posterior": self.held_pictures} | ({} if self.against is None else {"prior": self.against})
-        orders = _orders(pictures, self.table)
         sides = {
-            name: FolderSide(held, orders[name], self.table, reward, self.eval.batch) for name, held in pictures.items()
+            name: FolderSide(held, self.orders[name], self.table, reward, self.eval.batch)
+            for name, held in self.pictures.items()
         }
         width, height = self.held_pictures.size
         sampling = {"size": [width, height], "images": {name: len(side) for name, side in sides.items()}}
@@ -155,16 +156,38 @@ def _table(held: ImageFolder, wanted: int | Sequence[str] | None) -> PromptTable
     return PromptTable(tuple(texts[row] for row in rows), tuple(first[texts[row]] for row in rows))
 
 
-def _orders(pictures: Mapping[str, ImageFolder], table: PromptTable) -> dict[str, list[list[int]]]:
-    """The pictures of each prompt, by their place in the folder: those whose seed both sides have come first, in its order."""
-    found: dict[str, list[list[int]]] = {name: [] for name in pictures}
+Order = list[list[tuple[int, int]]]
+"""Of each prompt the index and the place in the folder of its pictures; equal indices of two folders are pairs."""
+
+
+def _orders(pictures: Mapping[str, ImageFolder], table: PromptTable) -> dict[str, Order]:
+    """Pairs by equal seeds come first, what has no partner has an index of its own; without seeds lines are paired in order.
+
+    Raises:
+        ImageFolderError: both folders have seeds, and none in common.
+    """
+    found: dict[str, Order] = {name: [] for name in pictures}
+    seeded = all(held.seeded for held in pictures.values())
+    paired = 0
     for text in table.texts:
         places = {name: [i for i, p in enumerate(held.prompts) if p == text] for name, held in pictures.items()}
-        seeds = [{held.seeds[i] for i in places[name]} for name, held in pictures.items()]
-        common = set.intersection(*seeds) - {None}
+        common: dict[int | None, int] = {}
+        if seeded:
+            seeds = [{held.seeds[i] for i in places[name]} for name, held in pictures.items()]
+            shared = sorted(seed for seed in set.intersection(*seeds) if seed is not None)
+            common = {seed: k for k, seed in enumerate(shared)}
+        free = len(common)
+        paired += free
         for name, held in pictures.items():
-            shared = sorted((held.seeds[i], i) for i in places[name] if held.seeds[i] in common)
-            found[name].append([i for _, i in shared] + [i for i in places[name] if held.seeds[i] not in common])
+            pairs = [(common[held.seeds[i]], i) for i in places[name] if held.seeds[i] in common]
+            alone = [i for i in places[name] if held.seeds[i] not in common]
+            found[name].append([*sorted(pairs), *enumerate(alone, free)])
+            free += len(alone) if seeded else 0
+    if seeded and not paired:
+        raise ImageFolderError(
+            f"{' and '.join(str(held.path) for held in pictures.values())} have no seed in common, so nothing pairs them: leave "
+            "`seed` out to pair their lines by their order."
+        )
     return found
 
 
@@ -173,18 +196,16 @@ class FolderSide(Side):
 
     Args:
         held: The folder.
-        order: Of each prompt its pictures by their place in the folder.
+        order: See `Order`.
         table: The prompts.
         reward: Scores each picture.
         batch: Pictures at once.
     """
 
-    def __init__(
-        self, held: ImageFolder, order: Sequence[Sequence[int]], table: PromptTable, reward: Reward, batch: int
-    ) -> None:
+    def __init__(self, held: ImageFolder, order: Order, table: PromptTable, reward: Reward, batch: int) -> None:
         self.held, self.reward, self.batch = held, reward, batch
         self.prompts, self.metadata = table.texts, table.metadata
-        self.samples = [(row, k, place) for row, places in enumerate(order) for k, place in enumerate(places)]
+        self.samples = [(row, k, place) for row, places in enumerate(order) for k, place in places]
 
     def __len__(self) -> int:
         return len(self.samples)
