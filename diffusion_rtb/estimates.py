@@ -31,6 +31,7 @@ __all__ = [
     "log_z_from_prior",
     "log_z_importance",
     "norm_ratio",
+    "refuse_nan",
     "reweighted_mean",
     "reweighted_shares",
     "standard_error",
@@ -50,9 +51,7 @@ def within_prompts(
     """
     if len(values) == 0:
         raise ValueError("A statistic needs at least one value, got none. Evaluate with one sample per prompt or more.")
-    if values.isnan().any():
-        rows = values.flatten(1).isnan().any(1) if values.ndim > 1 else values.isnan()
-        raise ValueError(f"A statistic of NaN is meaningless; NaN at rows {rows.nonzero().flatten().tolist()[:8]}.")
+    refuse_nan(values)
     values = values.detach().double()
     if prompt is None:
         return statistic(values)
@@ -141,8 +140,13 @@ def achieved_strength(
     The slope is the share of the asked-for tilt that is there: where beta is 2 and the slope 0.65, the posterior is that of
     beta 1.3. 1 - r² is the share of what the chain moved that the reward does not explain. Both are 1 at the exact posterior.
     NaN where rewards do not vary within a prompt, or, r², where q is p.
+
+    Raises:
+        ValueError: a NaN is among them.
     """
     ratio, r = log_ratio.detach().double(), reward.detach().double()
+    for values in (ratio, r):
+        refuse_nan(values)
     _, covariance, variance, spread = tilt_moments(ratio, r, prompt).tolist()
     # Equal numbers differ from their mean by a rounding.
     rounding = [(1e-12 * float(values.abs().max())) ** 2 for values in (r, ratio)]
@@ -222,6 +226,13 @@ def reweighted_shares(
     one_hot = torch.nn.functional.one_hot(labels, classes).double()
     rows = [prompt == row for row in prompt.unique().tolist()]
     return torch.stack([torch.softmax(logs[row], 0) @ one_hot[row] for row in rows])
+
+
+def refuse_nan(values: Tensor) -> None:
+    """ValueError: a NaN is among them; the message says where."""
+    if values.isnan().any():
+        rows = values.flatten(1).isnan().any(1) if values.ndim > 1 else values.isnan()
+        raise ValueError(f"A statistic of NaN is meaningless; NaN at rows {rows.nonzero().flatten().tolist()[:8]}.")
 
 
 def _log_ratio(log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ Natural = Annotated[int, Field(ge=0)]
 
 
 SHOWN = (
-    *("achieved_strength", "reward", "kl", "kl_profile", "norm_ratio", "elbo", "log_z", "ess"),
+    *("achieved_strength", "reward", "kl", "bill", "kl_profile", "norm_ratio", "elbo", "log_z", "ess"),
     *("diversity", "judges", "posterior_check"),
 )
 METRICS = tuple(Component(component=name) for name in SHOWN)

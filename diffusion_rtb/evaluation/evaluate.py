@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from jaxtyping import Float
 from rich.progress import Progress
+from torch import Tensor
 
 from diffusion_rtb.evaluation.choice import PICTURED, spread
 from diffusion_rtb.evaluation.comparison_table import comparison
@@ -17,7 +21,7 @@ from diffusion_rtb.evaluation.features import Reference, features_of_files
 from diffusion_rtb.evaluation.kept import KeptParts
 from diffusion_rtb.evaluation.metric import Metric, metrics_of, scorer_of
 from diffusion_rtb.evaluation.metrics.judges import JudgesMetric
-from diffusion_rtb.evaluation.samples import Drawn, Pictured, Side, Tools, measure
+from diffusion_rtb.evaluation.samples import Drawn, Pictured, Sampled, Side, Tools, measure
 from diffusion_rtb.evaluation.subject import Loaded, Options, Subject
 from diffusion_rtb.evaluation.subjects.run import RunSubject
 from diffusion_rtb.evaluation.summary import summarise
@@ -30,6 +34,7 @@ from diffusion_rtb.files.terminal import console, say
 from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.run.checks import told_of
 from diffusion_rtb.run.manifest import versions
+from diffusion_rtb.sampling.exact_profile import exact_profile
 
 __all__ = ["evaluate_all", "evaluate_run", "evaluate_subject", "sheet_of", "show"]
 
@@ -70,6 +75,7 @@ def evaluate_subject(subject: Subject) -> dict[str, Any]:
             for metric in metrics:
                 metric.reference = Reference(features, len(subject.table))
         before, after = (sides[side][0] if side in sides else Drawn.none() for side in ("prior", "posterior"))
+        after = replace(after, exact_profile=_exact_profile(subject, loaded))
         numbers = summarise(before, after, subject.table.texts, subject.beta, subject.eval, metrics)
         numbers = {"schema": SCHEMA, "subject": _described(subject, loaded)} | numbers | dict(subject.facts)
         show(numbers, metrics, console())
@@ -102,6 +108,13 @@ def _tools(subject: Subject, metrics: Sequence[Metric]) -> Tools:
     tools = Tools(embedder, labeller, judges, scorer_of(metrics))
     tools.check(subject.eval)
     return tools
+
+
+def _exact_profile(subject: Subject, loaded: Loaded) -> Float[Tensor, " steps"] | None:
+    side = loaded.posterior
+    if not isinstance(side, Sampled) or not math.isfinite(subject.beta):
+        return None
+    return exact_profile(side.sampler, subject.beta, [row for row, _ in side.pairs], side.seeds)
 
 
 def _described(subject: Subject, loaded: Loaded) -> dict[str, Any]:

@@ -103,7 +103,10 @@ class Metric(ABC):
         return ""
 
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
-        """A value as rows of the model card: label -> a number of `prior` and of `posterior`, or None."""
+        """A value as columns of the table of sides, which are rows of the model card.
+
+        Label -> of `prior`, `reweighted_prior` and `posterior` a number, {mean, low, high}, or None, as of one that is missing.
+        """
         if not isinstance(value, float) or not self.columns:
             return {}
         label = self.columns[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -40,6 +40,8 @@ EXTREMES = 8
 class Drawn(Rows):
     """Samples of one model, those of one prompt adjacent, reduced to what the evaluation needs."""
 
+    shared: ClassVar[frozenset[str]] = frozenset({"exact_profile"})
+
     prompt: Int[Tensor, " batch"]
     reward: Float[Tensor, " batch"]
     log_q: Float[Tensor, "batch steps"] | None = None
@@ -56,6 +58,8 @@ class Drawn(Rows):
     """What the held-out judges say, by name."""
     index: Int[Tensor, " batch"] | None = None
     """k of the sample among those of its prompt: equal k is equal noise on both sides."""
+    exact_profile: Float[Tensor, " steps"] | None = None
+    """KL of each step of the exact posterior through the same chain, where the prior knows it; nats."""
 
     @staticmethod
     def of_batch(batch: Batch) -> Drawn:

@@ -12,6 +12,7 @@ from rich.table import Table
 from diffusion_rtb.evaluation.choice import LISTED, listed
 from diffusion_rtb.evaluation.metric import Metric
 from diffusion_rtb.evaluation.metrics.log_z import FEW
+from diffusion_rtb.evaluation.side_tables import SIDES, side_tables
 from diffusion_rtb.files.plain_text import plain
 from diffusion_rtb.files.terminal import shown
 
@@ -22,26 +23,34 @@ LONGEST = 200
 
 
 def show(numbers: Mapping[str, Any], metrics: Sequence[Metric], console: Console) -> None:
-    """Print the evaluation: one line per prompt, of many for some, and overall, then one table per checked factor."""
+    """Print the evaluation: a row per side over all prompts, what the metrics say of it, one line per prompt, of many for some, and
+    one table per checked factor.
+    """
     overall = numbers["overall"]
-    if "reward" in overall:
-        console.print(_reward_table(numbers))
-    console.print(_table_of(numbers, metrics))
-    if len(numbers["per_prompt"]) > LISTED:
-        console.print(shown(_left_out(numbers)), soft_wrap=True)
+    for table in side_tables(numbers, metrics, console.width):
+        console.print(table)
     for text in _sentences(numbers, metrics):
         console.print(shown(text), soft_wrap=True)
     if overall.get("log_z") is not None:
         console.print(shown(_log_z(overall["log_z"])), soft_wrap=True)
-    if overall.get("kl") is not None:
-        console.print(shown(_exact(overall)), soft_wrap=True)
     if overall.get("reward") is not None and overall.get("ess") is not None:
         console.print(shown(_rise(overall, numbers["samples"]["prior"])), "", soft_wrap=True, sep="\n")
     for row in numbers.get("left_out", []):
         console.print(shown(f"Left out: {row['metric']}, as {row['why']}."), soft_wrap=True)
+    if len(numbers["per_prompt"]) > 1:
+        _show_prompts(numbers, metrics, console)
     for check in numbers.get("posterior_check") or []:
         console.print(_check_table(check))
         console.print(shown(_verdict(check)), "", soft_wrap=True, sep="\n")
+
+
+def _show_prompts(numbers: Mapping[str, Any], metrics: Sequence[Metric], console: Console) -> None:
+    if "reward" in numbers["overall"]:
+        console.print(_reward_table(numbers))
+    if any(metric.columns for metric in metrics):
+        console.print(_table_of(numbers, metrics))
+    if len(numbers["per_prompt"]) > LISTED:
+        console.print(shown(_left_out(numbers)), soft_wrap=True)
 
 
 def _sentences(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> list[str]:
@@ -69,22 +78,13 @@ def _log_z(log_z: Mapping[str, Any]) -> str:
     )
 
 
-def _exact(overall: Mapping[str, Any]) -> str:
-    """What the exact posterior would cost and leave."""
-    text = f"The exact posterior, from prior samples re-weighted by exp(beta·r): KL {overall['kl']['reweighted_prior']:.2f}"
-    if overall.get("diversity") is None:
-        return f"{text}."
-    exact = overall["diversity"]["reweighted_prior"]
-    return f"{text}, distance {exact['pairwise_cosine_distance']:.2f}, Vendi {exact['vendi']:.1f} (at least)."
-
-
 def _rise(overall: Mapping[str, Any], prior_samples: int) -> str:
     """How far the reward rose, how far the exact posterior's would have, and how well that is known."""
     reward, share = overall["reward"], overall["ess"]["prior"]
     known = f"re-weighting leaves an effective {share * prior_samples:.0f} of {prior_samples} prior samples per prompt"
     if reward["rise_in_prior_std"] is None or reward["rise_in_within_prompt_std"] is None:
         return f"The prior's rewards do not vary; {known}."
-    exact = (reward["reweighted_prior"] - reward["prior"]["mean"]) / reward["prior_std"]
+    exact = (reward["reweighted_prior"]["mean"] - reward["prior"]["mean"]) / reward["prior_std"]
     return (
         f"Mean reward: {reward['rise_in_prior_std']:+.2f} prior standard deviations ({reward['rise_in_within_prompt_std']:+.2f} "
         f"within prompts). The exact posterior's: {exact:+.2f}; {known}."
@@ -92,21 +92,17 @@ def _rise(overall: Mapping[str, Any], prior_samples: int) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The first column names the row, the last row is over all prompts."""
+    """The first column names the row."""
     table = Table(title=shown(title), title_justify="left")
     for i, name in enumerate(columns):
         table.add_column(shown(name), justify="left" if i == 0 else "right", no_wrap=i > 0)
-    for i, row in enumerate(rows):
-        table.add_row(
-            *(shown(cell, LONGEST) for cell in row),
-            style="bold" if i == len(rows) - 1 else "",
-            end_section=i == len(rows) - 2,
-        )
+    for row in rows:
+        table.add_row(*(shown(cell, LONGEST) for cell in row))
     return table
 
 
 def _named_rows(numbers: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(row["prompt"], row) for row in listed(numbers["per_prompt"])] + [("all", numbers["overall"])]
+    return [(row["prompt"], row) for row in listed(numbers["per_prompt"])]
 
 
 def _left_out(numbers: Mapping[str, Any]) -> str:
@@ -118,32 +114,33 @@ def _left_out(numbers: Mapping[str, Any]) -> str:
 
 
 def _reward_table(numbers: Mapping[str, Any]) -> Table:
-    counts = numbers["samples"]
     rows = [
-        (name, *(_with_interval(row["reward"][side]) for side in ("prior", "posterior")))
+        (
+            name,
+            *(_mean_of(row["reward"].get(key)) for key in SIDES),
+            _mean_of(row["reward"].get("paired_difference"), ends=True),
+        )
         for name, row in _named_rows(numbers)
     ]
-    columns = ("prompt", f"prior, {counts['prior']} samples", f"posterior, {counts['posterior']} samples")
-    return _table("Mean reward and its interval", columns, rows)
+    return _table("Mean reward", ("prompt", "prior", "re-weighted", "posterior", "higher by"), rows)
+
+
+def _mean_of(value: Mapping[str, Any] | None, *, ends: bool = False) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.2f}" + (f" [{value['low']:.2f}, {value['high']:.2f}]" if ends else "")
 
 
 def _table_of(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> Table:
     """The columns of all metrics that have some."""
     rows = [(name, *(text for m in metrics for text in _texts(m, row))) for name, row in _named_rows(numbers)]
-    beta = "" if numbers["beta"] is None else f" (beta {numbers['beta']:g})"
-    title = f"What it cost, in nats, and the diversity that is left{beta}"
+    title = "Strength, cost in nats, diversity"
     return _table(title, ("prompt", *(column for m in metrics for column in m.columns)), rows)
 
 
 def _texts(metric: Metric, row: Mapping[str, Any]) -> tuple[str, ...]:
     value = row.get(metric.name)
     return ("-",) * len(metric.columns) if value is None else metric.row(value)
-
-
-def _with_interval(value: Mapping[str, float] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def _check_table(check: Mapping[str, Any]) -> Table:

@@ -62,11 +62,11 @@ def _points(subject: Subject, order: int, key: str, *, alone: bool) -> Iterator[
         yield from point("checkpoint", number(row, key), number(row, "reward"), int(row["iterations"]))
     reward = at(overall, "reward")
     values = {"prior": 0.0, "posterior": number(overall, "kl", "mean"), "reweighted_prior": None}
-    values["reweighted_prior"] = number(overall, "kl", "reweighted_prior")
+    values["reweighted_prior"] = number(overall, "kl", "reweighted_prior", "mean")
     if key == "vendi":
         values = {side: number(overall, "diversity", side, "vendi") for side in values}
     yield from point("prior", values["prior"], number(reward, "prior", "mean"))
-    yield from point("re-weighted prior", values["reweighted_prior"], number(reward, "reweighted_prior"))
+    yield from point("re-weighted prior", values["reweighted_prior"], number(reward, "reweighted_prior", "mean"))
     yield from point("posterior", values["posterior"], number(reward, "posterior", "mean"))
 
 

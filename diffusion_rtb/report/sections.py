@@ -99,7 +99,7 @@ def tiles(subject: Subject) -> Iterator[Tile]:
             "" if before is None else f"prior {text(before, 2)}",
         )
     if number(overall, "kl", "mean") is not None:
-        exact = number(overall, "kl", "reweighted_prior")
+        exact = number(overall, "kl", "reweighted_prior", "mean")
         yield Tile("KL, nats", text(number(overall, "kl", "mean"), 2), f"exact posterior {text(exact, 2)}")
     if number(overall, "diversity", "posterior", "vendi") is not None:
         before = number(overall, "diversity", "prior", "vendi")
@@ -237,7 +237,7 @@ def _training(subject: Subject, key: str) -> Section:
     alarms = [int(row["iteration"]) for row in rows if number(row, "watch/alarm")]
     exact = {
         "elbo": log_z,
-        "kl": number(subject.overall, "kl", "reweighted_prior"),
+        "kl": number(subject.overall, "kl", "reweighted_prior", "mean"),
         "achieved_strength": 1.0,
         "ess": 1.0,
     }

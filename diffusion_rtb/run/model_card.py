@@ -14,6 +14,9 @@ from diffusion_rtb.run.progress import Progress
 
 __all__ = ["model_card"]
 
+SIDES = ("prior", "reweighted_prior", "posterior")
+"""What the evaluation's table compares."""
+
 TEMPLATE = """---
 {{ front }}---
 
@@ -51,10 +54,12 @@ approximates it.
 {% endfor %}
 ## Evaluation
 
-{% if evaluation %}| metric | prior | posterior |
-|---|---|---|
-{% for metric, prior, posterior in evaluation %}| {{ metric }} | {{ prior }} | {{ posterior }} |
-{% endfor %}{% else %}Not evaluated: run `eval.py` on the run and export again.
+{% if evaluation %}| metric | prior | re-weighted prior | posterior |
+|---|---|---|---|
+{% for cells in evaluation %}| {{ cells|join(" | ") }} |
+{% endfor %}
+The re-weighted prior, its samples weighted by exp(beta · r), is what a perfect model would show.
+{% else %}Not evaluated: run `eval.py` on the run and export again.
 {% endif %}
 ## Full configuration
 
@@ -84,8 +89,8 @@ def model_card(
         fingerprint: The prior's; its sampler, guidance and adapter are listed.
         trained: How far it was trained, and for which beta.
         elsewhere: Markdown on further files and the programs that they are for.
-        evaluation: metric -> {"prior": value, "posterior": value}. A value is a number, None where it does not apply,
-            or {"mean", "low", "high"}. None: not evaluated.
+        evaluation: metric -> {"prior": value, "reweighted_prior": value, "posterior": value}. A value is a number, None where it
+            does not apply, or {"mean", "low", "high"}. None: not evaluated.
         license_id: SPDX or hub id of the licence; a LoRA inherits the terms of its base model.
         start: What the run's manifest says of the run whose posterior it began with; None: it began with the prior.
     """
@@ -113,7 +118,7 @@ def model_card(
         prior=_component(config["prior"]),
         elsewhere=elsewhere.rstrip(),
         recipe=[(key, _cell(value)) for key, value in _recipe(config, fingerprint, trained, start).items()],
-        evaluation=[(_cell(key), _cell(row.get("prior")), _cell(row.get("posterior"))) for key, row in rows.items()],
+        evaluation=[(_cell(key), *(_cell(row.get(side)) for side in SIDES)) for key, row in rows.items()],
         front=write_yaml(front),
         config=write_yaml(plain),
     )
@@ -199,6 +204,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, Mapping):
-        return f"{_cell(value['mean'])} [{_cell(value['low'])}, {_cell(value['high'])}]"
+        mean, low, high = (value[end] for end in ("mean", "low", "high"))
+        return _cell(mean) if low is None or high is None else f"{_cell(mean)} [{_cell(low)}, {_cell(high)}]"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return markdown_text(text)

@@ -37,14 +37,18 @@ def test_one_sample_has_no_spread_and_no_diversity() -> None:
     one = drawn([0.5], torch.ones(1, 3))
     numbers = summarise(one, one, ["a cat"], 2.0, EMBEDDED, METRICS)
     overall = numbers["overall"]
-    assert overall["kl"] == {"mean": 0.0, "standard_error": None, "reweighted_prior": 0.0}
+    nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert overall["kl"] == nothing | {"standard_error": None, "reweighted_prior": nothing}
+    assert overall["strength"]["why"].startswith("one sample per prompt has nothing to be compared with")
     assert overall["reward"]["rise_in_prior_std"] is None
     assert overall["diversity"] is None
     assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
     console = Console(width=100)
     with console.capture() as captured:
         show(numbers, METRICS, console)
-    assert "0.00 ± ?" in captured.get()
+    text = captured.get()
+    assert "Achieved strength: unknown, as one sample per prompt" in text
+    assert "Pays 0 nats where 0 would do." in text
 
 
 def test_diversity_compares_equal_numbers_of_samples() -> None:

@@ -91,7 +91,8 @@ def test_judges_are_measured_like_the_reward(numbers: dict[str, Any]) -> None:
     for row in (judges["same"]["correlation"], judges[JUDGES[0]]["correlation"]):
         assert abs(row["prior"]) == pytest.approx(1.0)
     assert judges[JUDGES[0]]["correlation"]["posterior"] == pytest.approx(-1.0)
-    assert judges[JUDGES[0]]["reweighted_prior"] == pytest.approx(3 - 2 * reward["reweighted_prior"], rel=1e-5)
+    reweighted = judges[JUDGES[0]]["reweighted_prior"]["mean"]
+    assert reweighted == pytest.approx(3 - 2 * reward["reweighted_prior"]["mean"], rel=1e-5)
     assert judges[JUDGES[0]]["posterior"]["low"] == pytest.approx(3 - 2 * reward["posterior"]["high"], rel=1e-5)
 
 

@@ -184,13 +184,14 @@ def test_evaluation_becomes_a_table(folder: str, tmp_path: Path) -> None:
     evaluation = {
         "reward": {
             "prior": {"mean": 0.123456, "low": 0.1, "high": 0.2},
+            "reweighted_prior": {"mean": 0.45, "low": None, "high": None},
             "posterior": {"mean": 0.5, "low": 0.4, "high": 0.6},
         },
         "KL | nats": {"prior": None, "posterior": 1.25},
         "samples": {"prior": 400, "posterior": 400},
     }
     text = card(tuned(folder, ["to_q"]), tmp_path, evaluation=evaluation)
-    assert "| reward | 0.1235 [0.1, 0.2] | 0.5 [0.4, 0.6] |" in text
-    assert "| KL \\| nats | – | 1.25 |" in text
-    assert "| samples | 400 | 400 |" in text
+    assert "| reward | 0.1235 [0.1, 0.2] | 0.45 | 0.5 [0.4, 0.6] |" in text
+    assert "| KL \\| nats | – | – | 1.25 |" in text
+    assert "| samples | 400 | – | 400 |" in text
     assert "Not evaluated" not in text

@@ -65,8 +65,9 @@ class AchievedStrength(Metric):
         return f"Asked for beta {beta:.3g}, got {value['beta_achieved']:.3g}{interval}, a strength of {slope['mean']:.2f}; {other}."
 
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
-        """A prior has none of it."""
-        return {"achieved strength, as a share of beta": {"prior": 0.0, "posterior": value["slope"]}}
+        """A prior has none of it, a perfect model all."""
+        row = {"prior": 0.0, "reweighted_prior": 1.0, "posterior": value["slope"]}
+        return {"achieved strength": row}
 
 
 def _why(posterior: Drawn) -> str:

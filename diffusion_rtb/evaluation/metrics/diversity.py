@@ -64,10 +64,10 @@ class Diversity(Metric):
         return tuple(" → ".join(f"{side[key]:.{n}f}" for side in sides) for key, n in shown)
 
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
-        """All, of both sides."""
+        """All, of all sides."""
         labels = (("pairwise_cosine_distance", "pairwise cosine distance"), ("vendi", "Vendi score"), ("lgmd", "LGMD"))
-        sides = ("prior", "posterior")
-        return {label: {s: None if value[s] is None else value[s][key] for s in sides} for key, label in labels}
+        sides = ("prior", "reweighted_prior", "posterior")
+        return {label: {s: value[s][key] if value.get(s) is not None else None for s in sides} for key, label in labels}
 
 
 def _first(prior: Drawn, posterior: Drawn, count: int) -> tuple[Drawn, Drawn]:

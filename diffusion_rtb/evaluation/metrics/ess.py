@@ -15,7 +15,7 @@ __all__ = ["ESS"]
 class ESS(Metric):
     """Effective sample size as a share: of posterior trajectories (1: exact), and of prior samples weighted by exp(beta·r)."""
 
-    name, columns = "ess", ("ESS",)
+    name = "ess"
     needs = ("prior", "log_densities", "beta")
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
@@ -26,10 +26,6 @@ class ESS(Metric):
             "prior": ess(beta * prior.reward.double(), prior.prompt),
         }
 
-    def row(self, value: Any) -> tuple[str, ...]:
-        """The posterior's."""
-        return (f"{value['posterior']:.2f}",)
-
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
-        """Both."""
-        return {"effective sample size": {"prior": value["prior"], "posterior": value["posterior"]}}
+        """Both: that of prior samples is how well the re-weighted prior is known."""
+        return {"effective sample size": {"reweighted_prior": value["prior"], "posterior": value["posterior"]}}

@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.config.sections import EvalConfig
-from diffusion_rtb.estimates import reweighted_mean
 from diffusion_rtb.evaluation.metric import Metric
-from diffusion_rtb.evaluation.metrics.reward import RewardMetric
+from diffusion_rtb.evaluation.metrics.reward import of_scores
 from diffusion_rtb.evaluation.samples import Drawn
 
 __all__ = ["JudgesMetric", "correlation_within"]
@@ -31,10 +30,9 @@ class JudgesMetric(Metric):
         return {name: _judge(name, prior, posterior, beta, config) for name in posterior.judges or {}}
 
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
-        """Both means of each with their intervals."""
-        return {
-            f"judge {name}": {"prior": found["prior"], "posterior": found["posterior"]} for name, found in value.items()
-        }
+        """The means of each with their intervals."""
+        sides = ("prior", "reweighted_prior", "posterior")
+        return {f"judge {name}": {side: found[side] for side in sides} for name, found in value.items()}
 
 
 def _judge(name: str, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any]:
@@ -42,17 +40,12 @@ def _judge(name: str, prior: Drawn, posterior: Drawn, beta: float, config: EvalC
     scored = {
         side: replace(drawn, reward=drawn.judges[name]) if drawn.judges else drawn for side, drawn in sides.items()
     }
-    found: dict[str, Any] = RewardMetric().of(scored["prior"], scored["posterior"], beta, config)
-    log_w = beta * prior.reward.double()
-    known = len(prior) > 0 and bool(log_w.isfinite().all())
+    found = of_scores(scored["prior"], scored["posterior"], beta * prior.reward.double(), config)
     correlation = {
         side: correlation_within(scored[side].reward, drawn.reward, drawn.prompt) if len(drawn) else None
         for side, drawn in sides.items()
     }
-    return found | {
-        "reweighted_prior": reweighted_mean(scored["prior"].reward, log_w, prior.prompt) if known else None,
-        "correlation": correlation,
-    }
+    return found | {"correlation": correlation}
 
 
 def correlation_within(

@@ -32,4 +32,4 @@ class NormRatio(Metric):
 
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
         """The prior's own is 1."""
-        return {"norm of the prediction, relative to the prior's": {"prior": 1.0, "posterior": value["mean"]}}
+        return {"norm ratio": {"prior": 1.0, "posterior": value["mean"]}}
