@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion_rtb.evaluation.choice import PICTURED, spread
 from diffusion_rtb.evaluation.comparison_table import comparison
-from diffusion_rtb.evaluation.features import Reference, features_of_files
+from diffusion_rtb.evaluation.features import Reference, features_of_files, real_images
 from diffusion_rtb.evaluation.kept import KeptParts
 from diffusion_rtb.evaluation.metric import Metric, metrics_of, scorer_of
 from diffusion_rtb.evaluation.metrics.judges import JudgesMetric
@@ -29,7 +29,6 @@ from diffusion_rtb.evaluation.terminal import show
 from diffusion_rtb.evaluation.written import write_evaluation
 from diffusion_rtb.files.evaluations import SCHEMA
 from diffusion_rtb.files.pictures import save_png, side_by_side
-from diffusion_rtb.files.real_images import image_files
 from diffusion_rtb.files.terminal import console, say
 from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.run.checks import told_of
@@ -64,7 +63,7 @@ def evaluate_subject(subject: Subject) -> dict[str, Any]:
         metrics = _metrics(subject)
         for metric in metrics:
             metric.prepare(subject.table.texts, subject.table.metadata)
-        real = [] if subject.eval.reference is None else image_files(subject.eval.reference)
+        real = real_images(subject.eval)
         tools = _tools(subject, metrics)
         loaded = subject.load()
         parts = KeptParts(subject.folder, _depends(subject))

@@ -13,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.abilities import Embedder
-from diffusion_rtb.files.real_images import read_images
+from diffusion_rtb.config.sections import EvalConfig
+from diffusion_rtb.files.real_images import image_files, read_images
 
-__all__ = ["Reference", "check_embedder", "features_of", "features_of_files"]
+__all__ = ["Reference", "check_embedder", "features_of", "features_of_files", "real_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,11 @@ def features_of(
             "overflow (`dtype: float32`)."
         )
     return features
+
+
+def real_images(config: EvalConfig) -> list[Path]:
+    """The files in the folder that `eval.reference` names, see `image_files`; none where it names none."""
+    return [] if config.reference is None else image_files(config.reference)
 
 
 def features_of_files(
