@@ -52,6 +52,7 @@ posterior: {rank: 2, alpha: 2.0}
 prompts: {list: [a cat, a dog]}
 behaviours: [{component: prior_buffer, share: 0.25, capacity: 5}]
 train: {iterations: 2, prompts_per_iteration: 2, group: 4, micro_batch: 2, grid_every: 2, grid_samples: 1, checkpoint_every: 1}
+watch: {every: 1, samples: 3}
 eval: {samples: 2, prior_samples: 2}
 """
 
@@ -149,6 +150,13 @@ def test_the_arithmetic_of_a_batch(report: Report) -> None:
     # T = 2 calls each: three micro-batches are drawn, scored under p and pushed back; that of the prior is scored and pushed back.
     assert report.examined["time"].numbers["network_calls"] == 2 * (3 * 3 + 2)
     assert report.examined["time"].numbers["dry_prompts"] == 2
+    time = report.examined["time"].numbers
+    drawn = time["sheets"] / 2  # one sheet with one sample of each prompt
+    scored = (
+        time["evaluation"] / 2 - 4 * drawn
+    ) / 2  # two samples of each side and prompt, those of the posterior scored
+    # 3 samples of 2 prompts: of the prior, and of the posterior after 1 and 2 iterations.
+    assert time["looks"] == pytest.approx(6 * (drawn + 2 * (drawn + scored)))
 
 
 def test_the_memory_plan_is_what_torch_counts(project: Path, report: Report) -> None:

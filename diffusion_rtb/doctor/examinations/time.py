@@ -11,6 +11,7 @@ from diffusion_rtb.interfaces import WarmsUp
 from diffusion_rtb.training.compatibility import check_owner
 from diffusion_rtb.training.observers import PROMPTS
 from diffusion_rtb.training.optimizer import own_parameters
+from diffusion_rtb.training.watch.look import plan
 
 __all__ = ["PLACE", "examine"]
 
@@ -28,8 +29,8 @@ def examine(patient: Patient) -> Examined:
     dry, train = patient.dry, patient.config.train
     factor = train.prompts_per_iteration / dry.prompts / patient.processes
     each, first = factor * dry.seconds, _before(patient)
-    sheets = _sheets(patient)
-    run = sum(first.values()) + train.iterations * each + sheets
+    sheets, looks = _sheets(patient), _looks(patient)
+    run = sum(first.values()) + train.iterations * each + sheets + looks
     evaluation = _evaluation(patient)
     phases = {name: factor * spent for name, spent in dry.phases.items()}
     calls = round(factor * dry.calls.count)
@@ -40,8 +41,10 @@ def examine(patient: Patient) -> Examined:
     rows = [(name, seconds_text(spent)) for name, spent in phases.items()]
     rows += [(name, f"{seconds_text(spent)}, once") for name, spent in first.items()]
     rows += [("sample sheets", f"{seconds_text(sheets)} in all")] if sheets else []
+    rows += [("looks of `watch`", f"{seconds_text(looks)} in all, without its judges")] if looks else []
     numbers = {
-        "iteration": each, "phases": phases, "before": first, "sheets": sheets, "run": run, "evaluation": evaluation,
+        "iteration": each, "phases": phases, "before": first, "sheets": sheets, "looks": looks,
+        "run": run, "evaluation": evaluation,
         "network_calls": calls, "network_rows": dry.calls.rows, "iterations": train.iterations, "dry_prompts": dry.prompts,
         "first_dry_iteration": dry.first_seconds, "cpu_share": dry.cpu_seconds / dry.seconds,
     }  # fmt: skip
@@ -90,6 +93,16 @@ def _sheets(patient: Patient) -> float:
         return 0.0
     count = train.grid_samples * min(PROMPTS, len(patient.config.prompts.texts()))
     return (train.iterations // train.grid_every) * count * (patient.timed.rollout + patient.timed.reward)
+
+
+def _looks(patient: Patient) -> float:
+    """Seconds of drawing: the prior once, the posterior every so often and in the end, with both densities."""
+    watch, rate = patient.config.watch, patient.timed
+    if watch is None:
+        return 0.0
+    drawn, _ = plan(patient.config, watch)
+    drawing, later = rate.rollout + rate.reward, (patient.config.train.iterations - 1) // watch.every + 1
+    return len(drawn) * (drawing + later * (drawing + rate.score))
 
 
 def _evaluation(patient: Patient) -> float:

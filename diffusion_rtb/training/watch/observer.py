@@ -49,7 +49,8 @@ class Hands:
 
 class Watch(Observer):
     """A look before every n-th iteration and after the last. The numbers are in the row of the iteration that follows: of the
-    posterior with so many iterations behind it, which is also its checkpoint's number. The look at iteration 0 is at the prior.
+    posterior with so many iterations behind it, which is also its checkpoint's number. At iteration 0 that is the
+    prior, unless the run starts from another one's posterior.
 
     Args:
         config: The run, with a section `watch`.
@@ -66,6 +67,7 @@ class Watch(Observer):
         self._sampler = sampler
         self._tools = tools
         self._hands = hands
+        self._from_prior = config.start is None
         self._rows, self._seeds = plan(config, config.watch)
         self._prior: Look | None = None
         self._seen: dict[str, float] = {}
@@ -96,7 +98,7 @@ class Watch(Observer):
                 self._prior = self._take(of_prior=True)
             elif moving_rewards(self._sampler.reward):
                 self._prior = self._scored_anew(self._prior)
-            posterior = self._prior if iteration == 0 else self._take(of_prior=False)
+            posterior = self._prior if iteration == 0 and self._from_prior else self._take(of_prior=False)
             found = verdict(self._prior, posterior, self._watch.bands)
             seen = numbers(posterior, self._hands.beta())
             if found.wrong:
