@@ -79,7 +79,7 @@ def test_unpaired_intervals_join_like_independent_errors() -> None:
 def test_numbers_are_written_so_that_columns_align() -> None:
     assert [decimals([value]) for value in (1234.5, 123.4, 12.34, 1.234, 0.1234, 0.01234)] == [0, 0, 1, 2, 3, 4]
     assert decimals([2.0, 128.0, None]) == 0
-    assert decimals([0.001, 12.0, None]) == decimals([12.0])
+    assert decimals([0.001, 12.5, None]) == decimals([12.5]) == 1
     assert text(-0.0001, 2) == "0.00"
     assert text(-1.5, 1) == "\u22121.5"
     assert text(None) == text(float("nan")) == "–"
