@@ -101,7 +101,11 @@ def test_a_config_is_frozen(basic: Path) -> None:
     assert isinstance(config.prompts.list, tuple)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "fashion").glob("*.yaml")]),
+    ids=lambda path: path.name,
+)
 def test_every_config_of_the_repository_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusion_rtb.run.checks import describe_components
 

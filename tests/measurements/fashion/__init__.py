@@ -1,0 +1,1 @@
+"""The command behind docs/fashion.md: `python -m tests.measurements.fashion`."""
