@@ -36,7 +36,7 @@ TARGETS: dict[str, tuple[str, ...]] = {**{name: (name,) for name in CLASSES}, "t
 TRAINED = ("reinforce_kl", "ddpo", "dpok", "rtb", "vargrad", "trust_pcl_v")
 GUIDED = {"dps": 0, "lgd_mc": 8}
 """Samples of LGD-MC; 0: DPS."""
-SCALES = (1.0, 2.0, 4.0, 8.0)
+SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 TUNED_ON = "dress"
 PRIOR, KEPT, DRAWN, TUNING, REAL = 4096, 1024, 256, 96, 6000
 """Judged samples of the prior; trajectories of it to train on; samples of other rows; of each scale; real pictures."""
