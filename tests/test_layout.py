@@ -108,6 +108,7 @@ LAYERS = (
 SHELVES = {
     "pipelines",
     "rewards",
+    "rewards/embedders",
     "diffusion_rtb/objectives",
     "diffusion_rtb/behaviours",
     "diffusion_rtb/evaluation/metrics",
@@ -203,6 +204,7 @@ def test_the_way_along_imports_is_short(lazy: bool, most: int) -> None:
     [
         ("prior", "pipelines"),
         ("reward", "rewards"),
+        ("embedder", "rewards/embedders"),
         ("objective", "diffusion_rtb/objectives"),
         ("metric", "diffusion_rtb/evaluation/metrics"),
         ("behaviour", "diffusion_rtb/behaviours"),

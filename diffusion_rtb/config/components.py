@@ -45,9 +45,9 @@ _SHELVES: Mapping[str, str] = {
     "objective": "diffusion_rtb.objectives",
     "behaviour": "diffusion_rtb.behaviours",
     "metric": "diffusion_rtb.evaluation.metrics",
-    "embedder": "rewards",
+    "embedder": "rewards.embedders",
 }
-"""The package in which components of a kind live; of an embedder's, those that embed."""
+"""The package in which components of a kind live; a reward that embeds is an embedder too."""
 
 
 def locate(name: str, kind: Kind | None = None) -> Any:
@@ -180,8 +180,8 @@ def short_names(kind: Kind) -> dict[str, str]:
         raise ValueError(f"Unknown kind of component {kind!r}: use one of {', '.join(map(repr, _SHELVES))}.")
     group = "reward" if kind == "embedder" else kind
     found = {point.name: point.value for point in entry_points(group=f"diffusion_rtb.{group}s")}
-    needed = "embed" if kind == "embedder" else None
-    return dict(sorted((found | _files(_SHELVES[kind], needed)).items()))
+    also = _files(_SHELVES["reward"], "embed") if kind == "embedder" else {}
+    return dict(sorted((found | also | _files(_SHELVES[kind])).items()))
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -61,17 +62,16 @@ def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
     """What an iteration says of the posterior, from its own trajectories without exploration noise; prompts have the same say."""
     profile, log_w = own.log_ratio.mean(0), beta * own.reward - own.log_ratio.sum(1)
     slope, r2 = achieved_strength(own.log_ratio.sum(1), own.reward, beta, own.prompt)
+    strength = {"achieved_strength": slope, "strength_r2": r2}
     return {
         "reward": within_prompts(lambda r: float(r.mean()), own.reward, own.prompt),
         "reward_std": float(own.reward.std(correction=0)),
         "elbo": elbo(log_w, own.prompt),
         "kl": kl(own.log_ratio, torch.zeros_like(own.log_ratio), own.prompt),
         "ess": ess(log_w, own.prompt),
-        "achieved_strength": slope,
-        "strength_r2": r2,
         "kl_peak_step": float(profile.abs().argmax()),
         "kl_peak_share": float(profile.abs().max() / profile.abs().sum().clamp(min=1e-12)),
-    }
+    } | {name: value for name, value in strength.items() if math.isfinite(value)}
 
 
 def batch_metrics(

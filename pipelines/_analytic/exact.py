@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
+from diffusion_rtb.densities import numbers
 from diffusion_rtb.exact import ExactTarget, HasLogRatio, Modes
 from diffusion_rtb.interfaces import Reward
 from pipelines._analytic.mixture import Mixture
@@ -48,10 +50,15 @@ def known_posterior(prior: Mixture, reward: Reward, beta: float) -> Mixture:
         variance = given.get("variance")
         if not isinstance(variance, int | float) or not math.isclose(variance, prior.variance, rel_tol=1e-9):
             raise _unknown(f"{name}.variance is {variance}, the prior's is {prior.variance:g}")
-    subtracted = prior.weighted(g["means"], g.get("weights"))
+    subtracted = prior.weighted(_points(g), g.get("weights"))
     if not torch.allclose(subtracted.weights, prior.weights, atol=1e-6):
         raise _unknown("`minus` has other weights than the prior, which it must be")
-    return prior.weighted(f["means"], f.get("weights"))
+    return prior.weighted(_points(f), f.get("weights"))
+
+
+def _points(density: Mapping[str, Any]) -> list[list[float]]:
+    points: list[list[float]] = numbers("means", density["means"], 2).tolist()
+    return points
 
 
 def target_of(prior: Mixture, posterior: Mixture, as_exact: Callable[[], AbstractContextManager[None]]) -> ExactTarget:

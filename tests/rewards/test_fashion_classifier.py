@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion_rtb.config.components import build
 from rewards import fashion_classifier
 from rewards.classifier import Classifier
-from rewards.features import Features
+from rewards.embedders.features import Features
 
 NAME = "fashion-classifier"
 TOPS: list[int | str] = ["t-shirt", "pullover", "coat", "shirt"]

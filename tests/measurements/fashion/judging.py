@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from diffusion_rtb.estimates import achieved_strength
 from diffusion_rtb.evaluation.metrics.frechet import frechet_distance
 from rewards.classifier import Classifier
-from rewards.features import Features
+from rewards.embedders.features import Features
 
 __all__ = ["Judge", "diversity"]
 

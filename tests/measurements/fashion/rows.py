@@ -23,7 +23,7 @@ from pipelines._diffusers.reward_guidance import Guidance, guided
 from pipelines.fashion import CLASSES, TOPS
 from pipelines.fashion.build import data
 from rewards.classifier import Classifier
-from rewards.features import Features
+from rewards.embedders.features import Features
 from tests.measurements.fashion.judging import Judge, Numbers
 from tests.measurements.fashion.pool import draw_pool, trained_on, x_0_of_prior
 
