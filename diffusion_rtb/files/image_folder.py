@@ -9,11 +9,11 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
+
+from diffusion_rtb.files.real_images import opened, read_image
 
 __all__ = ["METADATA", "ImageFolder", "ImageFolderError", "read_image_folder"]
 
@@ -56,20 +56,18 @@ class ImageFolder:
         """Pictures in [0, 1], float32.
 
         Raises:
-            ImageFolderError: one is damaged.
+            ImageFolderError: one is damaged, transparent or deeper than 8 bits.
         """
         return torch.stack([_picture(self.path / self.files[row]) for row in rows])
 
 
 def _picture(file: Path) -> Tensor:
     try:
-        with Image.open(file) as image:
-            levels = np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return read_image(file)
+    except ValueError as error:
         raise ImageFolderError(
-            f"{file} cannot be read as a picture: {error}. Write it anew, or take out its line."
+            f"{file} cannot be read as a picture: {error} Write it anew, or take out its line."
         ) from None
-    return torch.from_numpy(levels).permute(2, 0, 1).float() / 255
 
 
 def read_image_folder(path: Path) -> ImageFolder:
@@ -153,9 +151,9 @@ def _size(path: Path, file: str, number: int) -> tuple[int, int]:
     if not (path / file).is_file():
         raise ImageFolderError(f"{where}: there is no {path / file}. Put it there, or take out the line.")
     try:
-        with Image.open(path / file) as image:
+        with opened(path / file) as image:
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except ValueError as error:
         raise ImageFolderError(
-            f"{where}: {path / file} is no picture: {error}. Write it anew, or take out the line."
+            f"{where}: {path / file} is no picture: {error} Write it anew, or take out the line."
         ) from None

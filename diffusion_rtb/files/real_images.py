@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-__all__ = ["image_files", "read_image", "read_images"]
+__all__ = ["image_files", "opened", "read_image", "read_images"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 """What Pillow turns into 8-bit RGB without changing its levels."""
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that are no images, or damaged ones."""
 
 
 def image_files(folder: Path | str) -> list[Path]:
@@ -33,7 +36,7 @@ def image_files(folder: Path | str) -> list[Path]:
         raise ValueError(f"{folder} has no images: none of its files ends in {', '.join(SUFFIXES)}.")
     sizes: dict[tuple[int, int], Path] = {}
     for path in found:
-        with _opened(path) as image:
+        with opened(path) as image:
             sizes.setdefault(image.size, path)
     if len(sizes) > 1:
         shown = ", ".join(f"{path.name} {width} x {height}" for (width, height), path in list(sizes.items())[:4])
@@ -49,14 +52,14 @@ def read_image(path: Path) -> Float[Tensor, "3 height width"]:
     Raises:
         ValueError: it is damaged, has transparent parts, or more than 8 bits per channel.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode not in MODES:
             raise ValueError(
                 f"{path} is an image of mode {image.mode}; read are 8-bit grey and RGB images. Convert it."
             )
         try:
             whole = image.convert("RGBA")
-        except OSError as error:
+        except UNREADABLE as error:
             raise ValueError(f"{path} is damaged ({error}); fetch or make it again.") from error
     levels = torch.from_numpy(np.array(whole)).permute(2, 0, 1)
     if int(levels[3].min()) < 255:
@@ -75,8 +78,13 @@ def read_images(
         yield chunk, torch.stack([read_image(path) for path in chunk])
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
+    """A file whose header is read.
+
+    Raises:
+        ValueError: it is no image.
+    """
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    except UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}.") from error

@@ -141,10 +141,15 @@ def cut(folder: Path) -> None:
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:120])
 
 
+def see_through(folder: Path) -> None:
+    Image.new("RGBA", (8, 8), (9, 9, 9, 128)).save(folder / "b.png")
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "mixed sizes": (larger, r"a.png is 8 x 8 pixels and b.png 9 x 8"),
     "no picture": (damaged, r"line 2: .*b.png is no picture"),
     "cut off": (cut, r"b.png cannot be read as a picture"),
+    "transparent": (see_through, r"b.png has transparent parts"),
     "missing": (lambda folder: (folder / "b.png").unlink(), r"line 2: there is no .*b.png"),
     "no lines": (lambda folder: (folder / "metadata.jsonl").write_text(""), r"metadata.jsonl is empty"),
     "no JSON": (lambda folder: (folder / "metadata.jsonl").write_text("{"), r"line 1 is no JSON"),
