@@ -95,9 +95,10 @@ def test_one_version() -> None:
 
 
 LAYERS = (
-    {"abilities", "config", "densities", "estimates", "files", "interfaces", "schedulers"},
+    {"abilities", "config", "densities", "estimates", "files", "interfaces", "resampling", "schedulers"},
     {"beta", "chain", "exact", "objectives", "out_of_memory", "scoring"},
     {"remote_reward", "run", "sampling"},
+    {"steering"},
     {"behaviours", "evaluation", "reward_check"},
     {"report", "training"},
     {"benchmark", "comparison", "doctor", "sweep"},
@@ -112,6 +113,7 @@ SHELVES = {
     "diffusion_rtb/objectives",
     "diffusion_rtb/behaviours",
     "diffusion_rtb/evaluation/metrics",
+    "diffusion_rtb/steering",
 }
 LARGEST_FOLDER = 14
 LONGEST_CHAIN, LONGEST_CHAIN_WITH_LAZY = 10, 13
@@ -208,6 +210,7 @@ def test_the_way_along_imports_is_short(lazy: bool, most: int) -> None:
         ("objective", "diffusion_rtb/objectives"),
         ("metric", "diffusion_rtb/evaluation/metrics"),
         ("behaviour", "diffusion_rtb/behaviours"),
+        ("steering", "diffusion_rtb/steering"),
     ],
 )
 def test_shelves_hold_only_what_a_config_can_name(kind: Kind, shelf: str) -> None:

@@ -19,8 +19,6 @@ __all__ = [
     "rank_weights",
     "record_numbers",
     "stored",
-    "systematic_draw",
-    "systematic_resample",
     "unpack",
     "with_newest",
 ]
@@ -95,22 +93,3 @@ def rank_weights(reward: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     order = torch.argsort(reward.cpu(), descending=True, stable=True)
     rank[order] = torch.arange(n, dtype=torch.float64)
     return 1 / (RANK * n + rank)
-
-
-def systematic_draw(weights: Float[Tensor, " n"], count: int, seed: int) -> Int[Tensor, " count"]:
-    """`systematic_resample` with its random number drawn from `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    return systematic_resample(weights, count, float(torch.rand((), generator=generator, dtype=torch.float64)))
-
-
-def systematic_resample(weights: Float[Tensor, " n"], count: int, u: float) -> Int[Tensor, " count"]:
-    """Indices drawn with probability ∝ weights, each index at most one away from count·weight times.
-
-    Args:
-        weights: Non-negative, not all zero.
-        count: How many to draw.
-        u: In [0, 1); the one random number of the scheme (Kitagawa 1996, doi 10.2307/1390750).
-    """
-    edges = (weights.double() / weights.double().sum()).cumsum(0)
-    points = (torch.arange(count, dtype=torch.float64) + u) / count
-    return torch.searchsorted(edges, points, right=True).clamp(max=len(weights) - 1)

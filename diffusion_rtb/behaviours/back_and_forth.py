@@ -10,11 +10,12 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from diffusion_rtb.behaviours._memory import counted, rank_weights, record_numbers, systematic_draw
+from diffusion_rtb.behaviours._memory import counted, rank_weights, record_numbers
 from diffusion_rtb.behaviours._source import Kept, Share, Source
 from diffusion_rtb.chain.continuation import continued
 from diffusion_rtb.chain.forward_process import noised_chain
 from diffusion_rtb.chain.seeds import generators, seed_of
+from diffusion_rtb.resampling import systematic_draw
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, occurrences
 

@@ -8,9 +8,10 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from diffusion_rtb.behaviours._memory import Memory, pack, systematic_draw, unpack, with_newest
+from diffusion_rtb.behaviours._memory import Memory, pack, unpack, with_newest
 from diffusion_rtb.behaviours._source import Kept, Share, Source
 from diffusion_rtb.chain.seeds import seed_of
+from diffusion_rtb.resampling import systematic_draw
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, numbered, occurrences
 

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from diffusion_rtb.behaviours._memory import Memory, pack, rank_weights, stored, systematic_draw, unpack, with_newest
+from diffusion_rtb.behaviours._memory import Memory, pack, rank_weights, stored, unpack, with_newest
 from diffusion_rtb.behaviours._source import Kept, Share, Source
 from diffusion_rtb.chain.seeds import seed_of
+from diffusion_rtb.resampling import systematic_draw
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, occurrences
 

@@ -1,17 +1,19 @@
-"""The forward process of a scheduler, without any network: x_t given x_0, and the whole chain x_t, …, x_T given x_0."""
+"""The forward process of a scheduler: x_t given x_0, the whole chain x_t, …, x_T given x_0, and the mean of x_0 given x_t."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.chain.recordable import samples_flows
 from diffusion_rtb.chain.scheduler import unchanged
 from diffusion_rtb.chain.teacher_forcing import place_in
 
-__all__ = ["noised", "noised_chain", "signal_and_noise"]
+__all__ = ["denoised", "network_predicts", "noised", "noised_chain", "signal_and_noise"]
 
 
 def noised(
@@ -94,6 +96,53 @@ def signal_and_noise(
     ]
     both = torch.stack([torch.cat(pair) for pair in pairs]).double()
     return both[:, 0], both[:, 1]
+
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def network_predicts(scheduler: Any) -> str:
+    """What a scheduler takes the network's output for: "epsilon", "v_prediction", "sample" or "velocity", that of a flow.
+
+    Raises:
+        ValueError: something else, so that x_0 is not known from it.
+    """
+    if samples_flows(scheduler):
+        return "velocity"
+    kind = str(getattr(scheduler, "config", {}).get("prediction_type"))
+    if kind not in PREDICTIONS or hasattr(scheduler, "precondition_outputs"):
+        raise ValueError(
+            f"{type(scheduler).__name__} with prediction_type {kind!r}: the estimate of x_0 from x_t is known for networks that "
+            f"predict {', '.join(PREDICTIONS)} or the velocity of a flow. Steer by a learned value, or at the end only (best_of)."
+        )
+    return kind
+
+
+def denoised(
+    predicts: str, x_t: Float[Tensor, "batch *dims"], output: Float[Tensor, "batch *dims"], a: float, b: float
+) -> Float[Tensor, "batch *dims"]:
+    r"""x0_hat = E[x_0 | x_t] by Tweedie's formula, from what the network predicts at x_t = a·x_0 + b·noise; differentiable.
+
+        epsilon         (x_t - b·e) / a
+        velocity        x_t - b·u                                   u = noise - x_0, a = 1 - b
+        v_prediction    (a·x_t - b·n·v) / n²,  n² = a² + b²         v = (a·noise - b·x_0) / n, of x_t / n
+        sample          the output itself
+
+    Args:
+        predicts: See `network_predicts`.
+        x_t: States, as the scheduler's `step` is given them.
+        output: What the pipeline gives the scheduler, guided.
+        a: Signal; `signal_and_noise`.
+        b: Noise.
+
+    Source: Efron 2011, https://doi.org/10.1198/jasa.2011.tm11181
+    """
+    if predicts == "epsilon":
+        return (x_t - b * output) / a
+    if predicts == "velocity":
+        return x_t - b * output
+    n = math.hypot(a, b)
+    return (a * x_t - b * n * output) / n**2 if predicts == "v_prediction" else output
 
 
 def _transition(scheduler: Any, s: tuple[float, float], t: tuple[float, float]) -> tuple[float, float]:

@@ -122,6 +122,10 @@ class TrajectoryRecorder:
 
     def _record(self, call: StepCall) -> Any:
         self._check_state(call)
+        return self._transit(call)
+
+    def _transit(self, call: StepCall) -> Any:
+        """Make the step from where the call stands, and remember it."""
         mean, std = self._transition(call)
         noiseless = previous_sample(call.noiseless()) if std == 0 else None
         with self._row_by_row(call):
@@ -153,7 +157,7 @@ class TrajectoryRecorder:
             return
         before, x_t = self.steps[-1], call.sample
         if before.std == 0 and not before.left_to_ode:
-            refuse_deterministic(self.scheduler, before.timestep, begun=True)
+            self._refuse(before.timestep, begun=True)
         handed, version = self._handed
         if x_t is handed and version is not None and x_t._version == version:
             return  # no comparison on the device
@@ -180,7 +184,11 @@ class TrajectoryRecorder:
                 f"density is unknown. Use {STOCHASTIC}."
             )
         if not self.steps and not call.left_to_ode:
-            refuse_deterministic(self.scheduler, call.timestep)
+            self._refuse(call.timestep, begun=False)
+
+    def _refuse(self, timestep: float, *, begun: bool) -> None:
+        """A step without noise where there has to be some."""
+        refuse_deterministic(self.scheduler, timestep, begun=begun)
 
     def _append(self, call: StepCall, output: Any, mean: Tensor, std: float) -> Any:
         handed = previous_sample(output)

@@ -144,9 +144,10 @@ class StepCall:
             args, self.kwargs = self.changed(**{self.names[1]: self.t})
             self.args = tuple(args)
 
-    def at(self, x_t: Tensor) -> StepCall:
-        """The same call from another state."""
-        args, kwargs = self.changed(**{self.names[2]: x_t})
+    def at(self, x_t: Tensor, model_output: Tensor | None = None) -> StepCall:
+        """The same call from another state, and of what the network answered there, if that is given."""
+        changed = {self.names[2]: x_t} | ({} if model_output is None else {self.names[0]: model_output})
+        args, kwargs = self.changed(**changed)
         call = StepCall(self.scheduler, self.step, *args, **kwargs)
         call.t = self.t
         return call

@@ -9,14 +9,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from diffusion_rtb.cli.messages import Traceback, errors_explained, say
+from diffusion_rtb.cli.messages import Traceback, WhichCheckpoint, errors_explained, say
 from diffusion_rtb.config.load import ConfigError
 
-__all__ = ["EvalCommand", "WhichCheckpoint", "evaluate"]
-
-WhichCheckpoint = Annotated[
-    str, typer.Option("--checkpoint", help="latest, best (by the policy of `watch`), or an iteration that was kept.")
-]
+__all__ = ["EvalCommand", "evaluate"]
 
 
 class EvalCommand(TyperCommand):

@@ -19,13 +19,13 @@ from diffusion_rtb import __version__
 from diffusion_rtb.cli.benchmark import benchmark
 from diffusion_rtb.cli.compare import CompareCommand, compare
 from diffusion_rtb.cli.doctor import doctor
-from diffusion_rtb.cli.evaluate import EvalCommand, WhichCheckpoint, evaluate
+from diffusion_rtb.cli.evaluate import EvalCommand, evaluate
 from diffusion_rtb.cli.messages import INTERRUPTED, Traceback, errors_explained, say
 from diffusion_rtb.cli.page import page
 from diffusion_rtb.cli.rewards import check_reward, serve_reward
+from diffusion_rtb.cli.sample import sample
 from diffusion_rtb.cli.sweep import sweep
 from diffusion_rtb.config.load import ConfigError, RunConfig, config_schema, config_text, load_config
-from diffusion_rtb.config.prompts import check_prompt
 
 __all__ = ["app", "eval_main", "main", "train_main"]
 
@@ -91,36 +91,6 @@ def train(
                 lora = export_posterior(run, trainer.prior, folder, trainer.progress)
                 pictures = f", pictures in {folder / 'samples'}" if (folder / "samples").is_dir() else ""
                 say(f"The posterior is in {lora}{pictures}. Next: python eval.py {folder}")
-
-
-def sample(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run; with --prior also a config.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: the prompts of the run.")] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Images per prompt.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same noise, for prior and posterior.")] = 0,
-    prior: Annotated[bool, typer.Option("--prior", help="Sample the prior instead of the posterior.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("samples"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace PNG files that are there.")] = False,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images drawn at once. Default: eval.batch of the run.")
-    ] = None,
-    checkpoint: WhichCheckpoint = "latest",
-    traceback: Traceback = False,
-) -> None:
-    """Draw images from the posterior of RUN, or from its prior, one PNG each.
-
-    A run's config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
-
-    **Examples**
-
-        diffusion-rtb sample runs/quickstart --prompt "a cat emoji" -n 8 --out cats
-
-        diffusion-rtb sample runs/quickstart --prior --prompt "a cat emoji" -n 8 --out cats-before
-    """
-    with errors_explained(traceback):
-        if prior and checkpoint != "latest":
-            raise ConfigError(f"--checkpoint {checkpoint} is one of the posterior: leave it out, or --prior.")
-        _sample(run, prompt, count, seed, out, overwrite, batch, None if prior else checkpoint)
 
 
 def show_config(
@@ -226,38 +196,3 @@ def _say_merged(run: RunConfig) -> None:
         say(
             f"{run.prompts.file}: {len(run.prompts.texts())} different prompts; {merged} lines that repeat one count once."
         )
-
-
-def _sample(
-    run: Path,
-    prompts: Sequence[str] | None,
-    count: int,
-    seed: int,
-    out: Path,
-    overwrite: bool,
-    batch: int | None,
-    checkpoint: str | None,
-) -> None:
-    """Of the prior where there is no checkpoint."""
-    from diffusion_rtb.files.pictures import write_images
-    from diffusion_rtb.files.whole import check_writable
-    from diffusion_rtb.out_of_memory import remedied
-    from diffusion_rtb.run.folder import find_run
-    from diffusion_rtb.run.posterior import load_prior, open_trained_run
-    from diffusion_rtb.sampling.images import draw_batches, image_paths
-
-    out = out.expanduser()
-    trained = None if checkpoint is None else open_trained_run(run, checkpoint=checkpoint)
-    config = find_run(run)[0] if trained is None else trained.config
-    texts = list(dict.fromkeys(prompts)) if prompts else list(config.prompts.texts())
-    for number, text in enumerate(texts, 1):
-        check_prompt(text, f"prompt {number}")
-    paths = image_paths(texts, count, out, overwrite=overwrite)
-    check_writable(out)
-    if trained is not None:
-        say(trained.progress.sentence)
-    batch = config.eval.batch if batch is None else batch
-    with remedied(config, "sample", batch=batch):
-        model = load_prior(run)[1] if trained is None else trained.prior()
-        write_images(draw_batches(model, texts, count, seed=seed, batch=batch), paths)
-    say(f"{len(paths)} images in {out}, the first is {paths[0].name}.")

@@ -14,12 +14,16 @@ from diffusion_rtb.config.component_errors import place
 from diffusion_rtb.config.load import ConfigError
 from diffusion_rtb.files.terminal import say
 
-__all__ = ["EXTRAS", "INTERRUPTED", "Traceback", "errors_explained", "say"]
+__all__ = ["EXTRAS", "INTERRUPTED", "Traceback", "WhichCheckpoint", "errors_explained", "say"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where in the code an error came from.")]
+
+WhichCheckpoint = Annotated[
+    str, typer.Option("--checkpoint", help="latest, best (by the policy of `watch`), or an iteration that was kept.")
+]
 
 EXTRAS = {
     "starlette": "server",

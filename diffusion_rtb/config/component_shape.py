@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 __all__ = ["Kind", "check_origin", "check_shape", "handed_over", "loads_weights"]
 
-Kind = Literal["prior", "reward", "objective", "behaviour", "metric", "embedder"]
+Kind = Literal["prior", "reward", "objective", "behaviour", "metric", "embedder", "steering"]
 
 _METHODS: Mapping[Kind, tuple[str, ...]] = {
     "prior": ("arguments", "features", "decode", "attach", "parameters", "as_prior", "fingerprint", "export"),
     "objective": ("prepare", "__call__", "state_dict"),
     "metric": ("of", "row", "card"),
     "behaviour": ("prepare", "draw", "kept", "settle", "tensors", "load"),
+    "steering": ("around",),
 }
 """What a class of the kind must have; see `interfaces.py`. Rewards and embedders are asked for one of several below."""
 
@@ -30,6 +31,7 @@ _SAID: Mapping[Kind, str] = {
     "prior": "Prior in diffusion_rtb/interfaces.py",
     "objective": "Objective in diffusion_rtb/interfaces.py",
     "behaviour": "Source in diffusion_rtb.behaviours",
+    "steering": "Method in diffusion_rtb.steering",
     "metric": "Metric in diffusion_rtb/evaluation/metric.py",
 }
 

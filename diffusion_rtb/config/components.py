@@ -45,6 +45,7 @@ _SHELVES: Mapping[str, str] = {
     "objective": "diffusion_rtb.objectives",
     "behaviour": "diffusion_rtb.behaviours",
     "metric": "diffusion_rtb.evaluation.metrics",
+    "steering": "diffusion_rtb.steering",
     "embedder": "rewards.embedders",
 }
 """The package in which components of a kind live; a reward that embeds is an embedder too."""
@@ -55,7 +56,7 @@ def locate(name: str, kind: Kind | None = None) -> Any:
 
     Args:
         name: `module:attribute`, or with a `kind` also a short name.
-        kind: What is wanted: "prior", "reward", "objective", "behaviour", "metric" or "embedder".
+        kind: What is wanted: "prior", "reward", "objective", "behaviour", "metric", "embedder" or "steering".
 
     Raises:
         ValueError: nothing has that name; the message lists what exists and the nearest of it.

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_rtb.behaviours._memory import systematic_resample
 from diffusion_rtb.behaviours._mixture import sources
 from diffusion_rtb.behaviours.on_policy import OnPolicy
 from diffusion_rtb.beta import Annealed, Constant
 from diffusion_rtb.chain.seeds import generators, global_seed, seed_of
 from diffusion_rtb.config.load import TrainConfig
+from diffusion_rtb.resampling import systematic_resample
 from diffusion_rtb.training.schedules import learning_rate_factor, nth_prompt, prompt_rows
 from tests.oracles.behaving import BETA, begin_at_the_posterior, known, rows, run
 

@@ -173,6 +173,15 @@ def test_the_prior_can_be_sampled_from_a_config_alone(project: Path, tmp_path: P
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
+def test_a_prior_is_steered_from_a_config_alone(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["sample", "small.yaml", "--steer", "{component: smc, particles: 4}", "--prompt", "a cat", "-n", "5"]
+    main_exits_with(0, [*ask, "--beta", "200", "--out", str(tmp_path)])
+    assert len(list(tmp_path.glob("*.png"))) == 5
+    assert "nats at beta 200, 2 estimates: a cat" in capsys.readouterr().err
+
+
 def test_evaluation_writes_its_numbers(project: Path) -> None:
     main_exits_with(0, ["eval", "runs/small", "eval.samples=2", "eval.prior_samples=2", "eval.bootstrap=10"])
     assert json.loads((project / "runs" / "small" / "eval" / "metrics.json").read_text())
@@ -196,6 +205,10 @@ def test_evaluation_writes_its_numbers(project: Path) -> None:
             0,
             "Checkpoint 00000001 (asked for)",
         ),
+        (["sample", "small.yaml", "--prior", "--beta", "3"], 2, "is for --steer"),
+        (["sample", "small.yaml", "--steer", "smd"], 1, "Did you mean 'smc'?"),
+        (["sample", "small.yaml", "--steer", "{component: smc, particles: 1}"], 1, "greater than or equal to 2"),
+        (["sample", "small.yaml", "--steer", "best_of", "--batch", "8"], 1, "BestOf draws 16 particles at once"),
         (["sample", "runs/small", "--checkpoint", "best"], 1, "names no best checkpoint"),
         (["sample", "runs/small", "--prior", "--checkpoint", "1"], 2, "is one of the posterior: leave it out"),
         (["eval", "runs/small", "--checkpoint", "7"], 1, "no checkpoint 00000007. Those kept: 00000002, 00000001"),

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torch.testing import assert_close
 
-from diffusion_rtb.behaviours._memory import systematic_resample
 from diffusion_rtb.chain.rollout import replay_backward, rollout, score
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.components import build, describe, short_names
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.objectives.rtb import RTB
+from diffusion_rtb.resampling import systematic_resample
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import CheckpointError
 from diffusion_rtb.run.process_state import load_parameters

@@ -1,0 +1,87 @@
+"""What `sample --steer` starts from, a run or a config; what a method lacks there is refused before anything loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.interfaces import Prior, Reward
+from diffusion_rtb.out_of_memory import doing
+from diffusion_rtb.run.checks import Components, describe_components, paths_explained
+from diffusion_rtb.run.folder import find_run, is_run
+from diffusion_rtb.run.posterior import TrainedRun, open_trained_run
+from diffusion_rtb.scoring.memory import wanting_rewards
+from diffusion_rtb.steering._method import Method
+
+__all__ = ["Steerable", "open_steerable"]
+
+
+@dataclass(frozen=True, eq=False)
+class Steerable:
+    """A prior and a reward that are not loaded yet."""
+
+    config: RunConfig
+    folder: Path
+    components: Components
+    trained: TrainedRun | None
+    """None: there is a config alone, or the prior alone was asked for."""
+
+    @property
+    def beta(self) -> float:
+        """Nats per unit of reward: what was trained for, or is to be."""
+        return self.config.beta.value if self.trained is None else self.trained.progress.beta
+
+    def prior(self) -> Prior:
+        """Loaded, with the posterior where there is one."""
+        if self.trained is not None:
+            return self.trained.prior()
+        with paths_explained(self.folder), doing("loading the prior"):
+            prior: Prior = self.components.prior.build()
+        return prior
+
+    def reward(self) -> Reward:
+        """Loaded.
+
+        Raises:
+            ValueError: it learns from samples of the prior, and nobody has shown it any.
+        """
+        if self.trained is not None:
+            held: Reward = self.trained.reward()
+            return held
+        with paths_explained(self.folder), doing("loading the reward"):
+            reward: Reward = self.components.reward.build()
+        if wanting_rewards(reward):
+            raise ValueError(
+                f"reward {self.config.reward.component!r} learns its statistics from samples of the prior when a run begins, and "
+                "this is a config alone: give the folder of a run that was trained, or standardise's mean and std."
+            )
+        return reward
+
+
+def open_steerable(run: Path, checkpoint: str | None, method: Method) -> Steerable:
+    """Read a run or a config; nothing is loaded.
+
+    Args:
+        run: A run's folder, or a config.
+        checkpoint: Of a trained run, see `open_trained_run`; None: its prior alone.
+        method: What is to be done with it.
+
+    Raises:
+        ValueError: it lacks what the method needs, or is none.
+    """
+    trained = (
+        open_trained_run(run, checkpoint=checkpoint)
+        if checkpoint is not None and run.is_dir() and is_run(run)
+        else None
+    )
+    if trained is not None:
+        return Steerable(trained.config, trained.folder, trained.components, trained)
+    config, folder = find_run(run)
+    if method.of_posterior:
+        raise ValueError(
+            f"{type(method).__name__} mixes a posterior with its prior, and here is a prior alone: give the folder of a run that "
+            "was trained, without --prior; or use smc, which needs none."
+        )
+    with paths_explained(folder):
+        return Steerable(config, folder, describe_components(config), None)
