@@ -68,12 +68,13 @@ def test_shares_scores_and_weights_of_planted_pictures() -> None:
     own = value["own_prompt"]
     # Prompt a: one picture of two; b: its one; c: a picture that shows none fits all three alike.
     assert own["prior"]["mean"] == pytest.approx((1 / 2 + 1 + 1 / 3) / 3)
-    assert own["reweighted_prior"] == pytest.approx((1 / 4 + 1 + 1 / 3) / 3)
+    assert own["reweighted_prior"]["mean"] == pytest.approx((1 / 4 + 1 + 1 / 3) / 3)
+    assert own["reweighted_prior"]["low"] < own["reweighted_prior"]["mean"] < own["reweighted_prior"]["high"]
     assert own["posterior"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert own["prior"]["low"] < own["prior"]["mean"] < own["prior"]["high"]
     assert value["chance"] == pytest.approx(1 / 3)
     assert value["score"]["prior"]["mean"] == pytest.approx((0.5 + 1 + 0.5) / 3)
-    assert value["score"]["reweighted_prior"] == pytest.approx((0.75 + 1 + 0.5) / 3)
+    assert value["score"]["reweighted_prior"]["mean"] == pytest.approx((0.75 + 1 + 0.5) / 3)
     assert metric.row(value) == ("0.67 → 1.00", "0.61 → 1.00")
     assert metric.card(value)["own prompt fits best, share"]["posterior"]["mean"] == 1
     assert metric.of(prior, Drawn(prior.prompt, prior.reward), BETA, CONFIG) is None
@@ -104,7 +105,7 @@ def test_the_share_has_its_closed_form_on_the_pixel_prior() -> None:
         # 300 samples: one standard error is at most 0.03.
         assert row["own_prompt"]["prior"]["mean"] == pytest.approx(0.5, abs=0.1)
         assert row["own_prompt"]["posterior"]["mean"] == pytest.approx(share, abs=0.07)
-        assert row["own_prompt"]["reweighted_prior"] == pytest.approx(share, abs=0.07)
+        assert row["own_prompt"]["reweighted_prior"]["mean"] == pytest.approx(share, abs=0.07)
         assert row["score"]["posterior"]["mean"] == pytest.approx(float(after.reward.mean()), abs=0.2)
 
 
@@ -137,7 +138,7 @@ def test_exact_texts_are_those_without_an_error() -> None:
     posterior = scored(metric, ["a"], pictures(1, 1, 0.999999), [0, 0, 0], [0.0] * 3)
     value = metric.of(prior, posterior, BETA, CONFIG)
     assert value is not None
-    assert value["text"]["reweighted_prior"] == pytest.approx(0.25 * 0.5 + 0.75)
+    assert value["text"]["reweighted_prior"]["mean"] == pytest.approx(0.25 * 0.5 + 0.75)
     assert value["exact"]["prior"]["mean"] == 0.5
     assert value["exact"]["posterior"]["mean"] == pytest.approx(2 / 3)
     assert metric.row(value) == ("0.75 → 1.00", "0.50 → 0.67")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +13,12 @@ from diffusion_rtb.abilities import Labeller
 from diffusion_rtb.config.components import describe
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.config.sections import EvalConfig
-from diffusion_rtb.estimates import reweighted_mean
-from diffusion_rtb.evaluation.bootstrap import bootstrap_interval
 from diffusion_rtb.evaluation.metric import Metric
+from diffusion_rtb.evaluation.metrics._sides import arrow, refuse_vectors, side_means_of
 from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.scoring.call import evaluate_reward
 
-__all__ = ["Alignment", "arrow", "of_sides", "retrieved"]
+__all__ = ["Alignment", "retrieved"]
 
 
 class Alignment(Metric):
@@ -63,11 +59,7 @@ class Alignment(Metric):
         Raises:
             ValueError: the samples are vectors.
         """
-        if images.ndim != 4:
-            raise ValueError(
-                f"eval.metrics: alignment is of pictures, and this prior's samples are vectors {tuple(images.shape[1:])}; "
-                "leave it out."
-            )
+        refuse_vectors(self.name, images)
         found = {"score": evaluate_reward(self.scorer, images, prompts, self.described.name, metadata=metadata)}
         if isinstance(self.scorer, Labeller) and len(self.prompts) > 1:
             own = torch.tensor([self.prompts.index(prompt) for prompt in prompts])
@@ -76,9 +68,9 @@ class Alignment(Metric):
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any] | None:
         """Both numbers of prior, re-weighted prior and posterior, with intervals; None of what was not asked of the samples."""
+        sides = prior, posterior
         score, own = (
-            of_sides(self.kept(prior, name), self.kept(posterior, name), prior, posterior, beta, config)
-            for name in ("score", "own")
+            side_means_of([self.kept(side, name) for side in sides], *sides, beta, config) for name in ("score", "own")
         )
         if score is None:
             return None
@@ -92,9 +84,7 @@ class Alignment(Metric):
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
         """Both, where they are known."""
         labels = (("score", f"alignment ({value['scorer']})"), ("own_prompt", "own prompt fits best, share"))
-        return {
-            label: {side: value[key][side] for side in ("prior", "posterior")} for key, label in labels if value[key]
-        }
+        return {label: value[key] for key, label in labels if value[key]}
 
 
 def retrieved(log_p: Float[Tensor, "batch prompts"], own: Tensor) -> Float[Tensor, " batch"]:
@@ -104,33 +94,3 @@ def retrieved(log_p: Float[Tensor, "batch prompts"], own: Tensor) -> Float[Tenso
     """
     best = log_p == log_p.max(1, keepdim=True).values
     return best.gather(1, own[:, None])[:, 0].float() / best.sum(1)
-
-
-def of_sides(
-    before: Float[Tensor, " _"] | None,
-    after: Float[Tensor, " _"] | None,
-    prior: Drawn,
-    posterior: Drawn,
-    beta: float,
-    config: EvalConfig,
-) -> dict[str, Any] | None:
-    """Means over prompts of a number of each sample: of prior and posterior with their intervals, and of the re-weighted prior.
-
-    None where the posterior's samples have no such number; the prior's is None where there is no prior, the re-weighted one's
-    also without a beta.
-    """
-    if after is None:
-        return None
-    interval = partial(bootstrap_interval, confidence=config.confidence, n=config.bootstrap)
-    found: dict[str, Any] = {"prior": None, "reweighted_prior": None}
-    if before is not None:
-        found["prior"] = asdict(interval(before.double(), groups=prior.prompt))
-        if not math.isnan(beta):
-            found["reweighted_prior"] = reweighted_mean(before, beta * prior.reward.double(), prior.prompt)
-    return found | {"posterior": asdict(interval(after.double(), groups=posterior.prompt))}
-
-
-def arrow(sides: Mapping[str, Any]) -> str:
-    """Prior and posterior as the terminal shows them, or the posterior alone."""
-    before = "" if sides["prior"] is None else f"{sides['prior']['mean']:.2f} → "
-    return f"{before}{sides['posterior']['mean']:.2f}"

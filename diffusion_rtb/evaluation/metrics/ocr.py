@@ -13,7 +13,7 @@ from diffusion_rtb.config.components import describe
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.config.sections import EvalConfig
 from diffusion_rtb.evaluation.metric import Metric
-from diffusion_rtb.evaluation.metrics.alignment import arrow, of_sides
+from diffusion_rtb.evaluation.metrics._sides import arrow, refuse_vectors, side_means_of
 from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.scoring.call import evaluate_reward
 from diffusion_rtb.scoring.prompts import check_component_prompts
@@ -59,17 +59,15 @@ class OcrAccuracy(Metric):
         Raises:
             ValueError: the samples are vectors.
         """
-        if images.ndim != 4:
-            raise ValueError(
-                f"eval.metrics: ocr reads pictures, and this prior's samples are vectors {tuple(images.shape[1:])}; leave it out."
-            )
+        refuse_vectors(self.name, images)
         text = evaluate_reward(self.reader, images, prompts, self.described.name, metadata=metadata)
         return {"text": text, "exact": torch.where(text == 1, 1.0, 0.0)}
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any] | None:
         """Both numbers of prior, re-weighted prior and posterior, with intervals; None where the samples were not read."""
+        sides = prior, posterior
         found = {
-            name: of_sides(self.kept(prior, name), self.kept(posterior, name), prior, posterior, beta, config)
+            name: side_means_of([self.kept(side, name) for side in sides], *sides, beta, config)
             for name in ("text", "exact")
         }
         return found if found["text"] is not None else None
@@ -81,4 +79,4 @@ class OcrAccuracy(Metric):
     def card(self, value: Any) -> dict[str, dict[str, Any]]:
         """Both."""
         labels = {"text": "OCR, 1 - edit distance per character", "exact": "OCR, share of exact texts"}
-        return {labels[key]: {side: sides[side] for side in ("prior", "posterior")} for key, sides in value.items()}
+        return {labels[key]: sides for key, sides in value.items()}

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from diffusion_rtb.config.sections import EvalConfig
 from diffusion_rtb.estimates import within_prompts
-from diffusion_rtb.evaluation.bootstrap import Interval, bootstrap_interval, quantile_intervals, reweighted_interval
+from diffusion_rtb.evaluation.bootstrap import Interval, bootstrap_interval, quantile_intervals
 from diffusion_rtb.evaluation.metric import Metric
+from diffusion_rtb.evaluation.metrics._sides import side_means
 from diffusion_rtb.evaluation.samples import Drawn
 
 __all__ = ["QUANTILES", "RewardMetric", "of_scores", "paired_difference"]
@@ -59,16 +60,13 @@ def of_scores(prior: Drawn, posterior: Drawn, log_w: Float[Tensor, " prior"], co
         log_w: beta·r of the prior's samples; nats.
         config: Of intervals.
     """
-    sides: dict[str, Drawn | None] = {"prior": prior if len(prior) else None, "posterior": posterior}
-    means: dict[str, Any] = {name: None if side is None else _mean(side, config) for name, side in sides.items()}
-    quantiles = {name: None if side is None else _quantiles(side, config) for name, side in sides.items()}
-    known = len(prior) > 0 and bool(log_w.isfinite().all())
-    found = {
-        **means,
-        "reweighted_prior": _reweighted(prior, log_w, config) if known else None,
-        "quantiles": quantiles | {"reweighted_prior": _quantiles(prior, config, log_w) if known else None},
-        "rise_in_prior_std": None,
+    means = side_means(prior, posterior, log_w, config)
+    quantiles = {
+        "prior": _quantiles(prior, config) if means["prior"] else None,
+        "posterior": _quantiles(posterior, config),
+        "reweighted_prior": _quantiles(prior, config, log_w) if means["reweighted_prior"] else None,
     }
+    found = means | {"quantiles": quantiles, "rise_in_prior_std": None}
     return found if not len(prior) else found | _rise(prior, posterior, means, config)
 
 
@@ -115,16 +113,6 @@ def _rise(prior: Drawn, posterior: Drawn, means: dict[str, Any], config: EvalCon
         "rise_in_prior_std": rise / std if std > 0 else None,
         "rise_in_within_prompt_std": rise / within if within > 0 else None,
     }
-
-
-def _mean(drawn: Drawn, config: EvalConfig) -> dict[str, float]:
-    confidence, n = config.confidence, config.bootstrap
-    return asdict(bootstrap_interval(drawn.reward.double(), confidence, n, groups=drawn.prompt))
-
-
-def _reweighted(prior: Drawn, log_w: Tensor, config: EvalConfig) -> dict[str, float]:
-    asked = (config.confidence, config.bootstrap)
-    return asdict(reweighted_interval(prior.reward, log_w, *asked, groups=prior.prompt))
 
 
 def _quantiles(drawn: Drawn, config: EvalConfig, log_w: Tensor | None = None) -> dict[str, dict[str, float]]:

@@ -16,15 +16,13 @@ step, so the same budgets draw better.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from pipelines.emoji import FLOW, PATH
 from pipelines.emoji.build import clip, drawings, export, flow, unet, vae
 from pipelines.emoji.build.folder import export_prior
+from pipelines.emoji.build.stages import run_stages
 
 MINUTES = {"vae": 20.0, "decoder": 36.0, "clip": 23.5, "unet": 55.0, "flow": 55.0}
 STAGES = (
@@ -36,21 +34,12 @@ CLIP_PATH = PATH.parents[2] / "rewards" / "emoji_clip"
 
 def main() -> None:
     """Run the stages that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
-    parser.add_argument("--work", type=Path, required=True, help="folder for downloads, checkpoints and caches")
-    parser.add_argument("--minutes", type=float, help="budget of a training stage")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--prior", type=Path, default=PATH, help="where to write the prior")
-    parser.add_argument("--flow", type=Path, default=FLOW, help="where to write the flow prior")
-    parser.add_argument("--clip", type=Path, default=CLIP_PATH, help="where to write emoji-clip")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    options.work.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES if options.stage == "all" else (options.stage,):
-        logging.info("stage %s", stage)
-        run(stage, options)
+    folders = {
+        "prior": (PATH, "where to write the prior"),
+        "flow": (FLOW, "where to write the flow prior"),
+        "clip": (CLIP_PATH, "where to write emoji-clip"),
+    }
+    run_stages(__doc__, STAGES, run, folders)
 
 
 def run(stage: str, options: argparse.Namespace) -> None:

@@ -12,12 +12,10 @@ rebuild is alike, not identical. Measured times and numbers are in pipelines/fas
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
+from pipelines.emoji.build.stages import run_stages
 from pipelines.fashion import PATH
 from pipelines.fashion.build import classifier, data, export, prior
 
@@ -28,21 +26,12 @@ CLASSIFIER = PATH.parents[2] / "rewards" / "fashion_classifier"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--data", type=Path, default=data.FOLDER, help="folder with the four .gz files")
-    parser.add_argument("--minutes", type=float, help="budget of a training stage")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--prior", type=Path, default=PATH, help="where to write the prior")
-    parser.add_argument("--classifier", type=Path, default=CLASSIFIER, help="where to write the classifier")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    options.work.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES if options.stage == "all" else (options.stage,):
-        logging.info("stage %s", stage)
-        run(stage, options)
+    folders = {
+        "data": (data.FOLDER, "folder with the four .gz files"),
+        "prior": (PATH, "where to write the prior"),
+        "classifier": (CLASSIFIER, "where to write the classifier"),
+    }
+    run_stages(__doc__, STAGES, run, folders, arguments)
 
 
 def run(stage: str, options: argparse.Namespace) -> None:
