@@ -25,6 +25,7 @@ __all__ = [
     "HasEntry",
     "HasSnippet",
     "Labeller",
+    "LearnsValue",
     "LoadsLora",
     "MemoryTraits",
     "ObjectiveTraits",
@@ -91,6 +92,18 @@ class ObjectiveTraits:
                     f"The objective {type(objective).__name__}: {field.name} is {shown}; it is {kind} or absent."
                 )
         return cls(**said)
+
+
+@runtime_checkable
+class LearnsValue(Protocol):
+    """An objective that learns the soft value V(x_t, t, prompt) of the prior's states."""
+
+    value: Any
+    """V: called with states, timesteps and the prompts' features, in reward units; None before `prepare`."""
+
+    @property
+    def learns_value(self) -> bool:
+        """Whether it does, with its settings."""
 
 
 @runtime_checkable

@@ -150,6 +150,7 @@ def _steer(asked: _Asked, steer: str, beta: float | None, checkpoint: str | None
             seed=asked.seed,
             batch=batch,
             metadata=known,
+            learned=opened.learned(prior) if method.value != "reward" else None,
             told=told,
         )
         write_images(images, paths)

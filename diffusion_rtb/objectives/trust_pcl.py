@@ -191,6 +191,11 @@ class TrustPCL(nn.Module):
             self.whole = RTB(log_z or "vargrad", loss, huber_delta=huber_delta, dead_zone=dead_zone, scale="reward")
         self.smallest_group = 1 if self.whole is None else self.whole.smallest_group
 
+    @property
+    def learns_value(self) -> bool:
+        """See `LearnsValue`: with a `length` it does."""
+        return self.whole is None
+
     def check_steps(self, steps: int) -> None:
         """Refuse a `length` that does not divide the steps of the run's trajectories, before any is drawn; ValueError."""
         if self.length is not None:

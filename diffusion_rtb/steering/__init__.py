@@ -5,6 +5,9 @@ Each is a class of settings, whose `around` is a `with` block around the schedul
     file       what it does                                                             what its samples are
     best_of    the best of n independent samples                                        no posterior
     smc        chains re-sampled by their values on the way                             the posterior, with an error of 1/particles
+    svdd       one of several proposals at every step, by its value                     the posterior if the value is exact
+    rlg        prior and posterior of a trained run, mixed with any weight              other strengths, approximately
+    value_guidance  steps moved up the gradient of a learned value                      towards the posterior; exactly, by weights
 
 A new one is a file here, or `module:Class`, with the members of `Method`.
 """

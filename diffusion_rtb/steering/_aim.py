@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Aim", "State"]
+__all__ = ["Aim", "Kind", "State"]
+
+Kind = Literal["reward", "learned", "both"]
+"""Of value: r(x0_hat), a learned V, or both."""
 
 
 @dataclass(frozen=True, eq=False)

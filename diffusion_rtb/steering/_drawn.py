@@ -19,6 +19,7 @@ from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.sampling.sampler import decoded
 from diffusion_rtb.scoring.call import evaluate_reward
 from diffusion_rtb.steering._aim import Aim
+from diffusion_rtb.steering._learned import value_of
 from diffusion_rtb.steering._method import Method
 
 __all__ = ["Steered", "rewards_of", "steered"]
@@ -46,6 +47,7 @@ def steered(
     beta: float,
     *,
     metadata: Sequence[Metadata] | None = None,
+    learned: Callable[..., Tensor] | None = None,
 ) -> Steered:
     """One group of `method.particles` samples per prompt, in one call of the pipeline; no gradients.
 
@@ -57,6 +59,7 @@ def steered(
         seeds: One per group; its samples depend on nothing else.
         beta: Nats per unit of reward.
         metadata: Of each prompt, for a reward that takes it.
+        learned: V(x_t, t, features) in reward units, for a method whose `value` is not "reward".
 
     Raises:
         ValueError: the chain, the scheduler or the reward lacks what the method needs; see `Particles`.
@@ -65,7 +68,8 @@ def steered(
     texts = [prompt for prompt in prompts for _ in range(n)]
     known = None if metadata is None else [row for row in metadata for _ in range(n)]
     rows = generators([seed_of(seed, "particle", k) for seed in seeds for k in range(n)])
-    aim = Aim(rewards_of(prior, reward, texts, known), beta)
+    judged = rewards_of(prior, reward, texts, known)
+    aim = Aim(judged, beta, value_of(method.value, learned, prior.features(texts), judged))
     pipe: Any = prior.pipe
     call = only_latents(pipe) | prior.arguments(texts) | {"generator": rows}
     chain = method.around(pipe, aim, seeds=seeds, generators=rows, as_prior=prior.as_prior)

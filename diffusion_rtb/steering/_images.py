@@ -37,6 +37,7 @@ def steered_images(
     seed: int = 0,
     batch: int = 64,
     metadata: Mapping[str, Metadata] | None = None,
+    learned: Callable[..., Tensor] | None = None,
     told: Callable[[str, Steered], object] = lambda prompt, group: None,
 ) -> Iterator[Float[Tensor, "_ *shape"]]:
     """`count` images per prompt, those of one prompt adjacent; each group of particles gives the `kept` first ones of it.
@@ -51,6 +52,7 @@ def steered_images(
         seed: Of the noise; an image depends on it, its prompt and its number only.
         batch: Samples drawn at once.
         metadata: Of prompts of which more is known.
+        learned: See `steered`.
         told: Called for each group of each prompt with what became of it.
 
     Raises:
@@ -65,7 +67,7 @@ def steered_images(
             here = groups[first : first + together]
             seeds = [seed_of(seed, "steered", prompt, group) for group in here]
             known = [(metadata or {}).get(prompt, {})] * len(here)
-            found = steered(prior, reward, method, [prompt] * len(here), seeds, beta, metadata=known)
+            found = steered(prior, reward, method, [prompt] * len(here), seeds, beta, metadata=known, learned=learned)
             told(prompt, found)
             rows = [g * method.particles + k for g in range(len(here)) for k in range(method.kept)][:left]
             left -= len(rows)

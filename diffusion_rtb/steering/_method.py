@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
-from diffusion_rtb.steering._aim import Aim
+from diffusion_rtb.steering._aim import Aim, Kind
 
 if TYPE_CHECKING:
     from diffusion_rtb.steering._particles import Particles
@@ -33,6 +33,8 @@ class Method(Protocol):
     """Of them that are samples in the end, the first ones; the others repeat them."""
     of_posterior: bool = False
     """It steers a trained posterior, not the prior."""
+    value: Kind = "reward"
+    """What a state is weighed by."""
     needs_noise: bool = True
     """It needs steps with noise."""
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
+
+from diffusion_rtb.abilities import LearnsValue
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.out_of_memory import doing
@@ -39,6 +44,17 @@ class Steerable:
         with paths_explained(self.folder), doing("loading the prior"):
             prior: Prior = self.components.prior.build()
         return prior
+
+    def learned(self, prior: Prior) -> Callable[..., Tensor] | None:
+        """V of the run's objective, where it learns one, on the prior's device."""
+        objective = self.components.objective.construct()
+        if self.trained is None or not _learns_value(objective):
+            return None
+        prompts = self.config.prompts.texts()
+        objective.prepare(len(prompts), prior.dims, prior.features(prompts[:1]).shape[1])
+        objective.load_state_dict(dict(self.trained.checkpoint.tensors["objective"]))
+        value: Callable[..., Tensor] = objective.to(prior.device).requires_grad_(False).value
+        return value
 
     def reward(self) -> Reward:
         """Loaded.
@@ -76,7 +92,9 @@ def open_steerable(run: Path, checkpoint: str | None, method: Method) -> Steerab
         else None
     )
     if trained is not None:
+        _check_value(method, trained.config.objective.component, trained.components.objective.construct())
         return Steerable(trained.config, trained.folder, trained.components, trained)
+    _check_value(method, None, None)
     config, folder = find_run(run)
     if method.of_posterior:
         raise ValueError(
@@ -85,3 +103,19 @@ def open_steerable(run: Path, checkpoint: str | None, method: Method) -> Steerab
         )
     with paths_explained(folder):
         return Steerable(config, folder, describe_components(config), None)
+
+
+def _learns_value(objective: Any) -> bool:
+    return isinstance(objective, LearnsValue) and objective.learns_value
+
+
+def _check_value(method: Method, name: str | None, objective: Any) -> None:
+    """Refuse a value that is to be learned where there is none."""
+    if method.value == "reward" or _learns_value(objective):
+        return
+    instead = "value: reward" if hasattr(method, "temper") else "smc"
+    here = "this is no trained run" if name is None else f"objective {name!r} of the run learns none"
+    raise ValueError(
+        f"{type(method).__name__} with value {method.value!r} needs a V, and {here}. Give a run trained with trust_pcl and a "
+        f"length, without --prior; or use {instead}, which makes its values of the reward."
+    )

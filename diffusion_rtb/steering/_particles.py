@@ -32,12 +32,26 @@ from diffusion_rtb.chain.rollout import LOG_DENSITY
 from diffusion_rtb.chain.scheduler import StepCall, previous_sample, with_previous_sample
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.resampling import systematic_resample
 from diffusion_rtb.steering._aim import Aim, State
 
-__all__ = ["Choose", "Particles"]
+__all__ = ["Choose", "Particles", "resampled"]
 
 Choose = Callable[[Float[Tensor, " size"], torch.Generator, bool], Int[Tensor, " size"] | None]
 """(log w of a group, its generator, whether the chain has ended) -> the row that each row goes on from; None: each from itself."""
+
+
+def resampled(threshold: float) -> Choose:
+    """Systematic re-sampling where the effective sample size is below a share of the rows, and at the end, in random order."""
+
+    def choose(log_w: Float[Tensor, " size"], generator: torch.Generator, end: bool) -> Int[Tensor, " size"] | None:
+        if not end and float(_ess(log_w[None])) >= threshold * (1 - 1e-9):
+            return None
+        u = float(torch.rand((), generator=generator, dtype=torch.float64))
+        rows = systematic_resample(torch.softmax(log_w, 0), len(log_w), u)
+        return rows[torch.randperm(len(log_w), generator=generator)] if end else rows
+
+    return choose
 
 
 class Particles(TrajectoryRecorder):

@@ -7,14 +7,11 @@ from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float, Int
 from pydantic import Field, PositiveInt
-from torch import Tensor
 
-from diffusion_rtb.resampling import systematic_resample
-from diffusion_rtb.steering._aim import Aim
+from diffusion_rtb.steering._aim import Aim, Kind
 from diffusion_rtb.steering._method import Method
-from diffusion_rtb.steering._particles import Particles
+from diffusion_rtb.steering._particles import Particles, resampled
 
 __all__ = ["SMC"]
 
@@ -34,6 +31,8 @@ class SMC(Method):
         every: Steps from one weighing to the next; each costs one call of the reward for each particle, unless V is learned.
         temper: V = s^temper·r(x0_hat), s the signal's share of x_t. Early x0_hat lie between what x_0 may become, where rewards
             mislead: 0 believes them, and loses by their verdict what it would need later.
+        value: V: "reward", as above; "learned", that of a run's `trust_pcl` with a `length`, or "both", see `_learned.value_of`.
+            These are not tempered.
 
     Sources: Gordon, Salmond, Smith 1993, https://doi.org/10.1049/ip-f-2.1993.0015; for diffusion models Wu et al. 2023,
     https://arxiv.org/abs/2306.17775; with r(x0_hat), Singhal et al. 2025, https://arxiv.org/abs/2501.06848
@@ -45,11 +44,13 @@ class SMC(Method):
         threshold: Annotated[float, Field(ge=0, le=1)] = 0.5,
         every: PositiveInt = 1,
         temper: Annotated[float, Field(ge=0)] = 2.0,
+        value: Kind = "reward",
     ) -> None:
         self.particles = self.kept = particles
         self.threshold = threshold
         self.every = every
         self.temper = temper
+        self.value = value
 
     def around(
         self,
@@ -65,19 +66,10 @@ class SMC(Method):
             pipe.scheduler,
             aim,
             size=self.particles,
-            choose=self._choose,
+            choose=resampled(self.threshold),
             every=self.every,
             temper=self.temper,
             seeds=seeds,
             generators=generators,
             prior=as_prior,
         )
-
-    def _choose(
-        self, log_w: Float[Tensor, " size"], generator: torch.Generator, end: bool
-    ) -> Int[Tensor, " size"] | None:
-        w = torch.softmax(log_w, 0)
-        if not end and 1 / float(w.square().sum()) >= self.threshold * len(w) * (1 - 1e-9):
-            return None
-        rows = systematic_resample(w, len(w), float(torch.rand((), generator=generator, dtype=torch.float64)))
-        return rows[torch.randperm(len(w), generator=generator)] if end else rows
