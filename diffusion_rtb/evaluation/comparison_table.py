@@ -9,13 +9,16 @@ from rich.table import Table
 
 from diffusion_rtb.files.terminal import shown
 
-__all__ = ["comparison"]
+__all__ = ["common_samples", "comparison"]
 
 LONGEST = 60
 
 
 def comparison(evaluated: Sequence[Mapping[str, Any]]) -> Table:
-    """Reward of both sides, judges, KL, strength and Vendi of each subject; a dash where it was not measured."""
+    """Reward of both sides, judges, KL, strength and Vendi of each subject; a dash where it was not measured.
+
+    Vendi scores of unequal numbers of samples are left out.
+    """
     judges = list(dict.fromkeys(name for numbers in evaluated for name in numbers["judges"]))
     columns: dict[str, tuple[str | int, ...]] = {
         "prior": ("reward", "prior", "mean"),
@@ -23,8 +26,9 @@ def comparison(evaluated: Sequence[Mapping[str, Any]]) -> Table:
         **{f"judge {name.rpartition(':')[2]}": ("judges", name, "posterior", "mean") for name in judges},
         "KL": ("kl", "mean"),
         "strength": ("strength", "slope", "mean"),
-        "Vendi": ("diversity", "posterior", "vendi"),
     }
+    if count := common_samples([numbers["overall"] for numbers in evaluated]):
+        columns[f"Vendi of {count}"] = ("diversity", "posterior", "vendi")
     rows = [[_number(numbers["overall"], names) for names in columns.values()] for numbers in evaluated]
     there = [i for i in range(len(columns)) if any(row[i] != "-" for row in rows)]
     table = Table(title=shown("All subjects"), title_justify="left")
@@ -33,6 +37,12 @@ def comparison(evaluated: Sequence[Mapping[str, Any]]) -> Table:
     for numbers, row in zip(evaluated, rows, strict=True):
         table.add_row(shown(numbers["subject"]["name"], LONGEST), *(shown(row[i]) for i in there))
     return table
+
+
+def common_samples(overall: Sequence[Mapping[str, Any]]) -> int | None:
+    """Of how many samples a prompt all Vendi scores are: they grow with them, and compare at equal numbers only. None: unequal."""
+    counts = {each["diversity"].get("samples") for each in overall if each.get("diversity")}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _number(tree: Any, names: Sequence[str | int]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from diffusion_rtb.evaluation.comparison_table import common_samples
 from diffusion_rtb.files.plain_text import plain
 from diffusion_rtb.report.charts import Chart
 from diffusion_rtb.report.drawing import SERIES, data, svg
@@ -29,21 +30,25 @@ def series(subjects: Sequence[Subject]) -> list[tuple[str, str]]:
 
 
 def frontiers(subjects: Sequence[Subject], name: str) -> list[Chart]:
-    """Two charts, those of which have more to show than one point.
+    """Two charts, those of which have more to show than one point; that of Vendi scores only where all are of as many samples.
 
     Of each subject: its training as a line (`curve` of metrics.jsonl), the evaluated posterior, the prior, and the
     re-weighted prior, which is where a perfect model would be. Of one subject also the line reward = (log Z + KL) / beta: no
     model can lie above it, and only the exact posterior touches it.
     """
     found = []
+    count = common_samples([subject.overall for subject in subjects])
     for key, title, heading in AXES:
+        if key == "vendi" and count is None:
+            continue
+        title = f"{title} of {count} samples" if key == "vendi" else title
         rows = [row for i, subject in enumerate(subjects) for row in _points(subject, i, key, alone=not subjects[1:])]
         if len([row for row in rows if row["what"] != "prior"]) < 2:
             continue
         bound = _bound(subjects[0], rows) if key == "kl" and not subjects[1:] else []
         words = "; ".join(_words(row, title) for row in rows if row["what"] != "checkpoint")
         drawn = svg(_chart(rows, bound, title), f"{name}-{key}", height=240)
-        found.append(Chart(heading, drawn, f"Reward against {title}: {words}.", _caption(rows, bound)))
+        found.append(Chart(heading, drawn, f"Reward against {title}: {words}.", _caption(rows, bound, subjects, key)))
     return found
 
 
@@ -58,7 +63,7 @@ def _points(subject: Subject, order: int, key: str, *, alone: bool) -> Iterator[
                 "name": subject.name
             }
 
-    for row in curve(subject.training):
+    for row in _looks(subject, key):
         yield from point("checkpoint", number(row, key), number(row, "reward"), int(row["iterations"]))
     reward = at(overall, "reward")
     values = {"prior": 0.0, "posterior": number(overall, "kl", "mean"), "reweighted_prior": None}
@@ -68,6 +73,16 @@ def _points(subject: Subject, order: int, key: str, *, alone: bool) -> Iterator[
     yield from point("prior", values["prior"], number(reward, "prior", "mean"))
     yield from point("re-weighted prior", values["reweighted_prior"], number(reward, "reweighted_prior", "mean"))
     yield from point("posterior", values["posterior"], number(reward, "posterior", "mean"))
+
+
+def _looks(subject: Subject, key: str) -> list[dict[str, Any]]:
+    """Where the training could be stopped; on a chart of Vendi scores only looks at as many samples, in the same space."""
+    found = curve(subject.training)
+    if key != "vendi":
+        return found
+    same = at(subject.overall, "diversity", "embedder") == at(subject.numbers, "run", "watch_embedder")
+    count = number(subject.overall, "diversity", "samples")
+    return [row for row in found if same and row["samples"] == count]
 
 
 def _bound(subject: Subject, rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
@@ -108,10 +123,14 @@ def _words(row: dict[str, Any], title: str) -> str:
     return f"{plain(row['name'], LONGEST)}, {row['what']}: {text(row['x'])} ({title}), reward {text(row['y'])}"
 
 
-def _caption(rows: Sequence[dict[str, Any]], bound: Sequence[Any]) -> str:
+def _caption(rows: Sequence[dict[str, Any]], bound: Sequence[Any], subjects: Sequence[Subject], key: str) -> str:
     parts = ["Square: prior. Diamond: re-weighted prior, where a perfect model would be. Dot: the model."]
     if any(row["what"] == "checkpoint" for row in rows):
         parts.append("The line goes through its training.")
+    if any(row["vendi"] is not None for s in subjects for row in curve(s.training) if row not in _looks(s, key)):
+        parts.append(
+            "Looks in training at another number of samples, or in another space, cannot be compared and are left out."
+        )
     if bound:
         parts.append("Dashed: (log Z + KL) / beta, which no model can be above.")
     return " ".join(parts)

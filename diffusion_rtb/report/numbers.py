@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Estimate", "at", "decimals", "estimate", "flat", "number", "text"]
+__all__ = ["Estimate", "at", "decimals", "estimate", "flat", "number", "of_samples", "text"]
 
 MINUS, NARROW = "\u2212", "\u202f"
 
@@ -71,6 +71,16 @@ def estimate(tree: Any, *names: str | int) -> Estimate | None:
     if error is not None and low is None and high is None:
         return Estimate(mean, mean - 1.96 * error, mean + 1.96 * error)
     return Estimate(mean, low, high)
+
+
+def of_samples(trees: Iterable[Any], *names: str | int) -> str:
+    """The number under these names of all trees as ` of 8`, as ` of 8 to 64` where they differ; nothing where nobody knows.
+
+    It stands behind the word Vendi: such a score grows with the number of samples.
+    """
+    counts = {count for tree in trees if (count := number(tree, *names)) is not None}
+    ends = dict.fromkeys((min(counts), max(counts))) if counts else ()
+    return f" of {' to '.join(f'{count:.0f}' for count in ends)}" if ends else ""
 
 
 def decimals(values: Iterable[float | None]) -> int:

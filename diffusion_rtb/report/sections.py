@@ -8,9 +8,9 @@ from typing import Any
 
 from diffusion_rtb.report.charts import Chart, check_chart, curve, every, histogram, steps_chart
 from diffusion_rtb.report.frontier import frontiers
-from diffusion_rtb.report.numbers import at, number, text
+from diffusion_rtb.report.numbers import at, number, of_samples, text
 from diffusion_rtb.report.subject import Picture, Subject
-from diffusion_rtb.report.tables import Table, check_table, facts, judge_table, prompt_table, summary
+from diffusion_rtb.report.tables import VENDI, Table, check_table, facts, judge_table, prompt_table, summary
 from diffusion_rtb.report.verdict import achieved
 
 __all__ = ["Gallery", "Section", "Tile", "sections", "tiles"]
@@ -104,7 +104,9 @@ def tiles(subject: Subject) -> Iterator[Tile]:
     if number(overall, "diversity", "posterior", "vendi") is not None:
         before = number(overall, "diversity", "prior", "vendi")
         yield Tile(
-            "Vendi score", text(number(overall, "diversity", "posterior", "vendi"), 1), f"prior {text(before, 1)}"
+            f"Vendi{of_samples([overall], *VENDI)}",
+            text(number(overall, "diversity", "posterior", "vendi"), 1),
+            f"prior {text(before, 1)}",
         )
     if number(overall, "elbo") is not None:
         bound = number(overall, "log_z", "from_prior")
@@ -233,7 +235,10 @@ def _steps(subject: Subject, key: str) -> Section:
 def _training(subject: Subject, key: str) -> Section:
     rows, log_z = subject.training, number(subject.overall, "log_z", "from_prior")
     watched = {name: f"{name.removeprefix('watch/')}, watched" for name in every(rows) if name.startswith("watch/")}
-    watched.pop("watch/alarm", None)
+    for name in ("watch/alarm", "watch/samples"):
+        watched.pop(name, None)
+    if "watch/vendi" in watched:
+        watched["watch/vendi"] = f"vendi{of_samples(rows, 'watch/samples')}, watched"
     alarms = [int(row["iteration"]) for row in rows if number(row, "watch/alarm")]
     exact = {
         "elbo": log_z,

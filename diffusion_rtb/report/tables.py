@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffusion_rtb.evaluation.comparison_table import common_samples
 from diffusion_rtb.report.drawing import COLOURS
 from diffusion_rtb.report.frontier import series
-from diffusion_rtb.report.numbers import Estimate, at, decimals, estimate, flat, number, text
+from diffusion_rtb.report.numbers import Estimate, at, decimals, estimate, flat, number, of_samples, text
 from diffusion_rtb.report.subject import EMPTY, Subject
 from diffusion_rtb.report.verdict import achieved, difference, judged, verdict
 
@@ -19,6 +20,9 @@ PROMPTS = 400
 
 SUMMARISED = {"reward", "kl", "diversity", "ess", "log_z", "strength", "judges"}
 """Metrics that the table of sides shows in columns of its own, or that have a place elsewhere."""
+
+VENDI = ("diversity", "samples")
+"""Where the number of samples of a Vendi score stands."""
 
 LISTED = 12
 """Numbers of a list that are written out."""
@@ -76,7 +80,7 @@ def summary(subject: Subject) -> Table:
         "reward": [estimate(overall, "reward", key) for key in chosen],
         **_quantiles(overall, chosen),
         "KL, nats": [_kl(overall, key) for key in chosen],
-        "Vendi": [estimate(overall, "diversity", key, "vendi") for key in chosen],
+        f"Vendi{of_samples([overall], *VENDI)}": [estimate(overall, "diversity", key, "vendi") for key in chosen],
         "distance": [estimate(overall, "diversity", key, "pairwise_cosine_distance") for key in chosen],
         "effective samples per prompt": [_effective(subject, key, effective) for key in chosen],
     }
@@ -130,6 +134,7 @@ def prompt_table(subject: Subject) -> tuple[Table, int]:
     if len(every) > PROMPTS:
         ranked = sorted(every, key=lambda row: -(_rise(row) or 0.0))
         rows = ranked[: PROMPTS // 2] + ranked[-PROMPTS // 2 :]
+    of = of_samples(rows, *VENDI)
     columns = {
         "prior": [_mean(row, "reward", "prior") for row in rows],
         "re-weighted": [_mean(row, "reward", "reweighted_prior") for row in rows],
@@ -137,8 +142,8 @@ def prompt_table(subject: Subject) -> tuple[Table, int]:
         "higher by": [difference(row)[0] for row in rows],
         "strength": [_mean(row, "strength", "slope") for row in rows],
         "KL, nats": [_mean(row, "kl") for row in rows],
-        "Vendi before": [_mean(row, "diversity", "prior", "vendi") for row in rows],
-        "Vendi now": [_mean(row, "diversity", "posterior", "vendi") for row in rows],
+        f"Vendi{of} before": [_mean(row, "diversity", "prior", "vendi") for row in rows],
+        f"Vendi{of} now": [_mean(row, "diversity", "posterior", "vendi") for row in rows],
         "ESS": [_mean(row, "ess", "posterior") for row in rows],
     }
     names = [Cell(str(row.get("prompt") or EMPTY), float(i)) for i, row in enumerate(rows)]
@@ -213,8 +218,10 @@ def overview(subjects: Sequence[Subject]) -> Table:
         "higher by": [difference(s.overall)[0] for s in subjects],
         "KL, nats": [_mean(s.overall, "kl") for s in subjects],
         "exact KL": [_mean(s.overall, "kl", "reweighted_prior") for s in subjects],
-        "Vendi": [_mean(s.overall, "diversity", "posterior", "vendi") for s in subjects],
     }
+    if common_samples([s.overall for s in subjects]):
+        title = f"Vendi{of_samples([s.overall for s in subjects], *VENDI)}"
+        columns[title] = [_mean(s.overall, "diversity", "posterior", "vendi") for s in subjects]
     names = [Cell(name, role=f"series-{1 + i % 6}") for i, (name, _) in enumerate(series(subjects))]
     found = _filled("All of them side by side", "subject", names, columns)
     answers = [Cell(verdict(subject)[2].answer) for subject in subjects]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusion_rtb.files.plain_text import plain
-from diffusion_rtb.report.numbers import Estimate, at, estimate, number, text
+from diffusion_rtb.report.numbers import Estimate, at, estimate, number, of_samples, text
 from diffusion_rtb.report.subject import Subject
 
 __all__ = ["FEW", "NEAR", "Line", "achieved", "difference", "judged", "verdict"]
@@ -152,12 +152,13 @@ def _variety(subject: Subject) -> str:
     before, after, exact = (
         number(subject.overall, "diversity", side, "vendi") for side in ("prior", "posterior", "reweighted_prior")
     )
+    of = of_samples([subject.overall], "diversity", "samples")
     if after is None:
         return " Variety was not measured."
     if before is None:
-        return f" Within a prompt it makes about {text(after, 1)} different samples (Vendi)."
+        return f" Within a prompt it makes about {text(after, 1)} different samples{of} (Vendi)."
     known = "" if exact is None else f"; the exact posterior would keep at least {text(exact, 1)}"
-    return f" Different samples within a prompt (Vendi): {text(before, 1)} before, {text(after, 1)} now{known}."
+    return f" Different samples{of} within a prompt (Vendi): {text(before, 1)} before, {text(after, 1)} now{known}."
 
 
 def _posterior(subject: Subject) -> Line:

@@ -52,7 +52,7 @@ STRETCHES = 8
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Reward, KL (nats) and Vendi score along a training, where it could be stopped: of its `watch/*` rows.
+    """Reward, KL (nats) and Vendi score of so many `samples` along a training, where it could be stopped: of its `watch/*` rows.
 
     Without such rows reward and KL are means of the iterations' own trajectories over `STRETCHES` equal stretches, each with the
     `iterations` done at its end, and there is no Vendi score.
@@ -60,7 +60,8 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     watched = [row for row in rows if row.get("watch/reward") is not None]
     if watched:
         return [
-            {"iterations": row["iteration"]} | {key: row.get(f"watch/{key}") for key in ("reward", "kl", "vendi")}
+            {"iterations": row["iteration"]}
+            | {key: row.get(f"watch/{key}") for key in ("reward", "kl", "vendi", "samples")}
             for row in watched
         ]
     measured = [row for row in rows if row.get("reward") is not None and row.get("kl") is not None]
@@ -69,7 +70,7 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for first, last in pairwise(k * len(measured) // max(count, 1) for k in range(count + 1)):
         part = measured[first:last]
         means = {key: sum(row[key] for row in part) / len(part) for key in ("reward", "kl")}
-        found.append({"iterations": part[-1]["iteration"] + 1} | means | {"vendi": None})
+        found.append({"iterations": part[-1]["iteration"] + 1} | means | {"vendi": None, "samples": None})
     return found
 
 

@@ -23,14 +23,13 @@ def baseline_rows(config: RunConfig, folder: Path, numbers: Mapping[str, Any]) -
     """The baseline at its end, as evaluated, and where it could have been stopped, as it was seen in training."""
     end = {"kind": "baseline", "values": {}} | _of_run(config, folder, numbers)
     rows, _ = read_rows(folder / METRICS)
-    # A Vendi score grows with the number of samples.
-    comparable = config.watch is not None and config.watch.samples == min(
-        config.eval.samples, config.eval.prior_samples
-    )
+    # A Vendi score grows with the number of samples, and is of one space.
+    count = min(config.eval.samples, config.eval.prior_samples)
+    same_space = config.watch is not None and config.watch.embedder == config.eval.embedder
     stops = [
         {"kind": "early stop", "values": {}, "name": config.name, "folder": str(folder)}
         | {"iterations": stop["iterations"], "reward": {"mean": stop["reward"]}, "kl": stop["kl"]}
-        | {"vendi_posterior": stop["vendi"] if comparable else None}
+        | {"vendi_posterior": stop["vendi"] if same_space and stop["samples"] == count else None}
         for stop in curve(list(rows.values()))
     ]
     return [*stops, end]

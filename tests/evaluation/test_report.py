@@ -58,6 +58,7 @@ def test_diversity_compares_equal_numbers_of_samples() -> None:
     )
     found = numbers["overall"]["diversity"]
     assert found["prior"] == found["posterior"] == found["reweighted_prior"]
+    assert found["samples"] == 2
     assert found["prior"]["vendi"] == pytest.approx(2.0)
     assert found["prior"]["pairwise_cosine_distance"] == pytest.approx(1.0)
 

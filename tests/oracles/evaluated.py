@@ -86,6 +86,7 @@ def training(folder: Path, rows: int = 6) -> Path:
             "watch/reward": i / rows,
             "watch/kl": i / 10,
             "watch/vendi": 5.0 - i / 5,
+            "watch/samples": 8.0,
             "watch/judge/held": 0.5 + i,
             "watch/alarm": float(i == 4),
         }

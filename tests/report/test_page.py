@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from diffusion_rtb.estimates import reweighted_mean
 from diffusion_rtb.files.plain_text import plain
 from diffusion_rtb.report import page as module
 from diffusion_rtb.report.charts import histogram
+from diffusion_rtb.report.frontier import frontiers
 from diffusion_rtb.report.page import write_page
 from diffusion_rtb.report.subject import read_subject
-from diffusion_rtb.report.tables import prompt_table
+from diffusion_rtb.report.tables import overview, prompt_table
 from tests.oracles.evaluated import evaluated, training
 
 HOSTILE = (
@@ -185,6 +187,30 @@ def test_the_gold_histogram_is_the_reweighted_prior(written: tuple[Path, Path]) 
     truth = reweighted_mean(reward, reward.double(), prompt)
     assert float(said["re-weighted prior"]) == pytest.approx(truth, abs=half_a_bin + 0.01)
     assert float(said["prior"]) == pytest.approx(float(reward.mean()), abs=half_a_bin + 0.01)
+
+
+def test_vendi_scores_are_compared_at_equal_samples_in_one_space_only(written: tuple[Path, Path]) -> None:
+    """They grow with the number of samples: 200 are evaluated, and training looked at 8."""
+    read = Read(written[0].read_text(encoding="utf-8"))
+    assert {"Vendi of 200", "Vendi of 200 before"} <= {text for _, text in read.all("th")}
+    assert any(
+        (a["aria-label"] or "").startswith("vendi of 8, watched") for _, a, _ in read.elements if "aria-label" in a
+    )
+    subject = read_subject(written[0].parent / "run")
+    space = subject.overall["diversity"]["embedder"]
+    for count, watched, there in ((8.0, space, False), (200.0, None, False), (200.0, space, True)):
+        looks = tuple(row | {"watch/samples": count} if "watch/vendi" in row else row for row in subject.training)
+        numbers = subject.numbers | {"run": {"watch_embedder": watched}}
+        price, variety = frontiers([replace(subject, training=looks, numbers=numbers)], "x")
+        assert "goes through its training" in price.caption
+        assert ("goes through its training" in variety.caption) is there
+        assert ("cannot be compared and are left out" in variety.caption) is not there
+    fewer = subject.numbers["overall"]["diversity"] | {"samples": 20}
+    numbers = subject.numbers | {"overall": subject.overall | {"diversity": fewer}}
+    pair = [subject, replace(subject, numbers=numbers)]
+    assert [chart.title for chart in frontiers(pair, "x")] == ["Reward and its price"]
+    assert not [title for title in overview(pair).head if "Vendi" in title]
+    assert "Vendi of 200" in overview([subject] * 2).head
 
 
 @pytest.mark.parametrize(

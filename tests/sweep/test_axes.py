@@ -122,5 +122,5 @@ def test_a_training_is_means_of_equal_stretches_or_what_was_watched() -> None:
     assert found[-1]["kl"] == pytest.approx(0.85)
     assert curve(rows[:2])[1]["iterations"] == 2
     assert curve([]) == []
-    rows[4] |= {"watch/reward": 9.0, "watch/kl": 2.0, "watch/vendi": 3.0}
-    assert curve(rows) == [{"iterations": 4, "reward": 9.0, "kl": 2.0, "vendi": 3.0}]
+    rows[4] |= {"watch/reward": 9.0, "watch/kl": 2.0, "watch/vendi": 3.0, "watch/samples": 8.0}
+    assert curve(rows) == [{"iterations": 4, "reward": 9.0, "kl": 2.0, "vendi": 3.0, "samples": 8.0}]

@@ -65,6 +65,7 @@ def test_the_rows_have_the_looks(whole: Trainer) -> None:
     found = {row["iteration"]: row for row in rows(whole) if "watch/reward" in row}
     assert list(found) == [0, 2, 4, 5], "the prior, every second, and the finished posterior in a row of its own"
     assert "reward" not in found[5]
+    assert all(row["watch/samples"] == WATCH["samples"] for row in found.values())
     keys = ["reward", "kl", "elbo", "norm_ratio", "vendi", "distance", "judge/first", "judge/down", "alarm"]
     assert all(set(row) >= {f"watch/{key}" for key in keys} for row in found.values())
     prior, last = found[0], found[5]

@@ -35,9 +35,9 @@ NEAREST = 1e-8
 class Diversity(Metric):
     """Pairwise cosine distance, Vendi score and LGMD within a prompt, mean over prompts; `across_prompts`: of all of them together.
 
-    All use equally many samples, because Vendi scores grow with their number. The weights of the re-weighted prior are uneven, so
-    its Vendi score errs low: by how much, its ESS says. `intervals` are of the bootstrap; a Vendi score has none, because a
-    resampling repeats samples and scores lower. Across prompts at most about `MOST` samples are compared.
+    All use equally many `samples` of a prompt, because Vendi scores grow with their number. The weights of the re-weighted prior
+    are uneven, so its Vendi score errs low: by how much, its ESS says. `intervals` are of the bootstrap; a Vendi score has none,
+    because a resampling repeats samples and scores lower. Across prompts at most about `MOST` samples are compared.
     """
 
     name, needs, columns = "diversity", "embedding", ("distance", "Vendi")
@@ -50,7 +50,8 @@ class Diversity(Metric):
         if count < 2:
             return None
         clouds = clouds_of(*_first(prior, posterior, count), beta)
-        found = {side: None if side not in clouds else _within(clouds[side], config) for side in SIDES}
+        found: dict[str, Any] = {side: None if side not in clouds else _within(clouds[side], config) for side in SIDES}
+        found |= {"samples": count, "embedder": config.embedder and config.embedder.model_dump()}
         if len(prompts) == 1:
             return found | {"across_prompts": None}
         fewer = clouds_of(*_first(prior, posterior, min(count, max(2, MOST // len(prompts)))), beta)

@@ -74,8 +74,10 @@ class RunSubject(Subject):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """How far it was trained."""
-        return {"run": self.run.progress.as_json()}
+        """How far it was trained, and in which space its training looked at its diversity."""
+        watch = self.run.config.watch
+        space = None if watch is None or watch.embedder is None else watch.embedder.model_dump()
+        return {"run": self.run.progress.as_json() | {"watch_embedder": space}}
 
     @property
     def identity(self) -> Mapping[str, Any]:

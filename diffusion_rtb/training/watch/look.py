@@ -126,6 +126,7 @@ def numbers(look: Look, beta: float) -> dict[str, float]:
         "kl": mean(log_ratio, look.prompt),
         "elbo": elbo(log_w, look.prompt),
         "norm_ratio": mean(look.loudness, look.prompt),
+        "samples": float(look.prompt.unique(return_counts=True)[1].min()),
     }
     if look.embedding is not None:
         found["vendi"] = within_prompts(vendi_score, look.embedding, look.prompt)
