@@ -8,6 +8,7 @@ trajectories that draws its `share` of each prompt's group, and what the others 
     prior_buffer     the prior's, as they are or re-sampled by exp(beta·r)          known, unless re-sampled
     replay           the posterior's of earlier iterations                          known, unless by priority
     back_and_forth   good samples noised back and denoised again                    unknown
+    steered          the prior's, re-sampled by their values on the way             unknown
 
 A new one is a file here, or `module:Class`: its settings are the annotated arguments of its constructor, and what it says of itself
 decides what is refused beside it (`training/compatibility.py`).

@@ -54,6 +54,10 @@ class Source(Protocol):
     density_unknown: str = ""
     """Why nobody knows the density that its trajectories were drawn with, and the remedy: then objectives with importance weights
     refuse. Empty: it comes as the trajectory's `log_behaviour`, or `log_prob` where these are the same."""
+    drawn_together: int = 1
+    """Trajectories of one prompt that one call of the pipeline has to draw."""
+    judges_estimates: bool = False
+    """It asks the reward about unfinished samples; rewards that learn of what they see refuse."""
     remembers: str = ""
     """What to do about a memory that one of several processes would keep for itself. Empty: there is none."""
 

@@ -33,5 +33,7 @@ class Batch(Rows):
     """`output_norm` of the posterior at each step, known with log_q where that was drawn or scored for itself."""
     norm_p: Float[Tensor, "batch steps"] | None = None
     """The same of the prior at these states."""
+    log_z: Float[Tensor, " batch"] | None = None
+    """Estimate of log Z by the particles that the trajectory was one of (`behaviours/steered.py`); nats."""
     images: Float[Tensor, "batch *shape"] | None = None
     """What the reward saw, kept where it was asked for."""

@@ -24,6 +24,7 @@ __all__ = [
     "check_beta",
     "check_chain",
     "check_configured_steps",
+    "check_drawn_together",
     "check_group",
     "check_measured",
     "check_owner",
@@ -44,6 +45,7 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
     check_beta(objective, config.beta)
     check_updates(objective, config.train.updates_per_iteration)
     check_group(objective, config.train.group)
+    check_drawn_together(config, mixture)
     check_configured_steps(config, objective)
 
 
@@ -96,6 +98,12 @@ def check_reward_memory(reward: Reward, objective: Objective, mixture: Mixture) 
     keeping = [f"behaviour {name} keeps trajectories" for name in kept]
     if ObjectiveTraits.of(objective).value_stays:
         keeping.append(f"objective {type(objective).__name__} with value_loss: none keeps its V")
+    judging = [type(source).__name__ for source in _drawing(mixture) if source.judges_estimates]
+    if moving and judging:
+        raise ValueError(
+            f"reward {moving[0]} goes on learning of what it judges, and behaviour {judging[0]} lets it judge unfinished samples. "
+            "Let it stay (standardise: a number of samples, or mean and std), or do without the other."
+        )
     if moving and keeping:
         raise ValueError(
             f"reward {moving[0]} goes on changing while training, and {keeping[0]} with the rewards of their day. Let it stay "
@@ -134,6 +142,16 @@ def check_group(objective: Objective, group: int) -> None:
             f"train.group is {group}, and objective {type(objective).__name__} compares the trajectories of one prompt: it needs "
             f"train.group {smallest} or more; or take an objective that compares none, e.g. rtb with log_z: per_prompt."
         )
+
+
+def check_drawn_together(config: RunConfig, mixture: Mixture) -> None:
+    """Refuse behaviours that draw more trajectories of a prompt together than a micro-batch holds."""
+    for source in _drawing(mixture):
+        if source.drawn_together > config.train.micro_batch:
+            raise ValueError(
+                f"behaviour {type(source).__name__} draws {source.drawn_together} particles in one call, and train.micro_batch is "
+                f"{config.train.micro_batch}: raise that, or take fewer particles."
+            )
 
 
 def check_steps(objective: Objective, arguments: dict[str, Any]) -> None:

@@ -86,9 +86,11 @@ def batch_metrics(
     device = loss.residual.device
     single = torch.tensor([[parity(first.log_q, replayed[0]), float(loss.loss.detach())]], device=device)
     others = {name: part.reward.double() for name, part in parts.items() if name != "posterior"}
-    gathered = processes.gather(single, loss.residual, loss.log_z, *others.values())
-    single, residual, log_z, *rewards = (x.cpu() for x in gathered)
-    shares = {f"{name}_share_reward": float(r.mean()) for name, r in zip(others, rewards, strict=True)}
+    estimates = {name: part.log_z.double() for name, part in parts.items() if part.log_z is not None}
+    gathered = processes.gather(single, loss.residual, loss.log_z, *others.values(), *estimates.values())
+    single, residual, log_z, *means = (x.cpu() for x in gathered)
+    names = [*(f"{name}_share_reward" for name in others), *(f"log_z_{name}" for name in estimates)]
+    shares = {name: float(values.mean()) for name, values in zip(names, means, strict=True)}
     return {
         "parity": float(single[:, 0].max()),
         "loss": float(single[:, 1].mean()),
