@@ -49,10 +49,11 @@ beta: {value: 1.0, kl_budget: {nats: 1.0}}
 posterior: {rank: 1, alpha: 1.0}
 prompts: {list: [a cat]}
 behaviours:
-  - {component: prior_buffer, share: 0.25, capacity: 2}
-  - {component: replay, share: 0.25}
-  - {component: back_and_forth, share: 0.25}
-train: {iterations: 1, prompts_per_iteration: 1, group: 4, micro_batch: 4, grid_every: 0}
+  - {component: prior_buffer, share: 0.2, capacity: 2}
+  - {component: replay, share: 0.2}
+  - {component: back_and_forth, share: 0.2}
+  - {component: steered, share: 0.2, particles: 2}
+train: {iterations: 1, prompts_per_iteration: 1, group: 5, micro_batch: 5, grid_every: 0}
 """
 
 

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.chain.forward_process import denoised, network_predicts, signal_and_noise
+from diffusion_rtb.chain.normal import precise
 from diffusion_rtb.chain.recordable import check_single_step
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.rollout import LOG_DENSITY
@@ -212,7 +213,8 @@ class Particles(TrajectoryRecorder):
         a, b = (values[self._first + i] for values in self._signals)
 
         def estimate() -> Tensor:
-            return denoised(network_predicts(self.scheduler), call.sample, call.model_output, a, b)
+            x_t, output = precise(call.sample), precise(call.model_output)
+            return denoised(network_predicts(self.scheduler), x_t, output, a, b).to(call.sample.dtype)
 
         return State(call.sample, call.timestep, i, a**2 / (a**2 + b**2), estimate)
 
