@@ -62,3 +62,10 @@ def group_mean(values: Float[Tensor, " batch"], member: Bool[Tensor, "groups bat
     """Mean of the values of each group."""
     # A masked sum, not index_add: that one adds in a different order on every run on a GPU.
     return torch.where(member, values, 0).sum(dim=1) / member.sum(dim=1)
+
+
+def group_log_mean_exp(
+    values: Float[Tensor, " batch"], member: Bool[Tensor, "groups batch"]
+) -> Float[Tensor, " groups"]:
+    """log of the mean of exp(values) of each group; units of `values`, which are nats."""
+    return torch.where(member, values, -torch.inf).logsumexp(dim=1) - member.sum(dim=1).to(values.dtype).log()

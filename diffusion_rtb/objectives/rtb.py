@@ -33,7 +33,7 @@ from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_choice, check_terms
 from diffusion_rtb.objectives._log_z import build_log_z
-from diffusion_rtb.objectives._penalty import Penalty
+from diffusion_rtb.objectives._penalty import Penalty, PenaltyKind
 
 __all__ = ["RTB", "rtb_residual"]
 
@@ -57,7 +57,9 @@ class RTB(nn.Module):
     Args:
         log_z: where log Z comes from: "vargrad" (the mean over each prompt's trajectories of the batch, nothing learned),
             "per_prompt" or "learned" (parameters, set from the first batch).
-        loss: "squared" or "huber".
+        loss: "squared", "huber" (bounded slope), "forward_kl" (mode covering: residual + exp(-residual) - 1) or "jeffreys", the
+            sum of the first and the third; `_penalty` says whose gradient each is. Under the last two VarGrad's log Z is the one
+            at which they are least.
         huber_delta: where Huber's slope stops growing; nats.
         dead_zone: c: a trajectory with residual² <= c makes no update; nats².
         scale: "nats" for the RTB loss; "reward" for alpha² times it (the Trust-PCL scale). The gradient is taken in nats either
@@ -70,16 +72,17 @@ class RTB(nn.Module):
     def __init__(
         self,
         log_z: Literal["learned", "per_prompt", "vargrad"] = "vargrad",
-        loss: Literal["squared", "huber"] = "squared",
+        loss: PenaltyKind = "squared",
         *,
         huber_delta: float = 1.0,
         dead_zone: float = 0.0,
         scale: Literal["nats", "reward"] = "nats",
     ) -> None:
         super().__init__()
-        self.log_z = build_log_z(log_z, in_reward_units=check_choice("scale", scale, SCALES) == "reward")
-        self.smallest_group = 2 if log_z == "vargrad" else 1
         self.penalty = Penalty(loss, huber_delta, dead_zone)
+        in_reward_units = check_choice("scale", scale, SCALES) == "reward"
+        self.log_z = build_log_z(log_z, self.penalty, in_reward_units=in_reward_units)
+        self.smallest_group = 2 if log_z == "vargrad" else 1
         self.scale = scale
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from diffusion_rtb.estimates import log_weight
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_beta, check_choice, check_terms
-from diffusion_rtb.objectives._penalty import Penalty
+from diffusion_rtb.objectives._penalty import Penalty, PenaltyKind
 from diffusion_rtb.objectives._policy import behaviour
 from diffusion_rtb.objectives._value import ValueNetwork, values_along
 from diffusion_rtb.objectives.rtb import RTB, rtb_residual
@@ -135,7 +135,8 @@ class TrustPCL(nn.Module):
         value_loss: how V learns during training. "consistency": with the posterior, from the same residuals. "returns":
             from what trajectories came to, see `returns_loss`; this needs the density they were drawn with. "none": V stays
             as the warm-up left it, for it belongs to the prior and the reward and not to the posterior.
-        loss: "squared" or "huber".
+        loss: "squared", "huber", "forward_kl" or "jeffreys", see `RTB`; the last two on d = -beta·residual_ij, which is
+            log [F(x_i) q(x_j | x_i)] - log [F(x_j) p(x_j | x_i)] of the path of a stretch.
         huber_delta: where Huber's slope stops growing; nats.
         dead_zone: c: a stretch with residual² <= c makes no update; nats².
 
@@ -154,7 +155,7 @@ class TrustPCL(nn.Module):
         warm_up_updates: int = 0,
         warm_up_states: Literal["noised", "recorded"] = "noised",
         value_loss: Literal["consistency", "returns", "none"] = "consistency",
-        loss: Literal["squared", "huber"] = "squared",
+        loss: PenaltyKind = "squared",
         huber_delta: float = 1.0,
         dead_zone: float = 0.0,
     ) -> None:
@@ -226,7 +227,9 @@ class TrustPCL(nn.Module):
         check_terms(terms, beta)
         values = self.boundary_values(terms, beta)
         follow = values if self.value_loss == "consistency" else values.detach()
-        nats = beta * trust_pcl_residual(terms.log_q, terms.log_p, follow, beta)
+        nats = -beta * trust_pcl_residual(
+            terms.log_q, terms.log_p, follow, beta
+        )  # the sign of RTB's, as penalties have it
         log_z = values[:, 0].detach() * beta
         residual = rtb_residual(terms.log_q.detach(), terms.log_p, terms.reward, log_z, beta)
         loss = torch.mean(self.penalty(nats))

@@ -6,6 +6,7 @@ Tolerances: everything runs in float64 (unit roundoff 1e-16); sums of fewer than
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +47,24 @@ def test_residual_by_hand() -> None:
         ({}, 3.03125, (-0.625, 1.625)),
         # Huber at 2: (0.78125 + 2·(3.25 - 1)) / 2; slopes -1.25 and 2
         ({"loss": "huber", "huber_delta": 2.0}, 2.640625, (-0.625, 1.0)),
+        # residual + exp(-residual) - 1, 1.240343 and 2.288774; slopes 1 - exp(-residual) = -2.490343 and 0.961226
+        (
+            {"loss": "forward_kl"},
+            (math.exp(1.25) + math.exp(-3.25)) / 2,
+            ((1 - math.exp(1.25)) / 2, (1 - math.exp(-3.25)) / 2),
+        ),
+        # the sum of both
+        (
+            {"loss": "jeffreys"},
+            3.03125 + (math.exp(1.25) + math.exp(-3.25)) / 2,
+            ((-0.25 - math.exp(1.25)) / 2, (4.25 - math.exp(-3.25)) / 2),
+        ),
+        # 0 inside sqrt(2); what the edge on its own side would cost is off: 3.25 + exp(-3.25) - sqrt(2) - exp(-sqrt(2))
+        (
+            {"loss": "forward_kl", "dead_zone": 2.0},
+            (3.25 + math.exp(-3.25) - math.sqrt(2) - math.exp(-math.sqrt(2))) / 2,
+            (0.0, (1 - math.exp(-3.25)) / 2),
+        ),
         # 1/2 relu(residual² - 2): the first is inside, (10.5625 - 2) / 4
         ({"dead_zone": 2.0}, 2.140625, (0.0, 1.625)),
         # reward units, beta 2: residuals -0.625 and 1.625, (0.390625 + 2.640625) / 4; slopes residual / 2 / beta

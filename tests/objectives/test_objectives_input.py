@@ -71,10 +71,10 @@ def test_value_network_must_be_prepared() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Penalty("cubic"), "loss must be one of squared, huber, got 'cubic'"),
+        (lambda: Penalty("cubic"), "loss must be one of squared, huber, forward_kl, jeffreys, got 'cubic'"),
         (lambda: Penalty("huber", 0.0), "huber_delta must be a positive finite number .* got 0.0"),
         (lambda: Penalty(dead_zone=-0.1), "dead_zone must be a finite number >= 0 .* got -0.1"),
-        (lambda: build_log_z("network"), "log_z must be one of learned, per_prompt, vargrad, got 'network'"),
+        (lambda: build_log_z("network", Penalty()), "log_z must be one of learned, per_prompt, vargrad, got 'network'"),
         (lambda: check_choice("scale", "dollars", SCALES), "scale must be one of nats, reward, got 'dollars'"),
         (lambda: TrustPCL(0), "length must be at least 1 step, .* got 0"),
         (lambda: TrustPCL(2, "vargrad"), "log_z='vargrad' is for whole trajectories; .* Remove log_z"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from diffusion_rtb.interfaces import Loss, Terms
 
@@ -118,6 +118,33 @@ class AffinePolicy:
         """KL(p || q): equal deviations make the divergence of a step symmetric, the states are the prior's."""
         mean, variance = self.moments(self.prior)
         return self._divergence(theta, mean[:-1], variance[:-1])
+
+    def posterior(self, beta: float) -> MultivariateNormal:
+        """p·exp(beta·r) / Z of whole trajectories (x_T, …, x_0), whose start is tilted too."""
+        means, _ = self.moments(self.prior)
+        step = torch.eye(self.steps + 1, dtype=torch.float64)
+        step[1:, :-1] -= torch.diag(self.prior[:, 0])  # (x - means) @ step.T are the noises of the steps
+        precision = step.T @ torch.diag(torch.cat([torch.ones(1, dtype=torch.float64), self.std**-2])) @ step
+        pull = precision @ means
+        precision[-1, -1] += beta * self.curve
+        pull[-1] += beta * self.slope
+        return MultivariateNormal(torch.linalg.solve(precision, pull), precision_matrix=precision)
+
+    def log_z(self, beta: float) -> float:
+        """log E_p[exp(beta·r)], by Bayes at a trajectory of zeros: log p + beta·r - log p*."""
+        x = torch.zeros(1, self.steps + 1, dtype=torch.float64)
+        start = Normal(x.new_zeros(()), x.new_ones(())).log_prob(x[:, 0])
+        log_p = start + self.log_density(x, self.prior).sum(1)
+        return float(log_p + beta * self.reward(x) - self.posterior(beta).log_prob(x))
+
+    def cross_entropy(self, theta: Tensor, beta: float) -> Tensor:
+        """-E_p*[log q] of trajectories: KL(p* || q) up to what does not depend on theta."""
+        truth = self.posterior(beta)
+        mean, cov = truth.mean, truth.covariance_matrix
+        a, b = theta.unbind(1)
+        variance = cov.diagonal()
+        spread = variance[1:] - 2 * a * cov.diagonal(1) + a**2 * variance[:-1]
+        return ((spread + (mean[1:] - a * mean[:-1] - b) ** 2) / (2 * self.std**2)).sum()
 
     def expected_reward(self, theta: Tensor) -> Tensor:
         mean, variance = self.moments(theta)
