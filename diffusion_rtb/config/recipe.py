@@ -11,7 +11,7 @@ from diffusion_rtb.config.sections import Component, RunConfig
 __all__ = ["component_name", "evaluated_as", "recipe"]
 
 WORDS: Mapping[str, str] = {
-    "rtb": "RTB", "trust_pcl": "Trust-PCL", "vargrad": "VarGrad", "ddpo": "DDPO", "dpok": "DPOK", "grpo": "GRPO",
+    "rtb": "RTB", "trust_pcl": "Trust-PCL", "vargrad": "VarGrad", "ddpo": "DDPO", "dpo": "DPO", "dpok": "DPOK", "grpo": "GRPO",
     "reinforce_kl": "REINFORCE with KL", "reinforce_naive": "naive REINFORCE", "gmm": "a Gaussian mixture",
     "gaussian": "a Gaussian", "flux": "FLUX", "flux2": "FLUX.2", "stable_diffusion_xl": "Stable Diffusion XL",
     "dit": "DiT", "pixart": "PixArt", "qwen_image": "Qwen-Image", "z_image": "Z-Image", "lumina2": "Lumina 2",

@@ -454,6 +454,7 @@ COMPARING = {
     "trust_pcl": "{component: trust_pcl}",
     "grpo": "{component: grpo}",
     "ddpo": "{component: ddpo}",
+    "dpo": "{component: dpo}",
     "reinforce_kl": "{component: reinforce_kl}",
     "reinforce_naive": "{component: reinforce_naive}",
 }
