@@ -172,6 +172,9 @@ def _progress(sides: Mapping[str, Side]) -> Iterator[Mapping[str, Advance]]:
 
 def _plan(sides: Mapping[str, Side]) -> str:
     prompts = len(next(iter(sides.values())).prompts)
+    if not all(isinstance(side, Sampled) for side in sides.values()):
+        held = " and ".join(f"{len(side)} {name}" for name, side in sides.items())
+        return f"Reading {held} pictures of {prompts} prompts ..."
     counts = [f"{len(side) // prompts} {name}" for name, side in sides.items()]
     return f"Drawing {' and '.join(counts)} samples for each of {prompts} prompts ..."
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from diffusion_rtb.cli.main import eval_main
 from diffusion_rtb.config.components import describe
 from diffusion_rtb.config.load import EvalConfig
-from diffusion_rtb.evaluation.metric import metrics_of, scorer_of
+from diffusion_rtb.evaluation.metric import metrics_of, missing, scorer_of
 from diffusion_rtb.evaluation.metrics.alignment import Alignment, retrieved
 from diffusion_rtb.evaluation.metrics.ocr import OcrAccuracy
 from diffusion_rtb.evaluation.samples import Drawn, draw
@@ -82,6 +86,7 @@ def test_shares_scores_and_weights_of_planted_pictures() -> None:
     assert alone is not None
     assert (alone["own_prompt"]["prior"], alone["own_prompt"]["reweighted_prior"]) == (None, None)
     assert metric.row(alone) == ("1.00", "1.00")
+    assert missing(metric, Drawn.none(), posterior, math.nan) is None
 
 
 def test_a_scorer_that_sees_nothing_has_chance() -> None:
@@ -148,6 +153,36 @@ def test_prompts_without_quotations_are_refused_before_the_recogniser_is_loaded(
     pytest.importorskip("rapidocr_onnxruntime")
     with pytest.raises(ValueError, match=r"metrics: ocr: .*1 quote no text, the first is 'a cat'.*eval.prompts"):
         OcrAccuracy().prepare(['a sign that says "open"', "a cat"], [{}] * 2)
+
+
+def test_signs_of_another_tool_are_read_without_a_prior(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Really drawn and really read, by the command: each value is 1 less the errors per wanted character, as one counts them."""
+    pytest.importorskip("rapidocr_onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    signs = [("open", "OPEN", 1.0), ("open", "opec", 3 / 4), ("exit 7", "Exit 7", 1.0), ("exit 7", "exit 8", 4 / 5)]
+    signs += [("coffee", "coffee", 1.0), ("coffee", "COFFEE NOW", 3 / 6), ("coffee", "tea", 1 / 6)]
+    folder, lines = tmp_path / "signs", []
+    folder.mkdir()
+    for number, (wanted, drawn, _) in enumerate(signs):
+        picture = Image.new("RGB", (128, 128), "white")
+        font = ImageFont.load_default(size=min(190 / len(drawn), 76))
+        ImageDraw.Draw(picture).text((64, 64), drawn, "black", font, anchor="mm")
+        picture.save(folder / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", "prompt": f'a sign that says "{wanted}"'}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SystemExit) as left:
+        eval_main([str(folder), "--reward", "jpeg", "--out", "out", "eval.metrics=[ocr]", "eval.bootstrap=10"])
+    assert not left.value.code
+    found = json.loads(Path("out/metrics.json").read_text())
+    assert found["left_out"] == []
+    values = {wanted: [value for other, _, value in signs if other == wanted] for wanted, _, _ in signs}
+    for row, expected in zip(found["per_prompt"], values.values(), strict=True):
+        assert row["ocr"]["text"]["prior"] is None
+        assert row["ocr"]["text"]["posterior"]["mean"] == pytest.approx(sum(expected) / len(expected))
+        assert row["ocr"]["exact"]["posterior"]["mean"] == pytest.approx(expected.count(1.0) / len(expected))
+    assert "Reading 7 posterior pictures of 3 prompts" in capsys.readouterr().err
 
 
 def test_ocr_without_its_extra_is_refused_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ class Alignment(Metric):
         scorer: A reward as a component, of pictures and prompts. Take another one than the reward: that one was trained for.
     """
 
-    name, columns = "alignment", ("alignment", "own prompt")
+    name, needs, columns = "alignment", None, ("alignment", "own prompt")
 
     def __init__(self, scorer: Mapping[str, Any] | None = None) -> None:
         self.described = describe({"component": "clip_score"} if scorer is None else scorer, "reward")

@@ -31,7 +31,7 @@ class OcrAccuracy(Metric):
         reader: A reward as a component that answers that number; by default `ocr` (the extra of that name).
     """
 
-    name, columns = "ocr", ("text", "exact text")
+    name, needs, columns = "ocr", None, ("text", "exact text")
 
     def __init__(self, reader: Mapping[str, Any] | None = None) -> None:
         self.component = {"component": "ocr", "extra": "counted"} if reader is None else dict(reader)
