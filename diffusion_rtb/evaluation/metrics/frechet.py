@@ -21,6 +21,7 @@ class Frechet(Compared):
 
     It errs high, by about as much as `between_halves` says, the more the fewer samples there are. `too_few` names the sides with no
     more (effective) samples than dimensions, whose covariance is singular; compare numbers of equally many samples only.
+    It has no interval: a resampling errs high once more, so that a bootstrap's lies above the estimate (docs/evaluation.md).
     It is *the* FID where the embedder is `inception` and `eval.reference` holds real images.
     """
 

@@ -20,6 +20,7 @@ class PRDC(Compared):
     """By k-nearest neighbours in the embedder's space; see `prdc`.
 
     None where a side has no more than k (effective) samples. They depend on how many samples there are: compare at equal numbers.
+    Without an interval: each resampling would search its own neighbours.
 
     Args:
         k: Neighbours.
