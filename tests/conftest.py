@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from jaxtyping import config, install_import_hook
 
@@ -25,12 +26,26 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def shapes_unchecked() -> Iterator[None]:
-    """For whole trainings, which the checks make three times as long; other tests run the same functions checked."""
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     yield
-    config.update("jaxtyping_disable", False)
+    config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """For whole trainings, which the checks make up to three times as long; other tests run the same functions checked."""
+    with _unchecked():
+        yield
+
+
+@pytest.fixture(scope="module")
+def shapes_unchecked_in_module() -> Iterator[None]:
+    """The same for all tests of a file and for what they share."""
+    with _unchecked():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -228,13 +228,14 @@ def test_it_finds_its_way_back_to_samples_that_the_posterior_has_left(tmp_path: 
     assert float((x_0 - 4).norm(dim=1).mean()) < 0.5 * float((own.trajectory.x_0 - 4).norm(dim=1).mean())
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_on_a_stable_diffusion_pipeline_its_trajectories_replay_exactly(prior_folder: Path, tmp_path: Path) -> None:
     behaviour = [
         {"component": "prior_buffer", "share": 0.25},
         {"component": "replay", "share": 0.25},
         {"component": "back_and_forth", "share": 0.25},
     ]
-    trainer = assemble(run_config(prior_folder, tmp_path, behaviours=behaviour, train={"iterations": 3}))
+    trainer = assemble(run_config(prior_folder, tmp_path, behaviours=behaviour, train={"iterations": 2}))
     trainer.fit()
     found = rows(trainer)
     assert all(row["parity"] == 0.0 for row in found)

@@ -63,7 +63,7 @@ def test_beta_moves_towards_the_budget_and_never_far(
 
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_the_posterior_says_its_own_beta(tmp_path: Path) -> None:
-    trainer = run(tmp_path, prior={"dtype": "float64"})
+    trainer = run(tmp_path, prior={"dtype": "float64"}, train={"group": 2000, "micro_batch": 2000})
     begin_at_the_posterior(trainer)
     drawn = trainer.sampler.completed(trainer.sampler.draw([0] * 4000, range(4000)))
     found, covariance, variance = realised(Measured.of(drawn)).tolist()
@@ -145,6 +145,7 @@ def test_more_nats_than_a_chain_can_be_from_its_prior(tmp_path: Path, caplog: py
     assert "beta.kl_budget: beta stays at" in caplog.text
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_resumed_run_goes_on_with_the_same_beta(tmp_path: Path) -> None:
     budget = {"value": BETA, "kl_budget": {"nats": NATS, "rate": 0.3}}
     whole = run(tmp_path / "whole", beta=budget, train={"iterations": 6})

@@ -34,6 +34,7 @@ def left_with(argv: list[str]) -> int:
 
 
 @pytest.mark.parametrize("name", ["gaussian", "gmm25"])
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_prior_of_vectors_goes_through_the_commands(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

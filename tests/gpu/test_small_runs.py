@@ -95,6 +95,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("device, dtype", PLACES)
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_run_begins_at_the_prior_and_goes_on_with_the_same_numbers(
     weights: Path, tmp_path: Path, device: str, dtype: str
 ) -> None:

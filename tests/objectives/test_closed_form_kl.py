@@ -116,6 +116,7 @@ def config(folder: Path, out: Path, **objective: Any) -> RunConfig:
     )
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_the_trainer_hands_it_over_and_lowers_it(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "tiny")
     trainer = assemble(config(folder, tmp_path / "runs", component="tests.objectives.test_closed_form_kl:KlOnly"))

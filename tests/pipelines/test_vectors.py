@@ -116,6 +116,7 @@ def test_a_vector_is_no_picture() -> None:
         to_pil(torch.zeros(2))
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_run_on_vectors_is_trained_and_evaluated(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     trainer = assemble(config)

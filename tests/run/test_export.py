@@ -70,26 +70,12 @@ def code_in(markdown: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "targets"),
-    [
-        ("DDIMScheduler", ["to_q", "to_k", "to_v", "to_out.0"]),
-        (
-            "EulerAncestralDiscreteScheduler",
-            ["to_q", "to_out.0", "conv1", "ff.net.2", "time_emb_proj", "proj_in", "conv_in"],
-        ),
-    ],
-)
-def test_the_cards_snippet_draws_the_same_image_without_this_package(
-    folder: str, tmp_path: Path, scheduler: str, targets: list[str]
-) -> None:
-    prior = tuned(folder, targets, scheduler=scheduler)
-    out = tmp_path / "lora"
-    prior.export(out, card(prior, out))
-    script = tmp_path / "plain.py"
-    script.write_text(
-        code_in((out / "README.md").read_text())
-        + """
+TARGETS = {
+    "DDIMScheduler": ["to_q", "to_k", "to_v", "to_out.0"],
+    "EulerAncestralDiscreteScheduler": ["to_q", "to_out.0", "conv1", "ff.net.2", "time_emb_proj", "proj_in", "conv_in"],
+}
+
+AGAIN = """
 assert image.size == (64, 64)
 again = pipe("a cat emoji", generator=torch.Generator().manual_seed(0), output_type="pt", **settings).images
 from safetensors.torch import save_file
@@ -97,10 +83,27 @@ save_file({"image": again}, "image.safetensors")
 import sys
 assert not {"diffusion_rtb", "pipelines", "rewards"} & {name.partition(".")[0] for name in sys.modules}
 """
-    )
+
+
+@pytest.fixture(scope="module")
+def drawn(folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[StableDiffusion, Tensor]]:
+    """Each posterior with the image of its card's snippet, all drawn in one process that knows plain diffusers only."""
+    out, priors = tmp_path_factory.mktemp("cards"), {}
+    for scheduler, targets in TARGETS.items():
+        priors[scheduler] = prior = tuned(folder, targets, scheduler=scheduler)
+        prior.export(out / scheduler / "lora", card(prior, out / scheduler / "lora"))
+        (out / scheduler / "plain.py").write_text(code_in((out / scheduler / "lora" / "README.md").read_text()) + AGAIN)
+    each = f"import os, runpy\nfor name in {list(priors)}:\n  os.chdir(name)\n  runpy.run_path('plain.py')\n  os.chdir('..')"
     # Isolated mode: neither PYTHONPATH nor the current folder leads to this package.
-    subprocess.run([sys.executable, "-I", script.name], cwd=tmp_path, check=True, capture_output=True)
-    plain = load_file(tmp_path / "image.safetensors")["image"]
+    subprocess.run([sys.executable, "-I", "-c", each], cwd=out, check=True, capture_output=True)
+    return {name: (prior, load_file(out / name / "image.safetensors")["image"]) for name, prior in priors.items()}
+
+
+@pytest.mark.parametrize("scheduler", TARGETS)
+def test_the_cards_snippet_draws_the_same_image_without_this_package(
+    drawn: dict[str, tuple[StableDiffusion, Tensor]], scheduler: str
+) -> None:
+    prior, plain = drawn[scheduler]
     torch.testing.assert_close(plain, sample(prior), atol=1e-5, rtol=0)
     with prior.as_prior():
         assert (plain - sample(prior)).abs().max() > 0.01

@@ -38,6 +38,7 @@ def leave(*words: str) -> int:
     return left.value.code
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_it_is_trained_evaluated_exported_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 from rich.console import Console
 from torch import Tensor
@@ -64,12 +63,7 @@ def config(out: Path, reward: dict[str, Any]) -> Path:
 LINE = {"component": "density", "density": {"linear": [1.0]}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _shapes_unchecked() -> Iterator[None]:
-    """Whole trainings: see `shapes_unchecked`, which is for single tests."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
 
 
 @pytest.fixture(scope="module")

@@ -156,16 +156,20 @@ def test_two_processes_log_and_learn_what_one_does(pair: Trainer, tmp_path: Path
     assert len(json.loads((pair.folder / "manifest.json").read_text())["starts"]) >= 1
 
 
-@pytest.mark.parametrize("what", ["fail", "stop"])
-def test_what_happens_to_one_ends_all_and_they_go_on_together(what: str, pair: Trainer, tmp_path: Path) -> None:
-    assert ended(started(2, fit, tmp_path, what)) == [0, 0]
+def test_a_stop_of_one_is_agreed_on(pair: Trainer, tmp_path: Path) -> None:
+    """Both finish the iteration, and none goes into another."""
+    assert ended(started(2, fit, tmp_path, "stop")) == [0, 0]
+    for rank in (0, 1):
+        assert found(tmp_path, rank) == {"interrupted": True, "iteration": 3}
+    assert rows(made(tmp_path)) == rows(pair)[:3]
+
+
+def test_a_failure_of_one_ends_all_and_they_go_on_together(pair: Trainer, tmp_path: Path) -> None:
+    assert ended(started(2, fit, tmp_path, "fail")) == [0, 0]
     first, second = (found(tmp_path, rank) for rank in (0, 1))
-    if what == "fail":
-        assert "Process 1 of 2 has failed; its own message says why" in first["error"]
-        assert "this reward is broken" in second["error"]
-        assert first["iteration"] == second["iteration"] == 2
-    else:  # agreed on: both finish the iteration, and none goes into another
-        assert first == second == {"interrupted": True, "iteration": 3}
+    assert "Process 1 of 2 has failed; its own message says why" in first["error"]
+    assert "this reward is broken" in second["error"]
+    assert first["iteration"] == second["iteration"] == 2
     assert ended(started(2, fit, tmp_path, "nothing")) == [0, 0]
     again = made(tmp_path)
     assert rows(again) == rows(pair)

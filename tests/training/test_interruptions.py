@@ -15,6 +15,8 @@ import torch
 from diffusion_rtb.training.trainer import Trainer
 from tests.oracles.behaving import BETA, QUADRATIC, differing, rows, run, state
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
+
 RUNS: dict[str, dict[str, Any]] = {
     "two updates, a buffer that is refreshed, replay": {
         "objective": {"component": "rtb", "log_z": "per_prompt"},

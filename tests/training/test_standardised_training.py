@@ -54,6 +54,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")} for line in lines]
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_resumed_run_has_the_statistics_and_the_numbers_of_an_uninterrupted_one(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "tiny")
     whole = assemble(config(folder, tmp_path / "whole", 4))

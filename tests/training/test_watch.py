@@ -22,6 +22,8 @@ from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.watch.look import plan
 from tests.oracles.behaving import BETA, QUADRATIC, differing, rows, run, state
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
+
 WATCHING = "tests.oracles.watching"
 WATCH: dict[str, Any] = {
     "every": 2,
