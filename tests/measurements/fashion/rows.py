@@ -17,9 +17,9 @@ from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import RunConfig, load_config
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
+from diffusion_rtb.steering._reward_guidance import Guidance, guided
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.trainer import Trainer
-from pipelines._diffusers.reward_guidance import Guidance, guided
 from pipelines.fashion import CLASSES, TOPS
 from pipelines.fashion.build import data
 from rewards.classifier import Classifier

@@ -29,6 +29,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.chain.forward_process import denoised
+from diffusion_rtb.steering.rlg import output_of, with_output
+
 __all__ = ["Guidance", "guided"]
 
 
@@ -75,7 +78,7 @@ def guided(network: Any, scheduler: Any, guidance: Guidance) -> Iterator[None]:
     """Inside the block a denoiser answers what makes its pipeline sample towards the reward.
 
     Args:
-        network: Called as network(x_t, t, ...), answering (output,) or an object with `sample`.
+        network: Called as network(x_t, t, ...), answering a tensor, a tuple or an object with `sample`.
         scheduler: With `alphas_cumprod` and a `prediction_type` of epsilon, v_prediction or sample.
         guidance: See `Guidance`.
 
@@ -95,25 +98,18 @@ def guided(network: Any, scheduler: Any, guidance: Guidance) -> Iterator[None]:
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             answered = forward(x, t, *args, **kwargs)
-            output = answered[0] if isinstance(answered, tuple) else answered.sample
-            value = guidance.of(x0_of(kind, x, output, a), a)
+            output = output_of(answered)
+            value = guidance.of(denoised(kind, x, output, math.sqrt(a), math.sqrt(1 - a)), a)
             (gradient,) = torch.autograd.grad(value.sum(), x)
         shift = guidance.scale * (1 - a) / math.sqrt(a) * gradient
         moved = output.detach() + SHIFTS[kind](a) * shift
-        return (moved,) if isinstance(answered, tuple) else type(answered)(sample=moved)
+        return with_output(answered, moved)
 
     network.forward = answer
     try:
         yield
     finally:
         del network.forward
-
-
-def x0_of(kind: str, x_t: Tensor, output: Tensor, a: float) -> Tensor:
-    """x0_hat by what the network predicts, at alpha_bar = a."""
-    if kind == "epsilon":
-        return (x_t - math.sqrt(1 - a) * output) / math.sqrt(a)
-    return math.sqrt(a) * x_t - math.sqrt(1 - a) * output if kind == "v_prediction" else output
 
 
 SHIFTS: dict[str, Callable[[float], float]] = {

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from pipelines._diffusers.reward_guidance import Guidance, guided
+from diffusion_rtb.steering._reward_guidance import Guidance, guided
 
 SPREAD, TILT, WANTED, PRECISION = 0.7, 1.3, 1.0, 1.0
 KINDS = ("epsilon", "v_prediction", "sample")
