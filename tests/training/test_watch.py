@@ -20,7 +20,7 @@ from diffusion_rtb.run.checkpoint import load_checkpoint
 from diffusion_rtb.run.posterior import open_trained_run
 from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.watch.look import plan
-from tests.oracles.behaving import BETA, QUADRATIC, differing, rows, run, state
+from tests.oracles.behaving import BETA, QUADRATIC, begin_at_the_posterior, differing, rows, run, state
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
 
@@ -141,6 +141,20 @@ def test_the_alarm_is_told_shown_and_stops(tmp_path: Path, caplog: pytest.LogCap
     straight.fit()
     assert rows(straight) == rows(on)
     assert differing(state(straight), state(on)) == []
+
+
+def test_a_sound_run_that_rises_far_raises_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At the exact posterior of a linear reward, what is uncorrelated with the reward stays as it was, however far that rises."""
+    judges = [{"component": "density", "name": "across", "density": {"linear": [0.3, -1.0]}}]
+    section = WATCH | {"every": 1, "judges": judges, "embedder": f"{WATCHING}:across"}
+    trainer = run(tmp_path, reward={"linear": [1.0, 0.0]}, watch=section, beta=8.0, train={"iterations": 1, "lr": 1e-6})
+    begin_at_the_posterior(trainer)
+    trainer.fit()
+    before, after = rows(trainer)
+    assert after["watch/reward"] > before["watch/reward"] + 3 * 2.0**0.5, "three standard deviations of the prior"
+    assert after["watch/judge/across"] == pytest.approx(before["watch/judge/across"], abs=0.1)
+    assert [row["watch/alarm"] for row in (before, after)] == [0.0, 0.0]
+    assert "hacked" not in caplog.text
 
 
 def test_the_command_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
