@@ -29,7 +29,7 @@ from diffusion_rtb.steering.value_guidance import ValueGuidance
 from pipelines.gmm import GMM
 from tests.oracles.analytic import noised_mixture
 
-SAMPLES, ROWS = 8192, 16_384
+SAMPLES, ROWS = 8192, 65_536
 """Samples of each row of the table, and particles at most."""
 
 
