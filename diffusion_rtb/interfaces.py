@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Loss", "Objective", "Prior", "Reward", "Terms", "WarmsUp"]
+__all__ = ["AimsStates", "Loss", "Objective", "Prior", "Reward", "States", "Terms", "WarmsUp"]
 
 
 @runtime_checkable
@@ -168,3 +168,42 @@ class WarmsUp(Protocol):
         """Called once, with as many trajectories per prompt as the `capacity` of `prior_buffer`; noise(x_0, timesteps, generator)
         is x_t by the scheduler's forward process.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class States:
+    """States of one step with what both networks make of them, on the prior's device; nothing here has a gradient."""
+
+    step: int
+    """Place of the step in the chain, 0 for the noisiest."""
+    share: float
+    """step / steps: 0 at the noisiest, below 1."""
+    x_t: Float[Tensor, "batch *dims"]
+    x_0: Float[Tensor, "batch *dims"]
+    """What the states were noised from, or their own chain came to."""
+    following: float
+    """Timestep of the next state, 0 for x_0."""
+    std: float
+    """Deviation of the transition x_t -> x_s."""
+    mean_q: Float[Tensor, "batch *dims"]
+    mean_p: Float[Tensor, "batch *dims"]
+    mean_0: Float[Tensor, "batch *dims"] | None
+    """E[x_s | x_t, x_0] (`mean_given`) where x_0 comes, nearly, from the posterior and was noised to x_t; else None. At the last
+    step x_0."""
+    reward: Float[Tensor, " batch"]
+    features: Float[Tensor, "batch features"]
+    generator: torch.Generator
+    """For what an objective draws; on the host."""
+
+
+@runtime_checkable
+class AimsStates(Protocol):
+    """An objective that learns from states, not from trajectories: it says where the mean of each transition should be.
+
+        loss = mean over states of |mean_q(x_t) - aim(x_t)|² / (2·std²), nats
+
+    The trainer then scores no trajectories but the posterior's own, for what is logged. An update takes one network call of the
+    prior and one of the posterior, with its gradient, per state: see `training/updates/regression.py`.
+    """
+
+    def aim(self, at: States, beta: float) -> Float[Tensor, "batch *dims"]: ...

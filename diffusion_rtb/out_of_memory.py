@@ -5,13 +5,15 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from diffusion_rtb.config.arguments import defaults
 from diffusion_rtb.config.components import locate
-from diffusion_rtb.config.sections import RunConfig
+
+if TYPE_CHECKING:
+    from diffusion_rtb.config.sections import RunConfig
 
 __all__ = ["OutOfMemoryError", "doing", "is_out_of_memory", "remedied", "smaller_settings"]
 

@@ -5,7 +5,7 @@ trajectories that draws its `share` of each prompt's group, and what the others 
 
     file             trajectories                                                  density they were drawn with
     on_policy        the posterior's own, with extra noise that decays              known
-    prior_buffer     the prior's, as they are or re-sampled by exp(beta·r)          known, unless re-sampled
+    prior_buffer     the prior's, as they are or re-sampled by exp(beta·r)          known, unless re-sampled or noised
     replay           the posterior's of earlier iterations                          known, unless by priority
     back_and_forth   good samples noised back and denoised again                    unknown
     steered          the prior's, re-sampled by their values on the way             unknown

@@ -58,6 +58,8 @@ class Source(Protocol):
     """Trajectories of one prompt that one call of the pipeline has to draw."""
     judges_estimates: bool = False
     """It asks the reward about unfinished samples; rewards that learn of what they see refuse."""
+    tilted: bool = False
+    """Its states are those of the forward process from samples that come, nearly, from the posterior of the run's beta."""
     remembers: str = ""
     """What to do about a memory that one of several processes would keep for itself. Empty: there is none."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from diffusion_rtb.behaviours._memory import Memory, pack, unpack, with_newest
 from diffusion_rtb.behaviours._source import Kept, Share, Source
+from diffusion_rtb.chain.forward_process import noised_chain
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.resampling import systematic_draw
 from diffusion_rtb.sampling.batch import Batch
@@ -40,6 +42,9 @@ class PriorBuffer(Source):
     prompt is drawn. With `resample` they are drawn with weights exp(beta·r), that is, approximately from the posterior: the
     one behaviour that found all modes in the right proportions where exploration noise alone did not.
 
+    With `noised` it keeps of each only x_0, and a draw noises it anew by the scheduler's forward process: few bytes give
+    unlimited states, to objectives that learn from states alone and to squared residuals alike.
+
     What is stored is on the CPU, and is drawn, decoded and scored one micro-batch at a time: neither the device nor the reward ever
     sees more. Buffers are filled prompt by prompt, so that a prompt's trajectories do not depend on which others it is drawn with.
 
@@ -51,12 +56,18 @@ class PriorBuffer(Source):
         capacity: Prior trajectories per prompt; the oldest go first.
         resample: Draw with weights exp(beta·r) instead of uniformly.
         refresh: New prior trajectories per prompt and draw; they replace the oldest.
+        noised: Keep x_0 alone, and give it a new forward chain at each draw.
     """
 
     name = "prior"
 
     def __init__(
-        self, share: Share = 0.0, capacity: PositiveInt = 64, resample: bool = True, refresh: NonNegativeInt = 0
+        self,
+        share: Share = 0.0,
+        capacity: PositiveInt = 64,
+        resample: bool = True,
+        refresh: NonNegativeInt = 0,
+        noised: bool = False,
     ) -> None:
         if refresh > capacity:
             raise ValueError(f"refresh {refresh} is larger than the capacity {capacity} it goes into.")
@@ -64,8 +75,12 @@ class PriorBuffer(Source):
         self.capacity = capacity
         self.resample = resample
         self.refresh = refresh
+        self.noised = noised
+        self.tilted = resample and noised
         if resample:
             self.density_unknown = "once they are selected by their reward. Give prior_buffer `resample: false`"
+        if noised:
+            self.density_unknown = "once they are noised anew. Give prior_buffer `noised: false` and `resample: false`"
         if refresh:
             self.remembers = "give prior_buffer `refresh: 0`"
         self.memory: Memory = {}
@@ -85,7 +100,17 @@ class PriorBuffer(Source):
             weights = torch.softmax(beta * held.reward.double(), 0) if self.resample else torch.ones(len(held))
             seed = seed_of(self.seed, "resample", iteration, row, *([nth] if nth else []))
             parts.append(held[systematic_draw(weights, count, seed)])
-        return Batch.cat(parts)
+        drawn = Batch.cat(parts)
+        return self._noised(sampler, drawn, seed_of(self.seed, "noised", iteration)) if self.noised else drawn
+
+    def _noised(self, sampler: Sampler, ends: Batch, seed: int) -> Batch:
+        """The same samples at the end of new forward chains, whose log-densities nobody has computed yet."""
+        ends_at, x_0 = ends.trajectory, ends.trajectory.x_0
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(len(x_0), len(ends_at.timesteps), *x_0.shape[1:], generator=generator, dtype=x_0.dtype)
+        states = noised_chain(sampler.prior.pipe.scheduler, x_0, ends_at.timesteps, noise)
+        chain = replace(ends_at, x=torch.cat([states, x_0[:, None]], 1), log_prob=torch.zeros_like(ends_at.log_prob))
+        return replace(ends, trajectory=chain, log_p=None)
 
     def everything(self, sampler: Sampler) -> list[Batch]:
         """All stored trajectories, one batch per prompt, with log_p; buffers that are empty are filled first."""
@@ -105,18 +130,26 @@ class PriorBuffer(Source):
         for row in dict.fromkeys(rows):
             if row not in memory:
                 first = numbered([row], self.capacity)
-                memory[row] = Batch.cat(list(prior_trajectories(sampler, self.seed, first, self.between)))
+                memory[row] = Batch.cat(
+                    [self._kept(b) for b in prior_trajectories(sampler, self.seed, first, self.between)]
+                )
                 drawn[row] = self.capacity
         pairs = [(row, drawn[row] + k) for row in known for k in range(self.refresh)]
         if pairs:
-            fresh = Batch.cat(list(prior_trajectories(sampler, self.seed, pairs)))
+            fresh = Batch.cat([self._kept(batch) for batch in prior_trajectories(sampler, self.seed, pairs)])
             for row in known:
                 memory[row] = with_newest(memory, row, fresh[(fresh.prompt == row).nonzero().flatten()], self.capacity)
                 drawn[row] += self.refresh
         return memory, drawn
 
+    def _kept(self, drawn: Batch) -> Batch:
+        if not self.noised:
+            return drawn
+        trajectory = drawn.trajectory
+        return replace(drawn, trajectory=replace(trajectory, x=trajectory.x[:, -1:].clone()))  # a view would hold all
+
     def kept(self, own: int, drawn: int) -> Kept:
-        return Kept("capacity of prior_buffer", self.capacity)
+        return Kept("capacity of prior_buffer", self.capacity, last_state_only=self.noised)
 
     def settle(self, parts: Mapping[str, Batch]) -> None:
         """Keep the prior trajectories that the iteration added."""

@@ -23,6 +23,7 @@ from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.assemble import prepare_objective
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.trainer import Trainer
+from diffusion_rtb.training.updates.update import Updates
 
 __all__ = ["PROMPTS", "Subject", "config_of"]
 
@@ -108,7 +109,9 @@ class Subject:
         prepare_objective(config, sampler, objective)
         processes = Processes.start(config.train.process_timeout)
         nowhere = Path(config.out) / config.name
-        return Trainer(config, nowhere, sampler, objective, sources(config), make_beta(config.beta), processes)
+        mixture, beta = sources(config), make_beta(config.beta)
+        updates = Updates.of(config, sampler, objective, mixture)
+        return Trainer(config, nowhere, sampler, objective, mixture, beta, processes, updates)
 
     def network_call(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the first network call of the pipeline, for `batch` samples."""

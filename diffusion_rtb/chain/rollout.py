@@ -30,7 +30,16 @@ from diffusion_rtb.chain.teacher_forcing import TeacherForcing, Visit, Visited
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.interfaces import Prior
 
-__all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means", "score_with_norms", "steps_of"]
+__all__ = [
+    "replay",
+    "replay_backward",
+    "rollout",
+    "score",
+    "score_with_means",
+    "score_with_norms",
+    "steps_of",
+    "visit_states",
+]
 
 LOG_DENSITY = torch.float64
 """Inside the trainer log_q - log_p is a difference of two sums near 1e4 nats (SD at 512 px): see `normal_log_prob`."""
@@ -100,6 +109,21 @@ def score_with_norms(
     with torch.no_grad():
         _force(prior.pipe, trajectory, None, LOG_DENSITY, keep, prior.arguments(prompts), entry=entry_of(prior))
     return _table(rows, trajectory, LOG_DENSITY), _table(norms, trajectory, LOG_DENSITY)
+
+
+def visit_states(
+    prior: Prior, prompts: Sequence[str], states: Trajectory, steps: Sequence[int], visit: Visit, *, grad: bool = False
+) -> None:
+    """Evaluate the network at states x[:, i] of these steps, and call `visit` inside each: one network call per step.
+
+    The states need not belong together: noised samples are answered like a recorded chain. With `grad` the visitor takes the
+    gradient of each step alone, as `replay_backward` does.
+    """
+    if grad:
+        check_single_step(prior.pipe.scheduler)
+    with torch.set_grad_enabled(grad):
+        call = prior.arguments(prompts)
+        _force(prior.pipe, states, steps, LOG_DENSITY, visit, call, entry=entry_of(prior), stepwise=grad)
 
 
 def steps_of(arguments: Mapping[str, Any]) -> int | None:

@@ -13,8 +13,8 @@ from diffusion_rtb.doctor.sizes import GraphBytes
 from diffusion_rtb.reward_check.measures import peak_memory
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
-from diffusion_rtb.training.gradient import push_back
 from diffusion_rtb.training.rounding_floor import networks_of
+from diffusion_rtb.training.updates.gradient import push_back
 
 __all__ = ["activation_bytes", "scaled"]
 

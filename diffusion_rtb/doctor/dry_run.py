@@ -25,6 +25,7 @@ from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.rounding_floor import trained_networks
 from diffusion_rtb.training.state import load, snapshot
 from diffusion_rtb.training.trainer import Trainer
+from diffusion_rtb.training.updates.update import Updates
 from diffusion_rtb.training.warm_up import warm_up
 
 __all__ = ["Calls", "DryRun", "Timed", "dry_config", "dry_run"]
@@ -122,7 +123,8 @@ def dry_run(
         mixture: The behaviours, made for this.
         processes: One.
     """
-    trainer = Trainer(config, folder, sampler, objective, mixture, make_beta(config.beta), processes)
+    beta, updates = make_beta(config.beta), Updates.of(config, sampler, objective, mixture)
+    trainer = Trainer(config, folder, sampler, objective, mixture, beta, processes, updates)
     before = snapshot(trainer.parts)
     peak = _allocated(sampler.prior.device)
     try:

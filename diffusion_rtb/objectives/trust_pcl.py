@@ -32,7 +32,6 @@ https://arxiv.org/abs/2509.01632.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -45,6 +44,7 @@ from diffusion_rtb.objectives._checks import check_beta, check_choice, check_ter
 from diffusion_rtb.objectives._penalty import Penalty, PenaltyKind
 from diffusion_rtb.objectives._policy import behaviour
 from diffusion_rtb.objectives._value import ValueNetwork, values_along
+from diffusion_rtb.objectives._value_fit import Noise, fit_value
 from diffusion_rtb.objectives.rtb import RTB, rtb_residual
 
 __all__ = ["TrustPCL", "trust_pcl_residual"]
@@ -111,11 +111,6 @@ def returns_loss(
 
 VALUE_LOSSES = ("consistency", "returns", "none")
 WARM_UP_STATES = ("noised", "recorded")
-WARM_UP_BATCH = 256
-WARM_UP_DECAY = 0.01
-
-Noise = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-"""x_t of (x_0, timesteps, generator)."""
 
 
 class TrustPCL(nn.Module):
@@ -252,25 +247,18 @@ class TrustPCL(nn.Module):
         if self.value is None or self.warm_up_updates == 0:
             return
         check_beta(beta)
-        batch, steps = terms.log_p.shape
+        batch = len(terms.reward)
         if isinstance(self.value, ValueNetwork):
             soft = torch.logsumexp(beta * terms.reward.double(), 0) - math.log(batch)
             self.value.start((soft / beta).to(terms.reward.dtype), 1 / beta)
-        self.value.requires_grad_(True)
-        optimizer = torch.optim.AdamW(self.value.parameters(), lr=lr, weight_decay=WARM_UP_DECAY)
-        generator = torch.Generator().manual_seed(0)
-        for update in range(self.warm_up_updates):
-            row = torch.randint(batch, (WARM_UP_BATCH,), generator=generator)
-            i = torch.randint(steps, (WARM_UP_BATCH,), generator=generator)
-            t, noised = terms.timesteps[i], self.warm_up_states == "noised"
-            x = terms.x[row, -1 if noised else i].to(terms.features.device)
-            x_t = noise(x, t, generator) if noised else x
-            value = self.value(x_t, t, terms.features[row])
-            optimizer.param_groups[0]["lr"] = lr * (1 - update / self.warm_up_updates)
-            optimizer.zero_grad()
-            gumbel_loss(beta * (terms.reward[row] - value)).backward()
-            torch.nn.utils.clip_grad_norm_(self.value.parameters(), 1.0)
-            optimizer.step()
+        fit_value(
+            self.value,
+            terms,
+            lambda value, row: gumbel_loss(beta * (terms.reward[row] - value)),
+            noise if self.warm_up_states == "noised" else None,
+            self.warm_up_updates,
+            lr,
+        )
         self.value.requires_grad_(self.value_loss != "none")
 
     def boundary_values(self, terms: Terms, beta: float) -> Float[Tensor, "batch boundaries"]:

@@ -32,12 +32,13 @@ from diffusion_rtb.training.compatibility import (
     check_reward_memory,
     check_settings,
 )
-from diffusion_rtb.training.gradient import check_trainable
 from diffusion_rtb.training.observers import Sheets
-from diffusion_rtb.training.optimizer import check_optimizer, own_parameters
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.tracker import Tracker, check_trackers
 from diffusion_rtb.training.trainer import Trainer
+from diffusion_rtb.training.updates.gradient import check_trainable
+from diffusion_rtb.training.updates.optimizer import check_optimizer, own_parameters
+from diffusion_rtb.training.updates.update import Updates
 from diffusion_rtb.training.watch.observer import Hands, Watch
 from diffusion_rtb.training.watch.tools import Tools, describe_tools
 
@@ -121,7 +122,8 @@ def _built(config: RunConfig, folder: Path, components: Components, mixture: Mix
             sampler = load_sampler(config, folder, components, objective, mixture)
             prepare(config, sampler, objective, processes, start)
     observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
-    trainer = Trainer(config, folder, sampler, objective, mixture, make_beta(config.beta), processes, observers, begun)
+    beta, updates = make_beta(config.beta), Updates.of(config, sampler, objective, mixture)
+    trainer = Trainer(config, folder, sampler, objective, mixture, beta, processes, updates, observers, begun)
     if tools is not None:  # first: what it sees is in the row that the tracker writes
         hands = Hands(lambda: trainer.beta, trainer.save, trainer.leave_alone, tracker.extra, tracker.image)
         trainer.observers.insert(0, Watch(config, folder, sampler, tools, hands))

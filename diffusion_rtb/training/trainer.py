@@ -1,26 +1,22 @@
 """The loop of a run: iterations that succeed or leave everything as it was, and observers that are told of them.
 
-sources -> Batch -> `gradient.loss_of` -> `gradient.push_back` -> `gradient.descend`
+sources -> Batch -> `Updates.gradient` -> `descend`
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.beta import Beta
-from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.lock import folder_lock
-from diffusion_rtb.interfaces import Objective, Terms
+from diffusion_rtb.interfaces import Objective
 from diffusion_rtb.out_of_memory import remedied
 from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
 from diffusion_rtb.run.folder import CHECKPOINTS
@@ -29,10 +25,8 @@ from diffusion_rtb.run.progress import Progress, trained_beta
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import observing, reward_tensors
-from diffusion_rtb.training.gradient import descend, loss_of, push_back, some_steps
-from diffusion_rtb.training.metrics import Measured, batch_metrics, check_parity, parity, posterior_metrics, realised
+from diffusion_rtb.training.metrics import Measured, batch_metrics, posterior_metrics, realised
 from diffusion_rtb.training.observers import Checkpoints, Observer
-from diffusion_rtb.training.optimizer import adam
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.rounding_floor import first_floor
 from diffusion_rtb.training.schedules import learning_rate_factor, prompt_rows
@@ -48,12 +42,15 @@ from diffusion_rtb.training.state import (
     tensors_alone,
 )
 from diffusion_rtb.training.stop_signal import Stopped, StopSignal
+from diffusion_rtb.training.updates.gradient import descend
+from diffusion_rtb.training.updates.optimizer import adam
 from diffusion_rtb.training.warm_up import learn_statistics, warm_up
 
 __all__ = ["Trainer"]
 
 if TYPE_CHECKING:
     from diffusion_rtb.behaviours._mixture import Mixture
+    from diffusion_rtb.training.updates.update import Updates
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +69,7 @@ class Trainer:
         sources: Where trajectories come from.
         target: beta of each iteration.
         processes: Those that train together.
+        updates: How the objective's gradient gets into the posterior.
         observers: Told how it goes, in this order; the checkpoints come after them.
         begun: Where the run goes on from, if that was read already.
     """
@@ -85,6 +83,7 @@ class Trainer:
         sources: Mixture,
         target: Beta,
         processes: Processes,
+        updates: Updates,
         observers: Sequence[Observer] = (),
         begun: Checkpoint | None = None,
     ) -> None:
@@ -98,7 +97,7 @@ class Trainer:
         self.begun = begun
         self.observers: list[Observer] = [*observers, Checkpoints(self.save, config.train.checkpoint_every)]
         self.target = target
-        self.uses_kl = ObjectiveTraits.of(objective).uses_kl
+        self.updates = updates
         self.optimizer = adam(self.prior.parameters().values(), objective, config.train)
         beta = Part(lambda: State({}, self.beta), lambda state: target.load(float(state.values)))
         self.parts = parts_of(sampler, objective, self.optimizer) | {"beta": beta}
@@ -194,9 +193,7 @@ class Trainer:
             parts = self.sources.draw(self.sampler, rows, self.iteration, beta)
         floor = self._floor(parts["posterior"] if own is None else own)
         for update in range(self.config.train.updates_per_iteration):
-            parts = self._completed(parts, update)
-            terms, loss = loss_of(self.sampler, self.objective, list(parts.values()), beta)
-            replayed = self._backward(list(parts.values()), terms, update)
+            parts, loss, replayed = self.updates.gradient(parts, beta, self.iteration, update)
             norm = descend(self.optimizer, self.config.train, self.iteration, self.processes)
             if update == 0:
                 metrics = batch_metrics(parts, loss, replayed, self.processes) | {"beta": beta, "gradient_norm": norm}
@@ -218,28 +215,6 @@ class Trainer:
         # It is measured while the posterior is the prior; one that starts from another run has that run's.
         begins = self.iteration == 0 and self.config.start is None
         return {} if not begins else first_floor(self.sampler, own, self.config, self.processes)
-
-    def _completed(self, parts: Mapping[str, Batch], update: int) -> dict[str, Batch]:
-        """With both log-densities; after an update the posterior has moved."""
-        if update > 0:
-            parts = {name: replace(part, log_q=None, kl=None, norm_q=None) for name, part in parts.items()}
-        complete = self.sampler.with_kl if self.uses_kl else self.sampler.completed
-        return {name: complete(part) for name, part in parts.items()}
-
-    def _backward(self, parts: list[Batch], terms: Terms, update: int) -> list[Float[Tensor, "_ steps"]]:
-        """The objective's gradient into the posterior's parameters; what is wrong is refused before it reaches them."""
-        train = self.config.train
-        assert terms.log_q.grad is not None
-        seed = seed_of(self.config.seed, "steps", self.iteration, update)
-        steps = some_steps(parts[0], train.gradient_steps, seed)
-        kl_cotangent = None if terms.kl is None else terms.kl.grad
-        replayed = push_back(
-            self.sampler, parts, terms.log_q.grad, kl_cotangent, weights=train.step_weights, steps=steps
-        )
-        if update == 0:
-            assert parts[0].log_q is not None
-            check_parity(parity(parts[0].log_q, replayed[0]), train.parity_tolerance, self.iteration)
-        return replayed
 
     def _measure(self, own: Batch | None, beta: float) -> dict[str, float]:
         """What the posterior's own trajectories say of it, and where beta goes from there."""

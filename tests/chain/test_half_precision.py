@@ -18,7 +18,8 @@ from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.assemble import assemble
-from diffusion_rtb.training.gradient import (
+from diffusion_rtb.training.trainer import Trainer
+from diffusion_rtb.training.updates.gradient import (
     check_trainable,
     clip_gradients,
     descend,
@@ -26,7 +27,6 @@ from diffusion_rtb.training.gradient import (
     power_of_two,
     push_back,
 )
-from diffusion_rtb.training.trainer import Trainer
 from tests.oracles.tiny import save_tiny
 from tests.training.test_trainer import perturb, run_config
 
@@ -113,7 +113,7 @@ def test_an_update_has_the_gradient_of_float32_at_any_scale_of_the_reward(
             made.objective = deepcopy(objective)
             made.objective.prepare(3, made.prior.dims, 16)
             terms, _ = loss_of(made.sampler, made.objective, [own], beta)
-            made._backward([own], terms, 0)
+            made.updates.backward([own], terms, 0, 0)
             descend(made.optimizer, made.config.train, 0, made.processes)
             gradients.append(gradient(made))
         assert cosine(*gradients) > COSINE["float16"]

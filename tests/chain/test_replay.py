@@ -15,8 +15,8 @@ from diffusion_rtb.behaviours.replay import Replay
 from diffusion_rtb.chain.rollout import score
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import occurrences
-from diffusion_rtb.training.gradient import terms_of
 from diffusion_rtb.training.trainer import Trainer
+from diffusion_rtb.training.updates.gradient import terms_of
 from tests.oracles.behaving import BETA, begin_at_the_posterior, differing, known, rows, run, state
 
 EVERYTHING: list[dict[str, Any]] = [

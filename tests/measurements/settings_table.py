@@ -15,9 +15,9 @@ from diffusion_rtb.chain.rollout import rollout
 from diffusion_rtb.doctor.activations import activation_bytes
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
-from diffusion_rtb.training.gradient import push_back
 from diffusion_rtb.training.metrics import parity
 from diffusion_rtb.training.rounding_floor import rounding_floor
+from diffusion_rtb.training.updates.gradient import push_back
 from pipelines._models.memory import Memory
 from pipelines._models.speed import Speed
 from pipelines.stable_diffusion import StableDiffusion

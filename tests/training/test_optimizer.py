@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from diffusion_rtb.config.sections import TrainConfig
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.run.process_state import pack_optimizer, unpack_optimizer
-from diffusion_rtb.training.optimizer import adam
+from diffusion_rtb.training.updates.optimizer import adam
 from tests.oracles.behaving import run
 
 EIGHT = TrainConfig(optimizer="adamw8bit", lr=0.01)

@@ -22,8 +22,8 @@ from diffusion_rtb.run.checkpoint import latest_checkpoint, load_checkpoint
 from diffusion_rtb.run.posterior import open_trained_run
 from diffusion_rtb.scoring.call import RewardError
 from diffusion_rtb.training.assemble import assemble
-from diffusion_rtb.training.gradient import loss_of, push_back
 from diffusion_rtb.training.trainer import Trainer
+from diffusion_rtb.training.updates.gradient import loss_of, push_back
 from tests.oracles.behaving import differing, rows, run, state
 from tests.oracles.tiny import save_tiny
 

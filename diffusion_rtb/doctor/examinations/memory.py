@@ -19,8 +19,8 @@ from diffusion_rtb.out_of_memory import smaller_settings
 from diffusion_rtb.reward_check.measures import peak_memory
 from diffusion_rtb.sampling.sampler import decoded
 from diffusion_rtb.scoring.call import evaluate_reward
-from diffusion_rtb.training.optimizer import own_parameters
 from diffusion_rtb.training.rounding_floor import networks_of
+from diffusion_rtb.training.updates.optimizer import own_parameters
 
 __all__ = ["PLACE", "Plan", "examine"]
 

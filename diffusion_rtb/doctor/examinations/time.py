@@ -10,7 +10,7 @@ from diffusion_rtb.evaluation.choice import evaluated_rows
 from diffusion_rtb.interfaces import WarmsUp
 from diffusion_rtb.training.compatibility import check_owner
 from diffusion_rtb.training.observers import PROMPTS
-from diffusion_rtb.training.optimizer import own_parameters
+from diffusion_rtb.training.updates.optimizer import own_parameters
 from diffusion_rtb.training.watch.look import plan
 
 __all__ = ["PLACE", "examine"]

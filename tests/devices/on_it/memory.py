@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 from diffusion_rtb.config.components import build
 from diffusion_rtb.sampling.sampler import Sampler
-from diffusion_rtb.training.gradient import push_back
+from diffusion_rtb.training.updates.gradient import push_back
 from tests.oracles import pretended_device
 from tests.oracles.pretended_device import DEVICE, PretendedTensor
 from tests.oracles.tiny import save_tiny

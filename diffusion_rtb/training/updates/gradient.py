@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -22,10 +23,12 @@ from diffusion_rtb.config.sections import TrainConfig
 from diffusion_rtb.interfaces import Loss, Objective, Terms
 from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.sampling.batch import Batch
-from diffusion_rtb.sampling.sampler import Sampler
-from diffusion_rtb.training.optimizer import own_parameters
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.schedules import learning_rate_factor
+from diffusion_rtb.training.updates.optimizer import own_parameters
+
+if TYPE_CHECKING:
+    from diffusion_rtb.sampling.sampler import Sampler
 
 __all__ = [
     "check_trainable",

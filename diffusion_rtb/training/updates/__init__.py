@@ -1,0 +1,1 @@
+"""How a batch becomes an update of the posterior: along trajectories, or at single states."""

@@ -1,0 +1,267 @@
+"""Means aimed along the gradient of the soft value, against chains whose posterior is known in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffusion_rtb.chain.forward_process import mean_given, noised, signal_and_noise
+from diffusion_rtb.chain.normal import normal_log_prob
+from diffusion_rtb.chain.recorder import TrajectoryRecorder
+from diffusion_rtb.interfaces import States, Terms
+from diffusion_rtb.objectives._bounded_value import BoundedValue
+from diffusion_rtb.objectives.value_gradient import ValueGradient
+from diffusion_rtb.training.trainer import Trainer
+from diffusion_rtb.training.updates.regression import Regression, dealt
+from pipelines._analytic.linear_gaussian import Quadratic
+from tests.oracles.behaving import QUADRATIC, known, run
+
+BUFFER: dict[str, Any] = {"component": "prior_buffer", "share": 0.875, "capacity": 512, "noised": True}
+
+
+class Exact(torch.nn.Module):
+    """log F of a state in closed form."""
+
+    def __init__(self, log_f: Quadratic) -> None:
+        super().__init__()
+        self.quadratic = log_f
+
+    def log_f(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
+        values: Tensor = self.quadratic(x_t.double())
+        return values
+
+
+def states_of(mean_q: Tensor, mean_p: Tensor, **changed: Any) -> States:
+    given = States(
+        step=1,
+        share=0.5,
+        x_t=mean_q,
+        x_0=mean_q,
+        following=300.0,
+        std=0.7,
+        mean_q=mean_q,
+        mean_p=mean_p,
+        mean_0=None,
+        reward=torch.zeros(len(mean_q)),
+        features=torch.zeros(len(mean_q), 0),
+        generator=torch.Generator().manual_seed(0),
+    )
+    return replace(given, **changed)
+
+
+def test_with_the_exact_value_the_means_of_the_posterior_aim_at_themselves(tmp_path: Path) -> None:
+    """The best chain of fixed deviations is where nothing pulls any more, at every step and every state."""
+    trainer = run(tmp_path, reward=QUADRATIC)
+    tilt = known(trainer)
+    x = torch.randn(1, tilt.p.steps + 1, 2, dtype=torch.float64)
+    mean_q, mean_p = tilt.best.means(x), tilt.p.means(x)
+    objective = ValueGradient()
+    for i in tilt.p.stochastic.tolist()[:-1]:
+        std = float(tilt.p.C[i, 0, 0].sqrt())
+        objective.value = Exact(tilt.log_f[i + 1])  # type: ignore[assignment]
+        aims = objective.aim(states_of(mean_q[:, i].expand(4000, 2), mean_p[:, i].expand(4000, 2), std=std), 1.3)
+        error = aims.std(0) / 4000**0.5
+        assert bool(((aims.mean(0) - mean_q[0, i]).abs() < 4 * error).all())
+        assert float((mean_q - mean_p)[0, i].norm()) > 20 * float(error.norm())  # it would be seen to miss
+
+
+def test_scale_multiplies_the_shift_of_both_targets() -> None:
+    q, p, zero = torch.randn(3, 2), torch.randn(3, 2), torch.randn(3, 2)
+    pull = Exact(Quadratic(torch.zeros(2, 2).double(), torch.tensor([1.0, -2.0]).double(), torch.zeros(()).double()))
+    slope = torch.autograd.functional.jacobian(lambda x: pull.log_f(x, x, x).sum(), q)
+    for scale in (1.0, 1.5):
+        objective = ValueGradient(scale=scale, from_samples=0.6)
+        objective.value = pull  # type: ignore[assignment]
+        torch.testing.assert_close(objective.aim(states_of(q, p), 1.0), (p + scale * 0.49 * slope).to(q))
+        torch.testing.assert_close(objective.aim(states_of(q, p, mean_0=zero), 1.0), p + scale * (zero - p))
+        late = objective.aim(states_of(q, p, mean_0=zero, share=0.6), 1.0)
+        torch.testing.assert_close(late, (p + scale * 0.49 * slope).to(q))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "arguments"),
+    [(DDPMScheduler, {}), (DDIMScheduler, {"eta": 1.0}), (DDIMScheduler, {"eta": 0.3})],
+    ids=["ddpm", "ddim", "eta"],
+)
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_the_mean_given_x_0_is_the_step_of_a_network_that_knows_it(
+    scheduler: Any, arguments: dict[str, float], predicts: str
+) -> None:
+    chain = scheduler(clip_sample=False, prediction_type=predicts)
+    chain.set_timesteps(8)
+    a, b = signal_and_noise(chain, chain.timesteps.float())
+    x_0 = torch.randn(4, 3)
+    x = a[0] * x_0 + b[0] * torch.randn(4, 3)
+    with TrajectoryRecorder(chain, dtype=torch.float64) as recorder:
+        for i, t in enumerate(chain.timesteps):
+            noise = (x - a[i] * x_0) / b[i]
+            output = noise if predicts == "epsilon" else a[i] * noise - b[i] * x_0
+            x = chain.step(output.float(), t, x.float(), **arguments).prev_sample
+    trajectory = recorder.trajectory
+    levels = [*zip(a.tolist(), b.tolist(), strict=True), (1.0, 0.0)]
+    for i in trajectory.stochastic.nonzero().flatten().tolist():
+        std = float(trajectory.std[i])
+        mean = mean_given(x_0, trajectory.x[:, i], std, levels[i], levels[i + 1])
+        log_prob = normal_log_prob(trajectory.x[:, i + 1], mean, std, torch.float64)
+        torch.testing.assert_close(log_prob, trajectory.log_prob[:, i], atol=1e-3, rtol=0)
+
+
+def test_a_step_wider_than_its_state_is_refused() -> None:
+    with pytest.raises(ValueError, match="Use DDPM or DDIM"):
+        mean_given(torch.zeros(1, 2), torch.zeros(1, 2), 0.9, (0.5, 0.8), (0.7, 0.7))
+
+
+def linear_rewards(n: int) -> Terms:
+    """x_0 ~ N(0, 1), r = 0.8·x_0, in 1 dimension."""
+    x = torch.randn(n, 1, 1, generator=torch.Generator().manual_seed(1))
+    zero = torch.zeros(n, 4)
+    return Terms(
+        log_q=zero.clone().requires_grad_(),
+        log_p=zero,
+        reward=0.8 * x[:, 0, 0],
+        prompt=torch.zeros(n, dtype=torch.long),
+        x=x,
+        timesteps=torch.tensor([999.0, 700.0, 400.0, 100.0]),
+        features=torch.zeros(n, 0),
+    )
+
+
+def test_the_bounded_value_is_the_soft_value_of_noised_states() -> None:
+    """x_0 given x_t = a·x_0 + b·z is N(a·x_t, b²) for a standard normal: V(x_t) = 0.8·a·x_t + beta·(0.8·b)²/2."""
+    chain, beta = DDPMScheduler(), 1.5
+    terms = linear_rewards(8000)
+    torch.manual_seed(0)
+    value = BoundedValue((1,), 0, width=32)
+    value.fit(terms, beta, lambda x, t, g: noised(chain, x, t, g), 800, 3e-3)
+    x = torch.linspace(-1.2, 1.2, 25)[:, None]
+    for t in terms.timesteps[1:].tolist():
+        a, b = (float(level) for level in signal_and_noise(chain, torch.tensor([t])))
+        found = value(x, torch.full((25,), t), torch.zeros(25, 0))
+        expected = 0.8 * a * x[:, 0] + beta * (0.8 * b) ** 2 / 2
+        assert float((found - expected).abs().mean()) < 0.08
+    clean = value(x, torch.zeros(25), torch.zeros(25, 0))
+    assert float((clean - 0.8 * x[:, 0]).abs().mean()) < 0.08
+    assert not any(parameter.requires_grad for parameter in value.parameters())
+
+
+@given(dense=st.integers(1, 30), count=st.integers(1, 30), batches=st.integers(1, 9), seed=st.integers(0, 99))
+def test_steps_are_dealt_evenly(dense: int, count: int, batches: int, seed: int) -> None:
+    steps = dealt(range(dense), count, batches, seed)
+    assert all(len(set(mine)) == len(mine) == min(count, dense) for mine in steps)
+    often = [sum(mine.count(step) for mine in steps) for step in range(dense)]
+    assert max(often) - min(often) <= 1
+
+
+def test_any_step_is_dealt_as_often_as_any_other() -> None:
+    came = torch.zeros(7)
+    for seed in range(2000):
+        for mine in dealt(range(7), 3, 2, seed):
+            came[mine] += 1
+    assert float((came / 2000 - 6 / 7).abs().max()) < 0.04
+
+
+def regressing(out: Path, train: dict[str, Any] | None = None, steps: int = 4, **objective: Any) -> Trainer:
+    settings = {"component": "value_gradient", "width": 16, "warm_up_updates": 300} | objective
+    sizes = {"group": 64, "micro_batch": 16} | (train or {})
+    return run(out, reward=QUADRATIC, objective=settings, behaviours=[BUFFER], train=sizes, prior={"steps": steps})
+
+
+class Fixed:
+    """Aims at numbers of its own."""
+
+    def aim(self, at: States, beta: float) -> Tensor:
+        return at.mean_p + torch.tensor([0.3, -0.2]) * (at.step + 1)
+
+
+def test_the_gradient_is_that_of_the_loss(tmp_path: Path) -> None:
+    """Against differences of the loss itself along a random direction, over all steps of own and noised states."""
+    trainer = regressing(tmp_path, from_samples=1.0, warm_up_updates=0)
+    parts = trainer.sources.draw(trainer.sampler, [0], 0, 1.3)
+    regression = Regression(trainer.sampler, Fixed(), 1.3, frozenset())
+    parameters = list(trainer.prior.parameters().values())
+    direction = [torch.randn_like(parameter) for parameter in parameters]
+    regression.push(parts, None, 0)
+    slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, direction, strict=True) if p.grad is not None)
+    found = []
+    for h in (1e-2, -1e-2):
+        for parameter, along in zip(parameters, direction, strict=True):
+            parameter.data.add_(along, alpha=h)
+        found.append(regression.push(parts, None, 0))
+        for parameter, along in zip(parameters, direction, strict=True):
+            parameter.data.sub_(along, alpha=h)
+    assert slope == pytest.approx((found[0] - found[1]) / 2e-2, rel=1e-3)
+    some = [regression.push(parts, 1, seed) for seed in range(20)]
+    assert sum(some) / 20 == pytest.approx(regression.push(parts, None, 0), rel=0.1)
+
+
+@pytest.mark.parametrize("from_samples", [0.0, 1.0])
+def test_the_best_chain_is_learned(from_samples: float, tmp_path: Path, shapes_unchecked: None) -> None:
+    """From noised samples, with 20 steps: with 4 the forward process is not what the chain reverses, and 0.6 nats are missing."""
+    sizes = {"iterations": 15, "updates_per_iteration": 4, "lr_decay": "linear", "micro_batch": 64}
+    updates = 0 if from_samples == 1 else 300
+    sizes |= {"group": 128, "micro_batch": 128, "lr": 0.02} if from_samples == 1 else {}
+    trainer = regressing(tmp_path, sizes, 20, from_samples=from_samples, warm_up_updates=updates)
+    trainer.fit()
+    batch = trainer.sampler.completed(trainer.sampler.draw([0] * 512, list(range(512))))
+    assert batch.log_q is not None
+    assert batch.log_p is not None
+    elbo = 1.3 * batch.reward - (batch.log_q - batch.log_p).sum(1)
+    error = float(elbo.std() / 512**0.5)
+    assert float(elbo.mean()) > known(trainer).best_elbo - 0.06 - 3 * error
+    assert float(elbo.mean()) < known(trainer).best_elbo + 3 * error
+
+
+def test_noised_samples_end_where_the_prior_did(tmp_path: Path) -> None:
+    trainer = regressing(tmp_path)
+    source, count = trainer.sources.prior
+    first = source.draw(trainer.sampler, [0], count, 0, 1.3)
+    again = source.draw(trainer.sampler, [0], count, 0, 1.3)
+    later = source.draw(trainer.sampler, [0], count, 1, 1.3)
+    assert torch.equal(first.trajectory.x, again.trajectory.x)
+    assert not torch.equal(first.trajectory.x[:, 0], later.trajectory.x[:, 0])
+    assert first.log_p is None
+    held = source.extended[0][0]
+    assert held.trajectory.x.shape == (512, 1, 2)
+    ends = {tuple(x) for x in held.trajectory.x_0.tolist()}
+    assert all(tuple(x) in ends for x in first.trajectory.x_0.tolist())
+    a, b = signal_and_noise(trainer.prior.pipe.scheduler, first.trajectory.timesteps)
+    many = source.draw(trainer.sampler, [0], 4096, 2, 1.3).trajectory
+    for i in range(4):
+        noise = (many.x[:, i] - a[i] * many.x_0) / b[i]
+        assert float(noise.mean(0).abs().max()) < 5 / 64
+        assert float((noise.std(0) - 1).abs().max()) < 5 / 64 / 2**0.5
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path, shapes_unchecked: None) -> None:
+    whole = regressing(tmp_path / "whole", warm_up_updates=5)
+    whole.fit()
+    regressing(tmp_path / "part", {"iterations": 2}, warm_up_updates=5).fit()
+    after = regressing(tmp_path / "part", warm_up_updates=5)
+    after.fit()
+    for name, parameter in whole.prior.parameters().items():
+        assert torch.equal(parameter, after.prior.parameters()[name])
+    for name, tensor in whole.objective.state_dict().items():
+        assert torch.equal(tensor, after.objective.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"warm_up_updates": 0}, "leaves V untrained"),
+        ({"from_samples": 1.5}, "a share of the steps, 0 to 1; got 1.5"),
+        ({"scale": 0.0}, "scale must be a positive finite number, got 0.0"),
+        ({"draws": 0}, "draws must be at least 1, got 0"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ValueGradient(**arguments)
