@@ -69,6 +69,8 @@ class ObjectiveTraits:
     """It clips ratios to the chain that drew, so that an on-policy objective too bears several updates on the same trajectories."""
     value_stays: bool = False
     """Its V is learned once, by the warm-up: for one beta and one reward, so that neither may change."""
+    learns_samples: bool = False
+    """It takes samples of the posterior as targets themselves, so a behaviour has to provide them, noised (`Source.tilted`)."""
     smallest_group: int = 1
     """Trajectories per prompt that it needs, 2 where it compares them."""
     warm_up_updates: int | None = None

@@ -52,7 +52,6 @@ class ValueGradient(nn.Module):
         ValueError: an argument is out of range, or nothing is left to learn V from.
     """
 
-    value_stays = True
     smallest_group = 2
     warm_up_states = "noised"
     value: BoundedValue | None
@@ -82,6 +81,7 @@ class ValueGradient(nn.Module):
         check_positive("lr", lr)
         self.warm_up_updates, self.width, self.lr = warm_up_updates, width, lr
         self.scale, self.draws, self.from_samples = scale, draws, from_samples
+        self.value_stays, self.learns_samples = warm_up_updates > 0, from_samples > 0
         self.value = None
         self.measure = RTB("vargrad")
 

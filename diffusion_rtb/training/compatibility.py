@@ -30,6 +30,7 @@ __all__ = [
     "check_owner",
     "check_processes",
     "check_reward_memory",
+    "check_samples",
     "check_settings",
     "check_step_weights",
     "check_steps",
@@ -41,6 +42,7 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
     """The checks here that need nothing loaded: the objective's members, behaviours, beta, updates and steps."""
     check_objective_members(objective)
     check_behaviours(objective, mixture)
+    check_samples(objective, mixture)
     check_measured(config.beta, mixture)
     check_beta(objective, config.beta)
     check_updates(objective, config.train.updates_per_iteration)
@@ -77,6 +79,16 @@ def check_behaviours(objective: Objective, mixture: Mixture) -> None:
         )
 
 
+def check_samples(objective: Objective, mixture: Mixture) -> None:
+    """Refuse an objective whose targets are samples of the posterior where no behaviour has such, noised."""
+    if ObjectiveTraits.of(objective).learns_samples and not any(source.tilted for source in _drawing(mixture)):
+        raise ValueError(
+            f"objective {type(objective).__name__} takes samples of the posterior as targets (from_samples), and no behaviour "
+            "draws them noised: add {component: prior_buffer, share: 0.5, resample: true, noised: true} to behaviours, or set "
+            "from_samples 0."
+        )
+
+
 def _drawing(mixture: Mixture) -> list[Source]:
     return [source for source, count in mixture.values() if count > 0]
 
@@ -97,7 +109,7 @@ def check_reward_memory(reward: Reward, objective: Objective, mixture: Mixture) 
     kept = [type(source).__name__ for source in _drawing(mixture) if source.kept(1, 1) is not None]
     keeping = [f"behaviour {name} keeps trajectories" for name in kept]
     if ObjectiveTraits.of(objective).value_stays:
-        keeping.append(f"objective {type(objective).__name__} with value_loss: none keeps its V")
+        keeping.append(f"objective {type(objective).__name__} with these settings keeps its V")
     judging = [type(source).__name__ for source in _drawing(mixture) if source.judges_estimates]
     if moving and judging:
         raise ValueError(
@@ -115,8 +127,9 @@ def check_beta(objective: Objective, beta: BetaConfig) -> None:
     """Refuse to move beta under a V that stays as its warm-up left it, and so belongs to one beta."""
     if beta.moved_by is not None and ObjectiveTraits.of(objective).value_stays:
         raise ValueError(
-            f"objective {type(objective).__name__} with value_loss: none learns V once, for one beta, and {beta.moved_by} moves "
-            f"beta. Use value_loss: consistency, or no {beta.moved_by}."
+            f"objective {type(objective).__name__} with these settings learns V once, for one beta, and {beta.moved_by} moves "
+            "beta. Use one whose V goes on learning (trust_pcl with value_loss: consistency), one without V (rtb), or no "
+            f"{beta.moved_by}."
         )
 
 

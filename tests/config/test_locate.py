@@ -142,7 +142,7 @@ def test_an_entry_point_of_an_installed_package_is_found(mine: Callable[[str, st
     assert locate("brightness", "reward").__name__ == "Brightness"
 
 
-OBJECTIVES = "ddpo, dpo, dpok, grpo, reinforce_kl, reinforce_naive, rtb, trust_pcl"
+OBJECTIVES = "ddpo, dpo, dpok, grpo, reinforce_kl, reinforce_naive, rtb, trust_pcl, value_gradient"
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_the_gradient_is_that_of_the_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize("from_samples", [0.0, 1.0])
 def test_the_best_chain_is_learned(from_samples: float, tmp_path: Path, shapes_unchecked: None) -> None:
     """From noised samples, with 20 steps: with 4 the forward process is not what the chain reverses, and 0.6 nats are missing."""
-    sizes = {"iterations": 15, "updates_per_iteration": 4, "lr_decay": "linear", "micro_batch": 64}
+    sizes = {"iterations": 10, "updates_per_iteration": 4, "lr_decay": "linear", "micro_batch": 64}
     updates = 0 if from_samples == 1 else 300
     sizes |= {"group": 128, "micro_batch": 128, "lr": 0.02} if from_samples == 1 else {}
     trainer = regressing(tmp_path, sizes, 20, from_samples=from_samples, warm_up_updates=updates)
@@ -265,3 +265,19 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path, shapes_unchecked: Non
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ValueGradient(**arguments)
+
+
+def test_samples_as_targets_need_a_behaviour_that_has_them(tmp_path: Path) -> None:
+    objective = {"component": "value_gradient", "from_samples": 0.5}
+    for behaviours in ([], [BUFFER | {"noised": False}], [BUFFER | {"resample": False}]):
+        with pytest.raises(ValueError, match="no behaviour draws them noised: add"):
+            run(tmp_path, objective=objective, behaviours=behaviours)
+
+
+def test_beta_may_move_where_there_is_no_value(tmp_path: Path) -> None:
+    annealed = {"value": 1.0, "anneal": {"start": 0.5, "iterations": 3}}
+    with pytest.raises(ValueError, match="learns V once, for one beta"):
+        run(tmp_path, objective={"component": "value_gradient"}, behaviours=[BUFFER], beta=annealed)
+    alone = {"component": "value_gradient", "from_samples": 1.0, "warm_up_updates": 0}
+    trainer = run(tmp_path, objective=alone, behaviours=[BUFFER], beta=annealed)
+    assert trainer.objective.value is None  # type: ignore[attr-defined]

@@ -342,7 +342,7 @@ def test_an_unfinished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"beta = {last:.6g} nats" in card(Path("runs/g"))
     numbers = evaluate_run(Path("runs/g"))
     expected = {"iterations_done": 3, "iterations_asked": 50, "checkpoint": "00000003", "beta": last}
-    assert numbers["run"] == expected | {"damaged_checkpoints_passed_over": []}
+    assert numbers["run"] == expected | {"damaged_checkpoints_passed_over": [], "watch_embedder": None}
     assert json.loads(Path("runs/g/eval/metrics.json").read_text())["run"] == numbers["run"]
     assert numbers["beta"] == last
     assert "3 of 50 iterations - the run is unfinished" in capsys.readouterr().err

@@ -41,11 +41,15 @@ def draw_pool(sampler: Sampler, folder: Path, seed: int, kept: int, judged: int,
         say(f"prior: {start + PART} of {kept + judged}")
 
 
-def trained_on(folder: Path, kept: int, reward: Callable[[Tensor], Tensor]) -> Batch:
-    """The whole trajectories, with the rewards of their x_0."""
+def trained_on(folder: Path, kept: int, reward: Callable[[Tensor], Tensor], noised: bool = False) -> Batch:
+    """The whole trajectories, with the rewards of their x_0; what is noised anew has x_0 alone, and so the others' as well."""
     parts = [unpack(load_file(file))[0][0] for file in sorted(folder.glob("*.safetensors")) if int(file.stem) < kept]
     batch = Batch.cat(parts)
-    return replace(batch, reward=reward(batch.trajectory.x_0))
+    if noised:
+        x_0 = torch.cat([batch.trajectory.x_0, x_0_of_prior(folder, kept)])
+        batch = batch[torch.arange(len(x_0)) % len(batch)]  # densities are those of others, and nobody reads them
+        batch = replace(batch, trajectory=replace(batch.trajectory, x=x_0[:, None]))
+    return replace(batch, reward=reward(batch.trajectory.x_0).to(batch.reward))
 
 
 def x_0_of_prior(folder: Path, kept: int) -> Float[Tensor, "batch 1 32 32"]:

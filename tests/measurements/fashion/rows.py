@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 CONFIG = Path("configs/fashion/class.yaml")
 TARGETS: dict[str, tuple[str, ...]] = {**{name: (name,) for name in CLASSES}, "tops": TOPS}
-TRAINED = ("reinforce_kl", "ddpo", "dpok", "rtb", "vargrad", "trust_pcl_v")
+TRAINED = ("reinforce_kl", "ddpo", "dpok", "rtb", "vargrad", "trust_pcl_v", "value_gradient", "rtb_after")
+AFTER = {"rtb_after": "value_gradient"}
+"""Rows that start from the posterior of another."""
 GUIDED = {"dps": 0, "lgd_mc": 8}
 """Samples of LGD-MC; 0: DPS."""
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -56,8 +58,13 @@ class Table:
         """The run of a class and a method."""
         wanted = list(TARGETS[target])
         changes = [f"reward.target={wanted if len(wanted) > 1 else wanted[0]}", f"out={self.out / 'runs'}"]
-        name = f"name={target.replace(' ', '-')}.{method}"
-        return load_config(CONFIG, [*self.variants.overrides("objectives", method), *changes, name, *self.overrides])
+        changes.append(f"name={self._name(target, method)}")
+        if method in AFTER:
+            changes.append(f"start={self.out / 'runs' / self._name(target, AFTER[method])}")
+        return load_config(CONFIG, [*self.variants.overrides("objectives", method), *changes, *self.overrides])
+
+    def _name(self, target: str, method: str) -> str:
+        return f"{target.replace(' ', '-')}.{method}"
 
     def judge(self, target: str) -> Judge:
         """Real pictures are the training half's."""
@@ -99,7 +106,9 @@ class Table:
         source, count = trainer.sources.prior
         if count and isinstance(source, PriorBuffer):
             reward = trainer.sampler.reward
-            prior = trained_on(self.out / "prior", KEPT, lambda x_0: reward(trainer.prior.decode(x_0), [""] * len(x_0)))
+            prior = trained_on(
+                self.out / "prior", KEPT, lambda x_0: reward(trainer.prior.decode(x_0), [""] * len(x_0)), source.noised
+            )
             source.memory, source.drawn = {0: prior}, {0: len(prior)}
         seconds, cpu = perf_counter(), process_time()
         trainer.fit()

@@ -22,6 +22,8 @@ NAMES = {
     "rtb": "RTB",
     "vargrad": "VarGrad",
     "trust_pcl_v": "Trust-PCL with V",
+    "value_gradient": "value_gradient",
+    "rtb_after": "RTB, from value_gradient on",
     "reweighted": "**prior, re-weighted**",
     "real": "*real test pictures*",
 }
