@@ -105,11 +105,15 @@ class PriorBuffer(Source):
 
     def _noised(self, sampler: Sampler, ends: Batch, seed: int) -> Batch:
         """The same samples at the end of new forward chains, whose log-densities nobody has computed yet."""
-        ends_at, x_0 = ends.trajectory, ends.trajectory.x_0
+        x_0, timesteps, prior = ends.trajectory.x_0, ends.trajectory.timesteps, sampler.prior
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(len(x_0), len(ends_at.timesteps), *x_0.shape[1:], generator=generator, dtype=x_0.dtype)
-        states = noised_chain(sampler.prior.pipe.scheduler, x_0, ends_at.timesteps, noise)
-        chain = replace(ends_at, x=torch.cat([states, x_0[:, None]], 1), log_prob=torch.zeros_like(ends_at.log_prob))
+        states = []
+        for chunk in sampler.chunks(len(x_0)):
+            start = x_0[chunk].to(prior.device)
+            noise = torch.randn(len(start), len(timesteps), *x_0.shape[1:], generator=generator)
+            states.append(noised_chain(prior.pipe.scheduler, start, timesteps.to(prior.device), noise).cpu())
+        x = torch.cat([torch.cat(states), x_0[:, None]], 1)
+        chain = replace(ends.trajectory, x=x, log_prob=torch.zeros_like(ends.trajectory.log_prob))
         return replace(ends, trajectory=chain, log_p=None)
 
     def everything(self, sampler: Sampler) -> list[Batch]:

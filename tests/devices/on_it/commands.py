@@ -141,6 +141,13 @@ def test_every_objective_gives_the_numbers_of_the_cpu(objective: str, tmp_path: 
     check_same_numbers(trained(tmp_path, config, "cpu"), trained(tmp_path, config, DEVICE))
 
 
+def test_noised_samples_as_targets_give_the_numbers_of_the_cpu(tmp_path: Path) -> None:
+    buffer = {"component": "prior_buffer", "share": 0.5, "capacity": 8, "noised": True}
+    objective = {"component": "value_gradient", "warm_up_updates": 3, "from_samples": 0.5}
+    config = VECTORS | {"objective": objective, "behaviours": [buffer]}
+    check_same_numbers(trained(tmp_path, config, "cpu"), trained(tmp_path, config, DEVICE))
+
+
 @pytest.mark.parametrize("prior", ["gaussian", "gmm"])
 def test_a_known_posterior_is_compared_with_there(prior: str, tmp_path: Path) -> None:
     config = VECTORS if prior == "gaussian" else VECTORS | MIXTURE
