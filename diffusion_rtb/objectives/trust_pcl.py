@@ -222,9 +222,8 @@ class TrustPCL(nn.Module):
         check_terms(terms, beta)
         values = self.boundary_values(terms, beta)
         follow = values if self.value_loss == "consistency" else values.detach()
-        nats = -beta * trust_pcl_residual(
-            terms.log_q, terms.log_p, follow, beta
-        )  # the sign of RTB's, as penalties have it
+        # The sign of RTB's residual, as penalties have it.
+        nats = -beta * trust_pcl_residual(terms.log_q, terms.log_p, follow, beta)
         log_z = values[:, 0].detach() * beta
         residual = rtb_residual(terms.log_q.detach(), terms.log_p, terms.reward, log_z, beta)
         loss = torch.mean(self.penalty(nats))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 
@@ -13,7 +13,18 @@ from diffusion_rtb.steering._aim import Aim, Kind
 if TYPE_CHECKING:
     from diffusion_rtb.steering._particles import Particles
 
-__all__ = ["Method"]
+__all__ = ["Drawing", "Method"]
+
+
+class Drawing(TypedDict, total=False):
+    """How the rows of a call are drawn; every method hands it on to its `Particles`."""
+
+    seeds: Sequence[int] | None
+    """One per group of `particles` rows, of the choices among them; None: 0, 1, …."""
+    generators: Sequence[torch.Generator] | None
+    """See `TrajectoryRecorder`."""
+    as_prior: Callable[[], AbstractContextManager[None]] | None
+    """The recorder's `prior`."""
 
 
 @runtime_checkable
@@ -38,21 +49,11 @@ class Method(Protocol):
     needs_noise: bool = True
     """It needs steps with noise."""
 
-    def around(
-        self,
-        pipe: Any,
-        aim: Aim,
-        *,
-        seeds: Sequence[int] | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        as_prior: Callable[[], AbstractContextManager[None]] | None = None,
-    ) -> Particles:
+    def around(self, pipe: Any, aim: Aim, **drawing: Unpack[Drawing]) -> Particles:
         """A block in which calls of `pipe` are steered, and recorded.
 
         Args:
             pipe: A stock pipeline; its scheduler is wrapped, and put back on leaving.
             aim: What to steer towards.
-            seeds: One per group of `particles` rows, of the choices among them; None: 0, 1, ….
-            generators: See `TrajectoryRecorder`.
-            as_prior: Likewise.
+            **drawing: See `Drawing`.
         """

@@ -69,7 +69,7 @@ class Particles(TrajectoryRecorder):
         needs_noise: Refuse a chain without noise.
         seeds: One per group; None: 0, 1, ….
         generators: See `TrajectoryRecorder`.
-        prior: Likewise.
+        as_prior: Its `prior`.
 
     Raises:
         ValueError: as `TrajectoryRecorder`; the scheduler is multistep, or the rows of the call are no whole groups, or the
@@ -89,9 +89,9 @@ class Particles(TrajectoryRecorder):
         needs_noise: bool = True,
         seeds: Sequence[int] | None = None,
         generators: Sequence[torch.Generator] | None = None,
-        prior: Callable[[], AbstractContextManager[None]] | None = None,
+        as_prior: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
-        super().__init__(scheduler, dtype=LOG_DENSITY, generators=generators, prior=prior)
+        super().__init__(scheduler, dtype=LOG_DENSITY, generators=generators, prior=as_prior)
         self.aim, self.size, self.choose, self.every, self.weighs = aim, size, choose, every, weighs
         self.temper, self.needs_noise, self.seeds = temper, needs_noise, seeds
         self._reset()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from diffusion_rtb.steering._aim import Aim
-from diffusion_rtb.steering._method import Method
+from diffusion_rtb.steering._method import Drawing, Method
 from diffusion_rtb.steering._particles import Particles
 
 __all__ = ["BestOf"]
@@ -36,15 +34,7 @@ class BestOf(Method):
     def __init__(self, particles: PositiveInt = 16) -> None:
         self.particles = particles
 
-    def around(
-        self,
-        pipe: Any,
-        aim: Aim,
-        *,
-        seeds: Sequence[int] | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        as_prior: Callable[[], AbstractContextManager[None]] | None = None,
-    ) -> Particles:
+    def around(self, pipe: Any, aim: Aim, **drawing: Unpack[Drawing]) -> Particles:
         """See `Method`; all rows of a group answer its best."""
         return Particles(
             pipe.scheduler,
@@ -53,9 +43,7 @@ class BestOf(Method):
             choose=_best,
             every=None,
             needs_noise=False,
-            seeds=seeds,
-            generators=generators,
-            prior=as_prior,
+            **drawing,
         )
 
 

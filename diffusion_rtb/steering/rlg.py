@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffusion_rtb.steering._aim import Aim
-from diffusion_rtb.steering._method import Method
+from diffusion_rtb.steering._method import Drawing, Method
 from diffusion_rtb.steering._particles import Particles
 
 __all__ = ["RLG", "mixed"]
@@ -45,15 +45,7 @@ class RLG(Method):
             raise ValueError(f"weight={weight}: 0 is the prior, 1 the posterior, more goes beyond; give 0 or more.")
         self.weight = weight
 
-    def around(
-        self,
-        pipe: Any,
-        aim: Aim,
-        *,
-        seeds: Sequence[int] | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        as_prior: Callable[[], AbstractContextManager[None]] | None = None,
-    ) -> Particles:
+    def around(self, pipe: Any, aim: Aim, **drawing: Unpack[Drawing]) -> Particles:
         """See `Method`; without `as_prior` the pipeline's LoRA is what makes the posterior.
 
         Raises:
@@ -65,7 +57,7 @@ class RLG(Method):
                 f"{type(pipe).__name__} has no network called {', '.join(NETWORKS)}, so prior and posterior cannot be mixed in it. "
                 "Use smc, which needs the prior alone."
             )
-        off = partial(_without_lora, pipe) if as_prior is None else as_prior
+        off = drawing.get("as_prior") or partial(_without_lora, pipe)
         blocks = [partial(mixed, network, off, self.weight) for network in networks]
         return _Mixed(
             pipe.scheduler,
@@ -75,9 +67,7 @@ class RLG(Method):
             choose=_itself,
             every=None,
             weighs=False,
-            seeds=seeds,
-            generators=generators,
-            prior=as_prior,
+            **drawing,
         )
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
-import torch
 from pydantic import Field, PositiveInt
 
 from diffusion_rtb.steering._aim import Aim, Kind
-from diffusion_rtb.steering._method import Method
+from diffusion_rtb.steering._method import Drawing, Method
 from diffusion_rtb.steering._particles import Particles, resampled
 
 __all__ = ["SMC"]
@@ -52,15 +49,7 @@ class SMC(Method):
         self.temper = temper
         self.value = value
 
-    def around(
-        self,
-        pipe: Any,
-        aim: Aim,
-        *,
-        seeds: Sequence[int] | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        as_prior: Callable[[], AbstractContextManager[None]] | None = None,
-    ) -> Particles:
+    def around(self, pipe: Any, aim: Aim, **drawing: Unpack[Drawing]) -> Particles:
         """See `Method`; the rows of a group end in random order, so that any of them are samples."""
         return Particles(
             pipe.scheduler,
@@ -69,7 +58,5 @@ class SMC(Method):
             choose=resampled(self.threshold),
             every=self.every,
             temper=self.temper,
-            seeds=seeds,
-            generators=generators,
-            prior=as_prior,
+            **drawing,
         )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from diffusion_rtb.steering._aim import Aim, Kind
-from diffusion_rtb.steering._method import Method
+from diffusion_rtb.steering._method import Drawing, Method
 from diffusion_rtb.steering._particles import Particles
 
 __all__ = ["SVDD"]
@@ -52,15 +50,7 @@ class SVDD(Method):
         self.temper = temper
         self.every = every
 
-    def around(
-        self,
-        pipe: Any,
-        aim: Aim,
-        *,
-        seeds: Sequence[int] | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        as_prior: Callable[[], AbstractContextManager[None]] | None = None,
-    ) -> Particles:
+    def around(self, pipe: Any, aim: Aim, **drawing: Unpack[Drawing]) -> Particles:
         """See `Method`; all rows of a group answer its one sample."""
         return Particles(
             pipe.scheduler,
@@ -70,9 +60,7 @@ class SVDD(Method):
             every=self.every,
             temper=self.temper,
             weighs=self.choice == "drawn",
-            seeds=seeds,
-            generators=generators,
-            prior=as_prior,
+            **drawing,
         )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -15,7 +13,7 @@ from torch import Tensor
 from diffusion_rtb.chain.normal import normal_log_prob
 from diffusion_rtb.chain.scheduler import StepCall, previous_sample, with_previous_sample
 from diffusion_rtb.steering._aim import Aim, Kind, State
-from diffusion_rtb.steering._method import Method
+from diffusion_rtb.steering._method import Drawing, Method
 from diffusion_rtb.steering._particles import Particles, resampled
 
 __all__ = ["ValueGuidance"]
@@ -55,15 +53,7 @@ class ValueGuidance(Method):
         self.particles = self.kept = particles
         self.threshold = threshold
 
-    def around(
-        self,
-        pipe: Any,
-        aim: Aim,
-        *,
-        seeds: Sequence[int] | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        as_prior: Callable[[], AbstractContextManager[None]] | None = None,
-    ) -> Particles:
+    def around(self, pipe: Any, aim: Aim, **drawing: Unpack[Drawing]) -> Particles:
         """See `Method`.
 
         Raises:
@@ -81,9 +71,7 @@ class ValueGuidance(Method):
             size=self.particles,
             choose=resampled(self.threshold),
             every=1 if self.particles > 1 else None,
-            seeds=seeds,
-            generators=generators,
-            prior=as_prior,
+            **drawing,
         )
 
 

@@ -1,15 +1,16 @@
-"""What changes with the iteration: learning rates, and whose turn it is among the prompts."""
+"""What changes with the iteration: learning rates, whose turn it is among the prompts, and which steps get a gradient."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import TrainConfig
 
-__all__ = ["learning_rate_factor", "nth_prompt", "prompt_rows"]
+__all__ = ["dealt", "learning_rate_factor", "nth_prompt", "prompt_rows"]
 
 
 def learning_rate_factor(train: TrainConfig, iteration: int) -> float:
@@ -50,3 +51,12 @@ def _pass(run_seed: int, number: int, count: int, total: int) -> list[int]:
 def _shuffled(run_seed: int, number: int, total: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed_of(run_seed, "prompts", number))
     return torch.randperm(total, generator=generator).tolist()
+
+
+def dealt(dense: Sequence[int], count: int | None, micro_batches: int, seed: int) -> list[list[int]]:
+    """Steps for each micro-batch, `count` different ones at random, or all: over the batch each equally often, give or take one."""
+    if count is None or count >= len(dense):
+        return [list(dense)] * micro_batches
+    order = torch.randperm(len(dense), generator=torch.Generator().manual_seed(seed)).tolist()
+    places = [[(m * count + k) % len(dense) for k in range(count)] for m in range(micro_batches)]
+    return [sorted(dense[order[place]] for place in mine) for mine in places]

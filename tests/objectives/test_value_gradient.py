@@ -19,8 +19,9 @@ from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.interfaces import States, Terms
 from diffusion_rtb.objectives._bounded_value import BoundedValue
 from diffusion_rtb.objectives.value_gradient import ValueGradient
+from diffusion_rtb.training.schedules import dealt
 from diffusion_rtb.training.trainer import Trainer
-from diffusion_rtb.training.updates.regression import Regression, dealt
+from diffusion_rtb.training.updates.regression import Regression
 from pipelines._analytic.linear_gaussian import Quadratic
 from tests.oracles.behaving import QUADRATIC, known, run
 

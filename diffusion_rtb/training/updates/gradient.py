@@ -24,7 +24,7 @@ from diffusion_rtb.interfaces import Loss, Objective, Terms
 from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.processes import Processes
-from diffusion_rtb.training.schedules import learning_rate_factor
+from diffusion_rtb.training.schedules import dealt, learning_rate_factor
 from diffusion_rtb.training.updates.optimizer import own_parameters
 
 if TYPE_CHECKING:
@@ -196,8 +196,7 @@ def some_steps(batch: Batch, count: int | None, seed: int) -> list[int] | None:
     dense = batch.trajectory.stochastic.nonzero().flatten()
     if count is None or count >= len(dense):
         return None
-    chosen = torch.randperm(len(dense), generator=torch.Generator().manual_seed(seed))[:count]
-    return sorted(dense[chosen.to(dense.device)].tolist())
+    return dealt(dense.tolist(), count, 1, seed)[0]
 
 
 def check_trainable(parameters: Mapping[str, torch.nn.Parameter]) -> None:

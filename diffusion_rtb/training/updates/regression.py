@@ -24,20 +24,12 @@ from diffusion_rtb.chain.teacher_forcing import Visited
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.interfaces import AimsStates, States
 from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.training.schedules import dealt
 
 if TYPE_CHECKING:
     from diffusion_rtb.sampling.sampler import Sampler
 
-__all__ = ["Regression", "dealt"]
-
-
-def dealt(dense: Sequence[int], count: int | None, micro_batches: int, seed: int) -> list[list[int]]:
-    """Steps for each micro-batch, `count` different ones at random, or all: over the batch each equally often, give or take one."""
-    if count is None or count >= len(dense):
-        return [list(dense)] * micro_batches
-    order = torch.randperm(len(dense), generator=torch.Generator().manual_seed(seed)).tolist()
-    places = [[(m * count + k) % len(dense) for k in range(count)] for m in range(micro_batches)]
-    return [sorted(dense[order[place]] for place in mine) for mine in places]
+__all__ = ["Regression"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from diffusion_rtb.config.sections import RunConfig
 from diffusion_rtb.interfaces import AimsStates, Loss, Objective, Terms
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.metrics import check_parity, parity
-from diffusion_rtb.training.updates.gradient import loss_of, push_back, some_steps
+from diffusion_rtb.training.updates.gradient import loss_of, push_back, some_steps, terms_of
 from diffusion_rtb.training.updates.regression import Regression
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Updates:
             scored[self.own] = self.sampler.completed(parts[self.own])
         own, train = scored[self.own], self.config.train
         assert own.log_q is not None
-        _, measured = loss_of(self.sampler, self.objective, [own], beta)
+        with torch.no_grad(), self.sampler.stopwatch("objective"):
+            measured = self.objective(terms_of(self.sampler, own), beta)
         regression = Regression(self.sampler, aims, beta, self.tilted, train.step_weights)
         loss = regression.push(scored, train.gradient_steps, seed_of(self.config.seed, "states", iteration, update))
         return scored, replace(measured, loss=torch.tensor(loss)), [torch.zeros_like(own.log_q)]
