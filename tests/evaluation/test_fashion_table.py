@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from diffusion_rtb.comparison.variants import load_variants
+from diffusion_rtb.config.load import RunConfig
 from tests.measurements.fashion.judging import diversity
 from tests.measurements.fashion.rows import CONFIG, TRAINED, Table
 from tests.measurements.fashion.table import END, START, write_table, written
@@ -46,8 +47,20 @@ def test_the_table_has_mean_and_deviation_over_classes_and_replaces_the_old_one(
         write_table(results, page)
 
 
+def network_calls(config: RunConfig) -> int:
+    """Calls per sample of a training, a gradient counted as two more."""
+    t, steps = config.train, (config.prior.model_extra or {})["steps"]
+    assert t.gradient_steps is not None
+    if config.objective.component == "value_gradient":
+        shares = [(source.model_extra or {})["share"] for source in config.behaviours]
+        states, own = t.updates_per_iteration * t.gradient_steps * t.group, t.group - round(t.group * sum(shares))
+        return t.iterations * (4 * states + 2 * steps * own)
+    return t.iterations * t.group * (2 * steps + 3 * t.gradient_steps)
+
+
 def test_every_method_is_a_run_of_the_same_budget() -> None:
     work = Table(Path("out"), Path("data"), load_variants(CONFIG))
     configs = {method: work.config("tops", method) for method in TRAINED}
-    assert len({(c.train.iterations * c.train.group, c.train.lr, str(c.posterior)) for c in configs.values()}) == 1
-    assert [method for method, config in configs.items() if config.behaviours] == ["rtb", "vargrad", "trust_pcl_v"]
+    assert len({(network_calls(config), str(config.posterior)) for config in configs.values()}) == 1
+    from_prior = ["rtb", "vargrad", "trust_pcl_v", "value_gradient", "rtb_after"]
+    assert [method for method, config in configs.items() if config.behaviours] == from_prior
