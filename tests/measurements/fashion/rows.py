@@ -15,6 +15,7 @@ from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.comparison.variants import Variants
 from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import RunConfig, load_config
+from diffusion_rtb.resampling import systematic_draw
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.steering._reward_guidance import Guidance, guided
@@ -42,6 +43,8 @@ SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 TUNED_ON = "dress"
 PRIOR, KEPT, DRAWN, TUNING, REAL = 4096, 1024, 256, 96, 6000
 """Judged samples of the prior; trajectories of it to train on; samples of other rows; of each scale; real pictures."""
+DRAWN_NEAR = {"value_gradient": 1024, "rtb_after": 1024}
+"""Samples of rows whose distance to the re-weighted prior is smaller than what 256 samples can tell."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,17 @@ class Table:
         draw_pool(sampler, self.out / "prior", 0, KEPT, PRIOR, log.info)
         if method in ("prior", "reweighted"):
             images = sampler.prior.decode(x_0_of_prior(self.out / "prior", KEPT))
-            log_r = judge.reward(images, [""] * len(images)).double()
-            return judge.of(images, (beta * log_r).exp() if method == "reweighted" else None), images
+            weights = (
+                (beta * judge.reward(images, [""] * len(images)).double()).exp() if method == "reweighted" else None
+            )
+            shown_first = slice(None) if weights is None else systematic_draw(weights / weights.sum(), DRAWN, 0)
+            return judge.of(images, weights), images[shown_first]
         spent = {} if trainer is None else self.train(trainer)
-        batch = self.guided(sampler, judge, method, beta) if trainer is None else drawn(sampler, DRAWN)
+        batch = (
+            self.guided(sampler, judge, method, beta)
+            if trainer is None
+            else drawn(sampler, DRAWN_NEAR.get(method, DRAWN))
+        )
         assert batch.images is not None
         assert batch.log_q is not None
         assert batch.log_p is not None

@@ -28,6 +28,7 @@ NAMES = {
     "real": "*real test pictures*",
 }
 COLUMNS = (
+    ("n", "samples", 0),
     ("log_r", "E[log r]", 2),
     ("frechet", "Fréchet", 1),
     ("diversity", "diversity", 3),
@@ -73,5 +74,5 @@ def _cell(rows: Sequence[Mapping[str, Any]], key: str, digits: int) -> str:
     values = [row[key] for row in rows if row.get(key) is not None]
     if not values:
         return "-"
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if digits and len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
