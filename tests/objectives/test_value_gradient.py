@@ -17,6 +17,7 @@ from diffusion_rtb.chain.forward_process import mean_given, noised, signal_and_n
 from diffusion_rtb.chain.normal import normal_log_prob
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.interfaces import States, Terms
+from diffusion_rtb.objectives import _value_fit
 from diffusion_rtb.objectives._bounded_value import BoundedValue
 from diffusion_rtb.objectives.value_gradient import ValueGradient
 from diffusion_rtb.training.schedules import dealt
@@ -151,6 +152,21 @@ def test_the_bounded_value_is_the_soft_value_of_noised_states() -> None:
     clean = value(x, torch.zeros(25), torch.zeros(25, 0))
     assert float((clean - 0.8 * x[:, 0]).abs().mean()) < 0.08
     assert not any(parameter.requires_grad for parameter in value.parameters())
+
+
+def test_pictures_go_through_the_value_in_pieces_of_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = linear_rewards(40)
+    terms = replace(
+        terms, x=terms.x[..., None, None].expand(-1, -1, -1, 6, 6) * torch.linspace(0.5, 1.5, 36).reshape(6, 6)
+    )
+    chain, found = DDPMScheduler(), []
+    for at_once in (_value_fit.AT_ONCE, 36 * 100):
+        monkeypatch.setattr(_value_fit, "AT_ONCE", at_once)
+        torch.manual_seed(0)
+        value = BoundedValue((1, 6, 6), 0, width=4).double()
+        value.fit(terms, 1.5, lambda x, t, g: noised(chain, x, t, g), 3, 3e-3)
+        found.append(torch.cat([parameter.flatten() for parameter in value.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-9)
 
 
 @given(dense=st.integers(1, 30), count=st.integers(1, 30), batches=st.integers(1, 9), seed=st.integers(0, 99))
