@@ -71,6 +71,12 @@ class ObjectiveTraits:
     """Its V is learned once, by the warm-up: for one beta and one reward, so that neither may change."""
     learns_samples: bool = False
     """It takes samples of the posterior as targets themselves, so a behaviour has to provide them, noised (`Source.tilted`)."""
+    noises: bool = False
+    """An objective of states: it learns from samples that are noised anew for each update, and not from the states they came by."""
+    compares: tuple[str, ...] = ("prior",)
+    """An objective of states: the networks whose means it reads (`States.means`), of "prior" and "old"."""
+    draws_old: bool = False
+    """Its samples are those of its old posterior (`KeepsOld`); what is logged is measured on others."""
     smallest_group: int = 1
     """Trajectories per prompt that it needs, 2 where it compares them."""
     warm_up_updates: int | None = None

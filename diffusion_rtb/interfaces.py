@@ -24,7 +24,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["AimsStates", "Loss", "Objective", "Prior", "Reward", "States", "Terms", "WarmsUp"]
+__all__ = [
+    "AimsStates",
+    "KeepsOld",
+    "Loss",
+    "Objective",
+    "Prior",
+    "Reward",
+    "Samples",
+    "States",
+    "Terms",
+    "WarmsUp",
+    "WeighsSamples",
+]
 
 
 @runtime_checkable
@@ -186,14 +198,17 @@ class States:
     std: float
     """Deviation of the transition x_t -> x_s."""
     mean_q: Float[Tensor, "batch *dims"]
-    mean_p: Float[Tensor, "batch *dims"]
+    means: Mapping[str, Float[Tensor, "batch *dims"]]
+    """The same mean by the networks that the objective `compares` with: "prior", "old"."""
     mean_0: Float[Tensor, "batch *dims"] | None
-    """E[x_s | x_t, x_0] (`mean_given`) where x_0 comes, nearly, from the posterior and was noised to x_t; else None. At the last
-    step x_0."""
+    """The same mean by a network that knows x_0 (`forward_process.knowing`), where x_0 was noised to x_t and is, nearly, a sample
+    of the posterior, or the objective `noises` every sample; else None. At the last step x_0."""
     reward: Float[Tensor, " batch"]
     features: Float[Tensor, "batch features"]
     generator: torch.Generator
     """For what an objective draws; on the host."""
+    weight: Float[Tensor, " batch"] | None = None
+    """What the objective's `weights` said of each sample, if it has any."""
 
 
 @runtime_checkable
@@ -202,8 +217,34 @@ class AimsStates(Protocol):
 
         loss = mean over states of |mean_q(x_t) - aim(x_t)|² / (2·std²), nats
 
-    The trainer then scores no trajectories but the posterior's own, for what is logged. An update takes one network call of the
-    prior and one of the posterior, with its gradient, per state: see `training/updates/regression.py`.
+    The trainer then scores no trajectories but the posterior's own, for what is logged. An update takes one network call of each
+    network that it `compares` with and one of the posterior, with its gradient, per state: see `training/updates/regression.py`.
+    What it may have besides: what `ObjectiveTraits` says, `WeighsSamples` and `KeepsOld`.
     """
 
     def aim(self, at: States, beta: float) -> Float[Tensor, "batch *dims"]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """All samples of an update."""
+
+    prompt: Int[Tensor, " batch"]
+    """Rows of the prompt table; samples of one prompt form a group."""
+    reward: Float[Tensor, " batch"]
+
+
+@runtime_checkable
+class WeighsSamples(Protocol):
+    """An objective of states that needs a number for each sample which depends on its group: a weight, an advantage."""
+
+    def weights(self, samples: Samples, beta: float) -> Float[Tensor, " batch"]:
+        """One for each; `States.weight` has them."""
+
+
+@runtime_checkable
+class KeepsOld(Protocol):
+    """An objective of states with an older posterior beside the one that it trains: it `compares` with it or lets it draw."""
+
+    def keeps_old(self, iteration: int) -> float:
+        """What share of the old one stays after this iteration, the rest being the posterior's; 0 to 1. It begins as that."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from diffusion_rtb.behaviours._memory import Memory, pack, unpack, with_newest
 from diffusion_rtb.behaviours._source import Kept, Share, Source
-from diffusion_rtb.chain.forward_process import noised_chain
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.resampling import systematic_draw
 from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.noising import noised_anew
 from diffusion_rtb.sampling.sampler import Sampler, numbered, occurrences
 
 __all__ = ["PriorBuffer", "prior_trajectories"]
@@ -101,20 +101,7 @@ class PriorBuffer(Source):
             seed = seed_of(self.seed, "resample", iteration, row, *([nth] if nth else []))
             parts.append(held[systematic_draw(weights, count, seed)])
         drawn = Batch.cat(parts)
-        return self._noised(sampler, drawn, seed_of(self.seed, "noised", iteration)) if self.noised else drawn
-
-    def _noised(self, sampler: Sampler, ends: Batch, seed: int) -> Batch:
-        """The same samples at the end of new forward chains, whose log-densities nobody has computed yet."""
-        x_0, timesteps, prior = ends.trajectory.x_0, ends.trajectory.timesteps, sampler.prior
-        generator = torch.Generator().manual_seed(seed)
-        states = []
-        for chunk in sampler.chunks(len(x_0)):
-            start = x_0[chunk].to(prior.device)
-            noise = torch.randn(len(start), len(timesteps), *x_0.shape[1:], generator=generator)
-            states.append(noised_chain(prior.pipe.scheduler, start, timesteps.to(prior.device), noise).cpu())
-        x = torch.cat([torch.cat(states), x_0[:, None]], 1)
-        chain = replace(ends.trajectory, x=x, log_prob=torch.zeros_like(ends.trajectory.log_prob))
-        return replace(ends, trajectory=chain, log_p=None)
+        return noised_anew(sampler, drawn, seed_of(self.seed, "noised", iteration)) if self.noised else drawn
 
     def everything(self, sampler: Sampler) -> list[Batch]:
         """All stored trajectories, one batch per prompt, with log_p; buffers that are empty are filled first."""

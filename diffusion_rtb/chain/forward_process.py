@@ -13,7 +13,7 @@ from diffusion_rtb.chain.recordable import samples_flows
 from diffusion_rtb.chain.scheduler import unchanged
 from diffusion_rtb.chain.teacher_forcing import place_in
 
-__all__ = ["denoised", "mean_given", "network_predicts", "noised", "noised_chain", "signal_and_noise"]
+__all__ = ["denoised", "knowing", "network_predicts", "noised", "noised_chain", "signal_and_noise"]
 
 
 def noised(
@@ -145,39 +145,37 @@ def denoised(
     return (a * x_t - b * n * output) / n**2 if predicts == "v_prediction" else output
 
 
-def mean_given(
+def knowing(
+    predicts: str,
     x_0: Float[Tensor, "batch *dims"],
     x_t: Float[Tensor, "batch *dims"],
-    std: float,
-    t: tuple[float, float],
-    s: tuple[float, float],
+    a: float,
+    b: float,
 ) -> Float[Tensor, "batch *dims"]:
-    r"""E[x_s | x_t, x_0] of a chain that keeps q(x_s | x_0) = N(a_s·x_0, b_s²·I) and whose step x_t -> x_s has this deviation.
+    r"""What a network that knows x_0 would answer at x_t = a·x_0 + b·noise: the inverse of `denoised`.
 
-        a_s·x_0 + sqrt(b_s² - std²)·(x_t - a_t·x_0) / b_t
+        epsilon         (x_t - a·x_0) / b                           the noise
+        velocity        (x_t - x_0) / b                             noise - x_0, a = 1 - b
+        v_prediction    (a·noise - b·x_0) / n,  n² = a² + b²
+        sample          x_0
 
-    A step of the prior's or the posterior's chain has the same mean, with the network's x0_hat for x_0. With eta 1 (DDPM) it is the
-    mean of the forward process run backwards.
+    A scheduler's own step makes of it the mean of x_t -> x_s given x_0, whatever its noise; for DDIM and DDPM
+    E[x_s | x_t, x_0] of the forward process run backwards (equation 7 of Song et al. 2020, https://arxiv.org/abs/2010.02502). Steps
+    are linear in the network's answer, so that the mean over x_0 is the step of the network that answers the mean.
 
     Args:
+        predicts: See `network_predicts`.
         x_0: The clean end.
         x_t: A state of the forward process from there.
-        std: Of the transition, at most b_s.
-        t: (a_t, b_t) of x_t = a_t·x_0 + b_t·noise, see `signal_and_noise`; b_t > 0.
-        s: (a_s, b_s).
-
-    Raises:
-        ValueError: std is larger, as with an SDE sampler of flows in few steps.
-
-    Source: equation 7 of Song et al. 2020, https://arxiv.org/abs/2010.02502
+        a: Signal; `signal_and_noise`.
+        b: Noise, above 0.
     """
-    if std > s[1] * (1 + 1e-4):
-        raise ValueError(
-            f"A step of deviation {std:.4g} leads to a state whose noise has {s[1]:.4g} in the forward process: this sampler does "
-            "not keep its marginals step by step, and the mean of a step given x_0 is not known. Use DDPM or DDIM, or an objective "
-            "that needs none (value_gradient with from_samples 0)."
-        )
-    return s[0] * x_0 + math.sqrt(max(0.0, s[1] ** 2 - std**2)) / t[1] * (x_t - t[0] * x_0)
+    if predicts == "sample":
+        return x_0
+    if predicts == "velocity":
+        return (x_t - x_0) / b
+    noise = (x_t - a * x_0) / b
+    return noise if predicts == "epsilon" else (a * noise - b * x_0) / math.hypot(a, b)
 
 
 def _transition(scheduler: Any, s: tuple[float, float], t: tuple[float, float]) -> tuple[float, float]:

@@ -34,6 +34,8 @@ class Visited:
     """Of the transition."""
     output: Float[Tensor, "batch *dims"]
     """What the pipeline gave the scheduler: the network's answer, guided."""
+    mean_of: Callable[[Tensor], Tensor]
+    """The mean that another output, of the same shape, would have had in this step."""
 
 
 Visit = Callable[[Visited], None]
@@ -192,16 +194,20 @@ class TeacherForcing:
             return with_previous_sample(call.noiseless(), self.x_t)
 
     def _score(self, call: StepCall) -> Any:
-        i, x = self.current, self.trajectory.x
+        i, x, x_t = self.current, self.trajectory.x, self.x_t
         self._check(call, i)
-        exact = call.at(self.x_t)
+        exact = call.at(x_t)
         self._check_history(exact)
         output = exact.mean()
         mean = previous_sample(output)
         if i in self.evaluated:
             self._check_std(exact.std(mean), i)
             log_prob = normal_log_prob(x[:, i + 1], mean, self.std[i], self.dtype)
-            self.visit(Visited(i, log_prob, mean, call.model_output))
+            self.visit(
+                Visited(
+                    i, log_prob, mean, call.model_output, lambda given: previous_sample(exact.at(x_t, given).mean())
+                )
+            )
         if self.keeps_history:
             with ProbeNoise(0.0):
                 exact.made()  # the scheduler has to remember this network output

@@ -109,14 +109,14 @@ class ValueGradient(nn.Module):
     def aim(self, at: States, beta: float) -> Float[Tensor, "batch *dims"]:
         """Where the mean of each transition should be; see the module."""
         if at.mean_0 is not None and at.share < self.from_samples:
-            return at.mean_p + self.scale * (at.mean_0 - at.mean_p)
+            return at.means["prior"] + self.scale * (at.mean_0 - at.means["prior"])
         if self.value is None:
             return at.mean_q  # nothing is known of where other states should lead
         slope = torch.zeros_like(at.mean_q)
         for _ in range(self.draws):
             noise = torch.randn(at.mean_q.shape, generator=at.generator).to(at.mean_q)
             slope += self._slope(at.mean_q + at.std * noise, at) / self.draws
-        return at.mean_p + self.scale * at.std**2 * slope
+        return at.means["prior"] + self.scale * at.std**2 * slope
 
     def _slope(self, x_s: Float[Tensor, "batch *dims"], at: States) -> Float[Tensor, "batch *dims"]:
         """grad log F(x_s)."""

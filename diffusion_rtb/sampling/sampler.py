@@ -92,6 +92,17 @@ class Sampler:
         self.metadata: list[Metadata] = [{} for _ in self.prompts] if metadata is None else list(metadata)
         self.micro_batch = micro_batch
         self.stopwatch = Stopwatch()
+        self._features: tuple[list[int], Tensor] | None = None
+
+    def features(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows features"]:
+        """`Prior.features` of the prompts of these rows; a text encoder is asked once about each of an iteration's prompts."""
+        distinct, place = rows.unique(return_inverse=True)
+        asked = distinct.tolist()
+        if self._features is None or self._features[0] != asked:
+            parts = [self.prior.features(self.texts(asked[chunk])) for chunk in self.chunks(len(asked))]
+            self._features = asked, torch.cat(parts)
+        held = self._features[1]
+        return held[place.to(held.device)]
 
     def texts(self, rows: Sequence[int] | Int[Tensor, " rows"]) -> list[str]:
         """The prompts of these rows."""

@@ -39,8 +39,8 @@ def value_of(
         return None
     if network is None:
         raise ValueError(
-            f"value={kind!r} needs a V that was learned, and there is none: train with trust_pcl and a length, or use "
-            "value: reward."
+            f"value={kind!r} needs a V that was learned, and there is none: train with value_gradient, or with trust_pcl "
+            "and a length; or use value: reward."
         )
 
     def learned(state: State) -> Tensor:

@@ -116,6 +116,6 @@ def _check_value(method: Method, name: str | None, objective: Any) -> None:
     instead = "value: reward" if hasattr(method, "temper") else "smc"
     here = "this is no trained run" if name is None else f"objective {name!r} of the run learns none"
     raise ValueError(
-        f"{type(method).__name__} with value {method.value!r} needs a V, and {here}. Give a run trained with trust_pcl and a "
-        f"length, without --prior; or use {instead}, which makes its values of the reward."
+        f"{type(method).__name__} with value {method.value!r} needs a V, and {here}. Give a run trained with value_gradient, "
+        f"or with trust_pcl and a length, without --prior; or use {instead}, which makes its values of the reward."
     )

@@ -28,8 +28,8 @@ class SMC(Method):
         every: Steps from one weighing to the next; each costs one call of the reward for each particle, unless V is learned.
         temper: V = s^temper·r(x0_hat), s the signal's share of x_t. Early x0_hat lie between what x_0 may become, where rewards
             mislead: 0 believes them, and loses by their verdict what it would need later.
-        value: V: "reward", as above; "learned", that of a run's `trust_pcl` with a `length`, or "both", see `_learned.value_of`.
-            These are not tempered.
+        value: V: "reward", as above; "learned", that of a run's `value_gradient`, or `trust_pcl` with a `length`; or "both", see
+            `_learned.value_of`. These are not tempered.
 
     Sources: Gordon, Salmond, Smith 1993, https://doi.org/10.1049/ip-f-2.1993.0015; for diffusion models Wu et al. 2023,
     https://arxiv.org/abs/2306.17775; with r(x0_hat), Singhal et al. 2025, https://arxiv.org/abs/2501.06848

@@ -23,7 +23,8 @@ class ValueGuidance(Method):
     r"""A step's mean moves by scale·std²·beta·grad V(mean), V the learned value of the state that the step leads to.
 
     x_s ~ Normal(mean_p + scale·std²·beta·grad V_s(mean_p), std²) is the posterior's step to first order in std², exactly where V_s
-    is linear. It needs V, learned by `trust_pcl` with a `length`, and no gradient of the reward; the step to x_0 is the prior's.
+    is linear. It needs V, learned by `value_gradient`, or by `trust_pcl` with a `length`, and no gradient of the reward; the step
+    to x_0 is the prior's.
 
     Both densities of each step are known, the prior's as `log_prob` and the guided one as `log_behaviour`, so that what guidance
     does wrong is made up for by weights: with more than one particle they are re-sampled as in `smc`, by
@@ -62,7 +63,7 @@ class ValueGuidance(Method):
         if aim.value is None:
             raise ValueError(
                 "value_guidance takes the gradient of a value of x_t itself, and the aim has none: give Aim(..., value=V), V "
-                "learned by trust_pcl with a length. With a reward alone use smc, which needs no gradient."
+                "learned by value_gradient, or by trust_pcl with a length. With a reward alone use smc, which needs no gradient."
             )
         return _Guided(
             pipe.scheduler,

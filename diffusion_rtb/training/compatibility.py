@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffusion_rtb.abilities import ChecksSteps, ObjectiveTraits
+from diffusion_rtb.chain.forward_process import network_predicts
 from diffusion_rtb.chain.recordable import check_single_step
 from diffusion_rtb.chain.rollout import steps_of
 from diffusion_rtb.config.sections import BetaConfig, RunConfig
@@ -43,7 +44,7 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
     check_objective_members(objective)
     check_behaviours(objective, mixture)
     check_samples(objective, mixture)
-    check_measured(config.beta, mixture)
+    check_measured(config.beta, objective, mixture)
     check_beta(objective, config.beta)
     check_updates(objective, config.train.updates_per_iteration)
     check_group(objective, config.train.group)
@@ -54,6 +55,9 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
 def check_chain(config: RunConfig, objective: Objective, prior: Prior) -> None:
     """The checks of a loaded prior's scheduler and steps."""
     check_single_step(prior.pipe.scheduler)
+    traits = ObjectiveTraits.of(objective)
+    if traits.noises or traits.learns_samples:
+        network_predicts(prior.pipe.scheduler)
     arguments = prior.arguments(config.prompts.texts()[:1])
     check_steps(objective, arguments)
     check_step_weights(config, arguments)
@@ -93,13 +97,14 @@ def _drawing(mixture: Mixture) -> list[Source]:
     return [source for source, count in mixture.values() if count > 0]
 
 
-def check_measured(beta: BetaConfig, mixture: Mixture) -> None:
-    """Refuse a `kl_budget` without a KL to measure: there is exploration, and nothing is drawn without it."""
-    source = mixture.on_policy
-    if beta.kl_budget is not None and source.exploration > 0 and source.measured == 0:
+def check_measured(beta: BetaConfig, objective: Objective, mixture: Mixture) -> None:
+    """Refuse a `kl_budget` without a KL to measure: what was drawn is wider, or an older posterior's."""
+    source, older = mixture.on_policy, ObjectiveTraits.of(objective).draws_old
+    if beta.kl_budget is not None and (older or source.exploration > 0) and source.measured == 0:
+        why = "an older posterior draws what is learned from" if older else "explored trajectories are wider"
         raise ValueError(
-            "measured 0 of on_policy leaves beta.kl_budget without a KL to measure: explored trajectories are wider; give it a "
-            "share of the group, e.g. 0.25."
+            f"measured 0 of on_policy leaves beta.kl_budget without a KL to measure: {why}; give it a share of the group, "
+            "e.g. 0.25."
         )
 
 
@@ -136,10 +141,10 @@ def check_beta(objective: Objective, beta: BetaConfig) -> None:
 def check_updates(objective: Objective, updates: int) -> None:
     """Refuse several updates on the same trajectories for an on-policy objective that does not notice the posterior moving.
 
-    Those that clip ratios to the chain that drew do.
+    Those that clip ratios to the chain that drew do, and those that learn from an older posterior's samples have no other.
     """
     traits = ObjectiveTraits.of(objective)
-    if updates > 1 and traits.on_policy_only and not traits.clips_ratios:
+    if updates > 1 and traits.on_policy_only and not (traits.clips_ratios or traits.draws_old):
         raise ValueError(
             f"objective {type(objective).__name__} is on-policy and has no ratios to the chain that drew: from the second of "
             f"train.updates_per_iteration {updates} on, the trajectories are those of another posterior. Set that to 1, or use "

@@ -101,6 +101,8 @@ class Trainer:
         self.optimizer = adam(self.prior.parameters().values(), objective, config.train)
         beta = Part(lambda: State({}, self.beta), lambda state: target.load(float(state.values)))
         self.parts = parts_of(sampler, objective, self.optimizer) | {"beta": beta}
+        if (old := updates.old) is not None:
+            self.parts["old"] = tensors_alone(lambda: old.held, old.load)
         self.memories = {
             f"source-{name}": tensors_alone(source.tensors, source.load) for name, (source, _) in sources.items()
         }
@@ -189,26 +191,32 @@ class Trainer:
         """One iteration: draw, then complete, loss, backward and update as often as configured; returns its metrics."""
         beta, rows = self.beta, self.processes.share(self._rows())
         own = self._undisturbed(rows)
-        with observing(self.sampler.reward, self._gather_row), self._leaving_buffer(alone=True):
+        with observing(self.sampler.reward, self._gather_row), self._leaving_buffer(alone=True), self.updates.drawing():
             parts = self.sources.draw(self.sampler, rows, self.iteration, beta)
         floor = self._floor(parts["posterior"] if own is None else own)
         for update in range(self.config.train.updates_per_iteration):
-            parts, loss, replayed = self.updates.gradient(parts, beta, self.iteration, update)
+            aside = own if self.updates.draws_old else None
+            done = self.updates.gradient(parts, beta, self.iteration, update, aside)
+            parts = done.parts
             norm = descend(self.optimizer, self.config.train, self.iteration, self.processes)
             if update == 0:
-                metrics = batch_metrics(parts, loss, replayed, self.processes) | {"beta": beta, "gradient_norm": norm}
-                metrics |= self._measure(own if self._explores else parts["posterior"], beta)
+                metrics = {"beta": beta, "gradient_norm": norm}
+                if done.loss is not None:
+                    metrics |= batch_metrics(done.shown, done.loss, done.replayed, self.processes)
+                metrics |= self._measure(own if self._aside else parts["posterior"], beta)
         self.sources.settle(parts)
+        self.updates.settle(self.iteration)
         seconds = self.sampler.stopwatch.read()
         return metrics | floor | {f"seconds/{phase}": spent for phase, spent in seconds.items()}
 
     @property
-    def _explores(self) -> bool:
-        return self.sources.on_policy.noise_scale(self.iteration) is not None
+    def _aside(self) -> bool:
+        """What the iteration learns from does not say how the posterior is: it was drawn wider, or by an older one."""
+        return self.updates.draws_old or self.sources.on_policy.noise_scale(self.iteration) is not None
 
     def _undisturbed(self, rows: list[int]) -> Batch | None:
-        """Trajectories to look at and not to learn from, while those that are learned from explore; None where none are wanted."""
-        own = self.sources.on_policy.own(self.sampler, rows, self.iteration) if self._explores else None
+        """Trajectories to look at and not to learn from, where those learned from are others; None where none are wanted."""
+        own = self.sources.on_policy.own(self.sampler, rows, self.iteration) if self._aside else None
         return None if own is None else self.sampler.completed(own)
 
     def _floor(self, own: Batch) -> dict[str, float]:

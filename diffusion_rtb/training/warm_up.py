@@ -94,16 +94,15 @@ def prior_terms(sampler: Sampler, batches: Iterable[Batch], clean: bool) -> Term
         reward.append(batch.reward)
         prompt.append(batch.prompt)
     device = sampler.prior.device
-    rows, inverse = torch.cat(prompt).unique(return_inverse=True)
-    features = torch.cat([sampler.prior.features(sampler.texts(rows[chunk])) for chunk in sampler.chunks(len(rows))])
+    rows = torch.cat(prompt)
     density = torch.cat(log_p).to(device)
     return Terms(
         log_q=density.clone().requires_grad_(),
         log_p=density,
         reward=torch.cat(reward).to(density),
-        prompt=torch.cat(prompt).to(device),
+        prompt=rows.to(device),
         x=torch.cat(x),
         timesteps=trajectory.timesteps.to(device),
-        features=features[inverse.to(features.device)],
+        features=sampler.features(rows),
         log_behaviour=density,
     )

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion_rtb.chain.forward_process import mean_given, noised, signal_and_noise
-from diffusion_rtb.chain.normal import normal_log_prob
-from diffusion_rtb.chain.recorder import TrajectoryRecorder
+from diffusion_rtb.chain.forward_process import noised, signal_and_noise
 from diffusion_rtb.interfaces import States, Terms
 from diffusion_rtb.objectives import _value_fit
 from diffusion_rtb.objectives._bounded_value import BoundedValue
@@ -25,6 +23,7 @@ from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.updates.regression import Regression
 from pipelines._analytic.linear_gaussian import Quadratic
 from tests.oracles.behaving import QUADRATIC, known, run
+from tests.oracles.states import states_of
 
 BUFFER: dict[str, Any] = {"component": "prior_buffer", "share": 0.875, "capacity": 512, "noised": True}
 
@@ -39,24 +38,6 @@ class Exact(torch.nn.Module):
     def log_f(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
         values: Tensor = self.quadratic(x_t.double())
         return values
-
-
-def states_of(mean_q: Tensor, mean_p: Tensor, **changed: Any) -> States:
-    given = States(
-        step=1,
-        share=0.5,
-        x_t=mean_q,
-        x_0=mean_q,
-        following=300.0,
-        std=0.7,
-        mean_q=mean_q,
-        mean_p=mean_p,
-        mean_0=None,
-        reward=torch.zeros(len(mean_q)),
-        features=torch.zeros(len(mean_q), 0),
-        generator=torch.Generator().manual_seed(0),
-    )
-    return replace(given, **changed)
 
 
 def test_with_the_exact_value_the_means_of_the_posterior_aim_at_themselves(tmp_path: Path) -> None:
@@ -86,39 +67,6 @@ def test_scale_multiplies_the_shift_of_both_targets() -> None:
         torch.testing.assert_close(objective.aim(states_of(q, p, mean_0=zero), 1.0), p + scale * (zero - p))
         late = objective.aim(states_of(q, p, mean_0=zero, share=0.6), 1.0)
         torch.testing.assert_close(late, (p + scale * 0.49 * slope).to(q))
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "arguments"),
-    [(DDPMScheduler, {}), (DDIMScheduler, {"eta": 1.0}), (DDIMScheduler, {"eta": 0.3})],
-    ids=["ddpm", "ddim", "eta"],
-)
-@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
-def test_the_mean_given_x_0_is_the_step_of_a_network_that_knows_it(
-    scheduler: Any, arguments: dict[str, float], predicts: str
-) -> None:
-    chain = scheduler(clip_sample=False, prediction_type=predicts)
-    chain.set_timesteps(8)
-    a, b = signal_and_noise(chain, chain.timesteps.float())
-    x_0 = torch.randn(4, 3)
-    x = a[0] * x_0 + b[0] * torch.randn(4, 3)
-    with TrajectoryRecorder(chain, dtype=torch.float64) as recorder:
-        for i, t in enumerate(chain.timesteps):
-            noise = (x - a[i] * x_0) / b[i]
-            output = noise if predicts == "epsilon" else a[i] * noise - b[i] * x_0
-            x = chain.step(output.float(), t, x.float(), **arguments).prev_sample
-    trajectory = recorder.trajectory
-    levels = [*zip(a.tolist(), b.tolist(), strict=True), (1.0, 0.0)]
-    for i in trajectory.stochastic.nonzero().flatten().tolist():
-        std = float(trajectory.std[i])
-        mean = mean_given(x_0, trajectory.x[:, i], std, levels[i], levels[i + 1])
-        log_prob = normal_log_prob(trajectory.x[:, i + 1], mean, std, torch.float64)
-        torch.testing.assert_close(log_prob, trajectory.log_prob[:, i], atol=1e-3, rtol=0)
-
-
-def test_a_step_wider_than_its_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="Use DDPM or DDIM"):
-        mean_given(torch.zeros(1, 2), torch.zeros(1, 2), 0.9, (0.5, 0.8), (0.7, 0.7))
 
 
 def linear_rewards(n: int) -> Terms:
@@ -195,14 +143,14 @@ class Fixed:
     """Aims at numbers of its own."""
 
     def aim(self, at: States, beta: float) -> Tensor:
-        return at.mean_p + torch.tensor([0.3, -0.2]) * (at.step + 1)
+        return at.means["prior"] + torch.tensor([0.3, -0.2]) * (at.step + 1)
 
 
 def test_the_gradient_is_that_of_the_loss(tmp_path: Path) -> None:
     """Against differences of the loss itself along a random direction, over all steps of own and noised states."""
     trainer = regressing(tmp_path, from_samples=1.0, warm_up_updates=0)
     parts = trainer.sources.draw(trainer.sampler, [0], 0, 1.3)
-    regression = Regression(trainer.sampler, Fixed(), 1.3, frozenset())
+    regression = Regression(trainer.sampler, Fixed(), 1.3, {"prior": trainer.prior.as_prior})
     parameters = list(trainer.prior.parameters().values())
     direction = [torch.randn_like(parameter) for parameter in parameters]
     regression.push(parts, None, 0)

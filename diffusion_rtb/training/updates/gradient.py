@@ -73,7 +73,7 @@ def terms_of(sampler: Sampler, batch: Batch) -> Terms:
         prompt=batch.prompt.to(device),
         x=trajectory.x,
         timesteps=trajectory.timesteps.to(device),
-        features=sampler.prior.features(sampler.texts(batch.prompt)),
+        features=sampler.features(batch.prompt),
         log_behaviour=trajectory.drawn_with.to(device),
         kl=None if batch.kl is None else batch.kl.detach().clone().to(device).requires_grad_(),
     )

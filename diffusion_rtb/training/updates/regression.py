@@ -2,29 +2,29 @@
 
     states x_t of a batch -> mean_p(x_t) -> mean_q(x_t) -> aim -> gradient of |mean_q - aim|² / (2·std²), inside the step
 
-One network call of the prior and one of the posterior, with its gradient, per state; no trajectory is scored. States are what
-trajectories went through, or samples noised by the forward process: both are led through the pipeline like a recorded chain, so
-that conditioning and guidance need no code here.
+One network call of each network that the objective compares with and one of the posterior, with its gradient, per state; no
+trajectory is scored. States are what trajectories went through, or samples noised by the forward process: both are led through the
+pipeline like a recorded chain, so that conditioning and guidance need no code here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.chain.forward_process import mean_given, signal_and_noise
+from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.chain.normal import gaussian_kl, precise
-from diffusion_rtb.chain.rollout import visit_states
+from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.chain.teacher_forcing import Visited
-from diffusion_rtb.chain.trajectory import Trajectory
-from diffusion_rtb.interfaces import AimsStates, States
+from diffusion_rtb.interfaces import AimsStates, Samples, WeighsSamples
 from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.sampling.noising import noised_anew
 from diffusion_rtb.training.schedules import dealt
+from diffusion_rtb.training.updates.states import Forward, Micro, Networks
 
 if TYPE_CHECKING:
     from diffusion_rtb.sampling.sampler import Sampler
@@ -40,6 +40,7 @@ class Regression:
         sampler: Whose posterior it is.
         aims: The objective.
         beta: Nats per unit of reward.
+        networks: Those that the objective compares with.
         tilted: Names of the parts whose states were noised from samples of the posterior.
         weights: One per step on its gradient; None: all 1.
     """
@@ -47,7 +48,8 @@ class Regression:
     sampler: Sampler
     aims: AimsStates
     beta: float
-    tilted: frozenset[str]
+    networks: Networks
+    tilted: frozenset[str] = frozenset()
     weights: Sequence[float] | None = None
 
     def push(self, parts: Mapping[str, Batch], count: int | None, seed: int) -> float:
@@ -58,7 +60,7 @@ class Regression:
         Args:
             parts: Trajectories, or chains of noised samples, by behaviour.
             count: Steps that a micro-batch gets, drawn at random and re-weighted to stay unbiased; None: all.
-            seed: Of the steps, and of what the objective draws.
+            seed: Of the steps, of new noise, and of what the objective draws.
 
         Returns:
             The loss, without `weights`; nats.
@@ -66,78 +68,64 @@ class Regression:
         parameters = list(self.sampler.prior.parameters().values())
         for parameter in parameters:
             parameter.grad = None
-        micro = list(self._micro_batches(parts))
-        dense = micro[0][1].trajectory.stochastic.nonzero().flatten().tolist()
-        steps = dealt(dense, count, len(micro), seed)
-        generator = torch.Generator().manual_seed(seed)
-        total, states = 0.0, sum(len(mine) * len(part) for mine, (_, part) in zip(steps, micro, strict=True))
         with self.sampler.stopwatch("backward"):
-            for mine, (name, part) in zip(steps, micro, strict=True):
-                total += self._push(part, mine, name in self.tilted, generator)
+            parts = self._noised(parts, seed)
+            cut = list(self._cut(parts))
+            dense = cut[0][1].trajectory.stochastic.nonzero().flatten().tolist()
+            steps = dealt(dense, count, len(cut), seed)
+            total = sum(self._push(micro) for micro in self._micro_batches(cut, steps, seed))
             # Afterwards: a half-precision network passes gradients of single states on without underflow.
-            scale = len(dense) / states
+            scale = len(dense) / sum(len(mine) * len(part) for mine, (_, part) in zip(steps, cut, strict=True))
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(scale)
         return total * scale
 
-    def _micro_batches(self, parts: Mapping[str, Batch]) -> Iterator[tuple[str, Batch]]:
+    def _noised(self, parts: Mapping[str, Batch], seed: int) -> Mapping[str, Batch]:
+        """The states that the objective learns from."""
+        if not self._noises:
+            return parts
+        seeds = {name: seed_of(seed, "forward", name, int(part.prompt[0])) for name, part in parts.items()}
+        return {name: noised_anew(self.sampler, part, seeds[name]) for name, part in parts.items()}
+
+    @property
+    def _noises(self) -> bool:
+        return ObjectiveTraits.of(self.aims).noises
+
+    def _micro_batches(
+        self, cut: Sequence[tuple[str, Batch]], steps: Sequence[list[int]], seed: int
+    ) -> Iterator[Micro]:
+        """One after the other, so that the device holds one."""
+        known = [self._noises or name in self.tilted for name, _ in cut]
+        scheduler, timesteps = self.sampler.prior.pipe.scheduler, cut[0][1].trajectory.timesteps
+        forward = Forward.of(scheduler, timesteps) if any(known) else None
+        generator = torch.Generator().manual_seed(seed)
+        weights = self._weights([part for _, part in cut])
+        for (_, part), mine, target, weight in zip(cut, steps, known, weights, strict=True):
+            yield Micro(self.sampler, part, mine, forward if target else None, weight, generator)
+
+    def _cut(self, parts: Mapping[str, Batch]) -> Iterator[tuple[str, Batch]]:
         for name, part in parts.items():
             for chunk in self.sampler.chunks(len(part)):
                 yield name, part[chunk]
 
-    def _push(self, part: Batch, steps: Sequence[int], tilted: bool, generator: torch.Generator) -> float:
+    def _weights(self, parts: Sequence[Batch]) -> Sequence[Tensor | None]:
+        """The objective's own numbers, one of each sample, by micro-batch."""
+        if not isinstance(self.aims, WeighsSamples):
+            return [None] * len(parts)
+        samples = Samples(torch.cat([part.prompt for part in parts]), torch.cat([part.reward for part in parts]))
+        return self.aims.weights(samples, self.beta).split([len(part) for part in parts])
+
+    def _push(self, micro: Micro) -> float:
         """The gradient of one micro-batch, added up; returns the sum of its losses."""
-        prior, prompts = self.sampler.prior, self.sampler.texts(part.prompt)
-        states = part.trajectory.to(prior.device)
-        means: dict[int, Tensor] = {}
-        with prior.as_prior():
-            visit_states(prior, prompts, states, steps, lambda at: means.__setitem__(at.step, at.mean))
-        describe = self._describe(part, states, means, tilted, generator)
+        means = micro.means(self.networks)
         losses = []
 
         def backward(at: Visited) -> None:
-            aim = self.aims.aim(describe(at), self.beta).detach()
-            loss = gaussian_kl(at.mean, precise(aim), float(states.std[at.step]), torch.float64)
+            aim = self.aims.aim(micro.described(at, means[at.step]), self.beta).detach()
+            loss = gaussian_kl(at.mean, precise(aim), micro.std[at.step], torch.float64)
             (loss.sum() * (1.0 if self.weights is None else self.weights[at.step])).backward()
             losses.append(loss.detach().sum())
 
-        visit_states(prior, prompts, states, steps, backward, grad=True)
+        micro.visit(backward, grad=True)
         return float(torch.stack(losses).sum())
-
-    def _describe(
-        self, part: Batch, states: Trajectory, means: Mapping[int, Tensor], tilted: bool, generator: torch.Generator
-    ) -> Callable[[Visited], States]:
-        """What the objective sees of a step of this micro-batch."""
-        prior, x_0 = self.sampler.prior, precise(states.x_0)
-        features = prior.features(self.sampler.texts(part.prompt))
-        levels = _levels(prior.pipe.scheduler, states.timesteps) if tilted else []
-        following = [*states.timesteps.tolist()[1:], 0.0]
-
-        def describe(at: Visited) -> States:
-            i, std = at.step, float(states.std[at.step])
-            x_t = precise(states.x[:, i])
-            last = i + 1 == states.steps  # it leads to x_0 itself, whatever noise that had
-            mean_0 = None if not tilted else x_0 if last else mean_given(x_0, x_t, std, levels[i], levels[i + 1])
-            return States(
-                step=i,
-                share=i / states.steps,
-                x_t=x_t,
-                x_0=x_0,
-                following=following[i],
-                std=std,
-                mean_q=precise(at.mean.detach()),
-                mean_p=precise(means[i]),
-                mean_0=mean_0,
-                reward=part.reward.to(prior.device),
-                features=features,
-                generator=generator,
-            )
-
-        return describe
-
-
-def _levels(scheduler: object, timesteps: Float[Tensor, " steps"]) -> list[tuple[float, float]]:
-    """(a_t, b_t) of each state but x_0."""
-    a, b = signal_and_noise(scheduler, timesteps)
-    return list(zip(a.tolist(), b.tolist(), strict=True))

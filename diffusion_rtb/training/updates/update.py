@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,20 +14,33 @@ from torch import Tensor
 from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.sections import RunConfig
-from diffusion_rtb.interfaces import AimsStates, Loss, Objective, Terms
+from diffusion_rtb.interfaces import AimsStates, KeepsOld, Loss, Objective, Terms
 from diffusion_rtb.sampling.batch import Batch
+from diffusion_rtb.training.copies import Copy
 from diffusion_rtb.training.metrics import check_parity, parity
 from diffusion_rtb.training.updates.gradient import loss_of, push_back, some_steps, terms_of
 from diffusion_rtb.training.updates.regression import Regression
+from diffusion_rtb.training.updates.states import Networks
 
 if TYPE_CHECKING:
     from diffusion_rtb.behaviours._mixture import Mixture
     from diffusion_rtb.sampling.sampler import Sampler
 
-__all__ = ["Updates"]
+__all__ = ["Update", "Updates"]
 
-Update = tuple[dict[str, Batch], Loss, list[Float[Tensor, "_ steps"]]]
-"""Parts of a batch with what had to be scored, what the objective says of them, and log_q as the gradient pass saw it."""
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What the gradient of an update came by."""
+
+    parts: dict[str, Batch]
+    """Of the batch, with what had to be scored."""
+    shown: dict[str, Batch]
+    """The same for the log, the posterior's own trajectories with log_q."""
+    loss: Loss | None
+    """What the objective says of them; None where there is nothing to say: after the first update on states."""
+    replayed: list[Float[Tensor, "_ steps"]]
+    """log_q as the gradient pass saw it, of each part; 0 where it saw none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +53,7 @@ class Updates:
         objective: Of trajectories, or of states (`AimsStates`).
         own: Name of the part that is the posterior's own.
         tilted: Names of the parts whose states were noised from samples of the posterior.
+        old: The older posterior of an objective that keeps one.
     """
 
     config: RunConfig
@@ -46,35 +61,74 @@ class Updates:
     objective: Objective
     own: str
     tilted: frozenset[str] = frozenset()
+    old: Copy | None = None
 
     @staticmethod
     def of(config: RunConfig, sampler: Sampler, objective: Objective, mixture: Mixture) -> Updates:
-        """Those of a run."""
+        """Those of a run, whose posterior is attached."""
         tilted = frozenset(name for name, (source, _) in mixture.items() if source.tilted)
-        return Updates(config, sampler, objective, mixture.on_policy.name, tilted)
+        old = Copy(sampler.prior) if isinstance(objective, KeepsOld) else None
+        return Updates(config, sampler, objective, mixture.on_policy.name, tilted, old)
 
-    def gradient(self, parts: Mapping[str, Batch], beta: float, iteration: int, update: int) -> Update:
-        """That of one update on the batch of an iteration."""
+    # The older posterior
+
+    @property
+    def draws_old(self) -> bool:
+        """The samples of an iteration are the older posterior's."""
+        return self.old is not None and ObjectiveTraits.of(self.objective).draws_old
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """The block in which they are drawn."""
+        return self.old.worn() if self.old is not None and self.draws_old else nullcontext()
+
+    def settle(self, iteration: int) -> None:
+        """Let the older posterior go after the posterior, once the iteration's updates are done."""
+        if self.old is not None and isinstance(self.objective, KeepsOld):
+            self.old.move(self.objective.keeps_old(iteration))
+
+    # Gradients
+
+    def gradient(
+        self, parts: Mapping[str, Batch], beta: float, iteration: int, update: int, own: Batch | None = None
+    ) -> Update:
+        """That of one update on the batch of an iteration; `own` are the posterior's trajectories where `parts` has none."""
         if isinstance(self.objective, AimsStates):
-            return self._of_states(parts, self.objective, beta, iteration, update)
+            return self._of_states(parts, self.objective, beta, iteration, update, own)
         scored = self._scored(parts, update)
         terms, loss = loss_of(self.sampler, self.objective, list(scored.values()), beta)
-        return scored, loss, self.backward(list(scored.values()), terms, iteration, update)
+        return Update(scored, scored, loss, self.backward(list(scored.values()), terms, iteration, update))
 
     def _of_states(
-        self, parts: Mapping[str, Batch], aims: AimsStates, beta: float, iteration: int, update: int
+        self,
+        parts: Mapping[str, Batch],
+        aims: AimsStates,
+        beta: float,
+        iteration: int,
+        update: int,
+        own: Batch | None,
     ) -> Update:
         """The posterior's own trajectories are scored once, to be looked at, and no others."""
-        scored = dict(parts)
-        if update == 0:
-            scored[self.own] = self.sampler.completed(parts[self.own])
-        own, train = scored[self.own], self.config.train
-        assert own.log_q is not None
-        with torch.no_grad(), self.sampler.stopwatch("objective"):
-            measured = self.objective(terms_of(self.sampler, own), beta)
-        regression = Regression(self.sampler, aims, beta, self.tilted, train.step_weights)
+        scored, shown, measured = dict(parts), dict(parts), None
+        if update == 0 and (own is not None or not self.draws_old):
+            shown[self.own] = self.sampler.completed(parts[self.own] if own is None else own)
+            scored[self.own] = shown[self.own] if own is None else scored[self.own]
+            with torch.no_grad(), self.sampler.stopwatch("objective"):
+                measured = self.objective(terms_of(self.sampler, shown[self.own]), beta)
+        train = self.config.train
+        regression = Regression(self.sampler, aims, beta, self._networks(), self.tilted, train.step_weights)
         loss = regression.push(scored, train.gradient_steps, seed_of(self.config.seed, "states", iteration, update))
-        return scored, replace(measured, loss=torch.tensor(loss)), [torch.zeros_like(own.log_q)]
+        if measured is None:
+            return Update(scored, shown, None, [])
+        log_q = shown[self.own].log_q
+        assert log_q is not None
+        return Update(scored, shown, replace(measured, loss=torch.tensor(loss)), [torch.zeros_like(log_q)])
+
+    def _networks(self) -> Networks:
+        """Those that the objective compares with."""
+        known: dict[str, Callable[[], AbstractContextManager[None]]] = {"prior": self.sampler.prior.as_prior}
+        if self.old is not None:
+            known["old"] = self.old.worn
+        return {name: known[name] for name in ObjectiveTraits.of(self.objective).compares}
 
     def _scored(self, parts: Mapping[str, Batch], update: int) -> dict[str, Batch]:
         """With both log-densities; after an update the posterior has moved."""

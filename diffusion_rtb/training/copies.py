@@ -1,0 +1,57 @@
+"""Other values of the posterior's parameters: those of an older posterior, or their moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from diffusion_rtb.interfaces import Prior
+
+__all__ = ["Copy"]
+
+
+class Copy:
+    """A second set of numbers for the adapters, of which the network can be made to use either.
+
+        held <- kept·held + (1 - kept)·parameters
+
+    They lie where the parameters were when the copy was made, and begin as these.
+
+    Args:
+        prior: Whose posterior it is.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        self.held = {name: parameter.detach().clone() for name, parameter in prior.parameters().items()}
+
+    @torch.no_grad()
+    def move(self, kept: float) -> None:
+        """Go towards the parameters of the moment; with kept 0 be these, with 1 stay."""
+        for name, parameter in self.prior.parameters().items():
+            held = self.held[name]
+            held.lerp_(parameter.detach().to(held), 1 - kept)
+
+    @contextmanager
+    def worn(self) -> Iterator[None]:
+        """Inside the block the posterior is the copy; its own numbers come back afterwards, to the last bit."""
+        parameters = self.prior.parameters()
+        own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        try:
+            _put(parameters, self.held)
+            yield
+        finally:
+            _put(parameters, own)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Be what a checkpoint has."""
+        _put(self.held, tensors)
+
+
+@torch.no_grad()
+def _put(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        tensor.copy_(values[name])
