@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ChecksPrompts",
     "ChecksSteps",
+    "DecodesWithGradient",
     "Embedder",
     "Entry",
     "HasBaseModel",
@@ -34,6 +35,7 @@ __all__ = [
     "TwoPhase",
     "inner_rewards",
     "says_metadata",
+    "why_no_gradient",
 ]
 
 Entry = Literal["latents", "noise", "step"]
@@ -77,6 +79,8 @@ class ObjectiveTraits:
     """An objective of states: the networks whose means it reads (`States.means`), of "prior" and "old"."""
     draws_old: bool = False
     """Its samples are those of its old posterior (`KeepsOld`); what is logged is measured on others."""
+    needs_gradient: bool = False
+    """It needs the gradient of the reward in x_0, through the prior's decoder: rewards and priors without one are refused."""
     smallest_group: int = 1
     """Trajectories per prompt that it needs, 2 where it compares them."""
     warm_up_updates: int | None = None
@@ -171,6 +175,20 @@ def says_metadata(reward: Any) -> bool | None:
     """Whether a reward made of others is to be given the metadata of prompts: its `takes_metadata`; None where the call tells."""
     found = getattr(reward, "takes_metadata", None)
     return found if isinstance(found, bool) else None
+
+
+def why_no_gradient(reward: Any) -> str | None:
+    """Why a reward has no gradient in its images: its text `no_gradient`, "" where it has one; None where it does not say."""
+    found = getattr(reward, "no_gradient", None)
+    return found if isinstance(found, str) else None
+
+
+@runtime_checkable
+class DecodesWithGradient(Protocol):
+    """A prior whose decoded samples can be differentiated, for objectives that follow the reward's gradient."""
+
+    def decode_with_gradient(self, x_0: Tensor) -> Tensor:
+        """What `decode` answers, with a graph to x_0 where gradients are on."""
 
 
 @runtime_checkable

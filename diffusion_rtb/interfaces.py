@@ -26,6 +26,7 @@ from torch import Tensor
 
 __all__ = [
     "AimsStates",
+    "FollowsReward",
     "KeepsOld",
     "Loss",
     "Objective",
@@ -248,3 +249,16 @@ class KeepsOld(Protocol):
 
     def keeps_old(self, iteration: int) -> float:
         """What share of the old one stays after this iteration, the rest being the posterior's; 0 to 1. It begins as that."""
+
+
+@runtime_checkable
+class FollowsReward(Protocol):
+    """An objective whose gradient is that of the reward itself, through the last steps of the posterior's own trajectories.
+
+        loss = mean over trajectories of -beta·r(x_0) + sum over the last steps of KL(q(. | x_t) || p(. | x_t)), nats
+
+    with x_s = mean_q(x_t) + std·z, z fixed. See `training/updates/pathwise.py`.
+    """
+
+    def last(self, steps: int, generator: torch.Generator) -> int:
+        """How many of the last of so many steps the gradient goes through in this update."""

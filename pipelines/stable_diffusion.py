@@ -61,8 +61,9 @@ class StableDiffusion(TextToImage):
         height, width = self.size
         return super().settings() | {"height": height, "width": width}
 
-    @torch.no_grad()
-    def decode(self, x_0: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch 3 height width"]:
+    def decode_with_gradient(
+        self, x_0: Float[Tensor, "batch channels rows columns"]
+    ) -> Float[Tensor, "batch 3 height width"]:
         """Images in [0, 1], float32: what the pipeline itself answers, without its evaluation of the network."""
         vae, processor = self.pipe.vae, self.pipe.image_processor
         latents = x_0.to(self.device, DTYPES[self.dtype]) / vae.config.scaling_factor

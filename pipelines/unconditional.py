@@ -89,9 +89,11 @@ class Unconditional(DiffusersPrior):
         """Nothing is known of a prompt."""
         return torch.zeros(len(prompts), 0, device=self.device)
 
-    def decode(self, x_0: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch 3 rows columns"]:
+    def decode_with_gradient(
+        self, x_0: Float[Tensor, "batch channels rows columns"]
+    ) -> Float[Tensor, "batch 3 rows columns"]:
         """Images in [0, 1], float32: what the pipeline itself answers; grey ones three times."""
-        images = super().decode(x_0)
+        images = super().decode_with_gradient(x_0)
         return images.expand(-1, 3, -1, -1)
 
     def as_written(self, prompt: str) -> str:

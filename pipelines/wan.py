@@ -89,11 +89,11 @@ class Wan(TextToImage):
         """Steps, guidance, size and frames, as arguments of the pipeline's call."""
         return super().settings() | {"num_frames": self.num_frames}
 
-    def decode(
+    def decode_with_gradient(
         self, x_0: Float[Tensor, "batch channels latents rows columns"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Images in [0, 1], float32: a frame of each video, or all of them below each other; what the pipeline itself answers."""
-        videos = super().decode(x_0)  # (batch, frames, 3, height, width)
+        videos = super().decode_with_gradient(x_0)  # (batch, frames, 3, height, width)
         if self.frames == "all":
             return videos.transpose(1, 2).flatten(2, 3)
         count = videos.shape[1]

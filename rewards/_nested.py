@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.abilities import TwoPhase
+from diffusion_rtb.abilities import TwoPhase, why_no_gradient
 from diffusion_rtb.config.components import Described, describe
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Reward
@@ -59,6 +59,13 @@ class Nested(TwoPhase):
     def takes_metadata(self) -> bool:
         """Whether an inner reward is to be given the metadata of the prompts."""
         return any(takes_metadata(reward) for reward in self.rewards.values())
+
+    @property
+    def no_gradient(self) -> str | None:
+        """That of the first inner reward that has none; see `abilities.why_no_gradient`."""
+        said = {name: why_no_gradient(described.ahead()) for name, described in self.inner.items()}
+        lacking = next((f"{name!r} in it has none: {why}" for name, why in said.items() if why), None)
+        return lacking if lacking or None in said.values() else ""
 
 
 def inner_values(

@@ -20,6 +20,8 @@ class Brightness(TwoPhase):
         sign: "brighten" rewards light images, "darken" dark ones.
     """
 
+    no_gradient = ""
+
     def __init__(self, sign: Literal["brighten", "darken"] = "brighten") -> None:
         if sign not in ("brighten", "darken"):
             raise ValueError(f"sign is {sign!r}: use 'brighten' or 'darken'.")

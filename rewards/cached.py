@@ -39,6 +39,8 @@ class Cached(Nested):
             reward's arguments as well, but not under its weights: delete the file when weights change behind the same path.
     """
 
+    no_gradient = "it remembers numbers, not how they came about: name the inner reward itself"
+
     def __init__(self, reward: Mapping[str, Any], *, size: int = 100_000, file: str | None = None) -> None:
         if size < 1:
             raise ValueError(f"size is {size}: at least 1 value must be kept.")

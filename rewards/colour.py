@@ -22,6 +22,8 @@ class Colour(TwoPhase):
         colour: A name or code that CSS knows ("tomato", "#ff6347", "rgb(255, 99, 71)"), or red, green, blue in [0, 1].
     """
 
+    no_gradient = ""
+
     def __init__(self, colour: str | list[float]) -> None:
         self.colour = _rgb(colour)
 

@@ -65,6 +65,11 @@ class Constraint(Nested):
             return -self.penalty * (p > self.limit).to(p.dtype)
         return -self.penalty * (p - self.limit).clamp(min=0) / (1 - self.limit)
 
+    @property
+    def no_gradient(self) -> str | None:
+        """A step has no slope."""
+        return super().no_gradient if self.kind == "hinge" else "a step has no slope: set kind: hinge"
+
     def probability(
         self, images: Float[Tensor, "batch *dims"], prompts: Sequence[str], metadata: Sequence[Metadata] | None = None
     ) -> Float[Tensor, " batch"]:

@@ -38,6 +38,11 @@ class Density(TwoPhase):
         self.density = log_density(density)
         self.minus = None if minus is None else log_density(minus)
 
+    @property
+    def no_gradient(self) -> str | None:
+        """It has one; of a function given by name only its author knows."""
+        return None if any(isinstance(given, str) for given in self.given) else ""
+
     def log_ratio(self) -> LogRatio | None:
         """The parameters of f and g; None where one of them is a function."""
         density, minus = self.given

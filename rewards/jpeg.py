@@ -30,6 +30,8 @@ class Jpeg(TwoPhase):
         quality: Of the encoder, 1 to 95.
     """
 
+    no_gradient = "the size of a file is a whole number of bytes"
+
     def __init__(
         self,
         sign: Literal["compress", "incompress"] = "compress",

@@ -48,6 +48,8 @@ class Ocr(TwoPhase):
         confidence: Lines recognised with no more than that are left out, in [0, 1).
     """
 
+    no_gradient = "what it recognises in an image is a text"
+
     def __init__(
         self,
         text: str | None = None,

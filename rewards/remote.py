@@ -63,6 +63,8 @@ class Remote(TwoPhase):
         patience, token = Patience(timeout, retries, backoff, max_backoff), read_token(token_variable)
         self._connect = partial(RewardClient, urls, encoding=encoding, batch=batch, token=token, patience=patience)
 
+    no_gradient = "its servers answer numbers: run the reward here, by its own name"
+
     @cached_property
     def client(self) -> RewardClient:
         """The connection to the servers, all of which have answered."""

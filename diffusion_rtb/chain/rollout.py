@@ -112,18 +112,27 @@ def score_with_norms(
 
 
 def visit_states(
-    prior: Prior, prompts: Sequence[str], states: Trajectory, steps: Sequence[int], visit: Visit, *, grad: bool = False
+    prior: Prior,
+    prompts: Sequence[str],
+    states: Trajectory,
+    steps: Sequence[int],
+    visit: Visit,
+    *,
+    grad: bool = False,
+    maps: bool = False,
 ) -> None:
     """Evaluate the network at states x[:, i] of these steps, and call `visit` inside each: one network call per step.
 
     The states need not belong together: noised samples are answered like a recorded chain. With `grad` the visitor takes the
-    gradient of each step alone, as `replay_backward` does.
+    gradient of each step alone, as `replay_backward` does; it reaches the states too where they require it. With `maps` the
+    steps may be such as have no density, whose log_prob is then 0.
     """
     if grad:
         check_single_step(prior.pipe.scheduler)
     with torch.set_grad_enabled(grad):
         call = prior.arguments(prompts)
-        _force(prior.pipe, states, steps, LOG_DENSITY, visit, call, entry=entry_of(prior), stepwise=grad)
+        entry = entry_of(prior)
+        _force(prior.pipe, states, steps, LOG_DENSITY, visit, call, entry=entry, stepwise=grad, maps=maps)
 
 
 def steps_of(arguments: Mapping[str, Any]) -> int | None:
@@ -301,9 +310,10 @@ def _force(
     *,
     entry: Entry | None,
     stepwise: bool = False,
+    maps: bool = False,
 ) -> None:
     """Run the pipeline's own `__call__` along the recorded states; `visit` inside each evaluated step."""
-    run, chosen = _loop(pipe), _steps(trajectory, steps)
+    run, chosen = _loop(pipe), sorted(set(steps or ())) if maps else _steps(trajectory, steps)
     if entry not in (None, *get_args(Entry)):
         raise ValueError(f"entry={entry!r} must be one of {', '.join(map(repr, get_args(Entry)))}, or None.")
     if not chosen:

@@ -202,7 +202,7 @@ class TeacherForcing:
         mean = previous_sample(output)
         if i in self.evaluated:
             self._check_std(exact.std(mean), i)
-            log_prob = normal_log_prob(x[:, i + 1], mean, self.std[i], self.dtype)
+            log_prob = self._log_prob(i, mean)
             self.visit(
                 Visited(
                     i, log_prob, mean, call.model_output, lambda given: previous_sample(exact.at(x_t, given).mean())
@@ -217,6 +217,12 @@ class TeacherForcing:
         # With the strides that the pipeline's own x_s would have: half precision rounds others differently.
         self.x_t = torch.empty_like(mean, dtype=x.dtype, requires_grad=False).copy_(x[:, following])
         return with_previous_sample(output, self.x_t)
+
+    def _log_prob(self, i: int, mean: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
+        """Of the recorded transition; 0 where the step has no density."""
+        if self.std[i] == 0:
+            return torch.zeros(len(mean), dtype=self.dtype, device=mean.device)
+        return normal_log_prob(self.trajectory.x[:, i + 1], mean, self.std[i], self.dtype)
 
     def _check_history(self, call: StepCall) -> None:
         """Find out at the first step what a scheduler of somebody's own carries from step to step."""

@@ -97,6 +97,11 @@ class Described:
                 self._made = self._call()
         return self._made
 
+    def ahead(self) -> Any:
+        """What can be asked before anything loads: the object, or the class of one that would load when it is constructed."""
+        plain = not inspect.isclass(self.target) or self._made is not None or loads_weights(self.target)
+        return self.construct() if plain else self.target
+
     def _call(self) -> Any:
         if inspect.isfunction(self.target):
             return update_wrapper(partial(self.target, **self.arguments), self.target)

@@ -14,7 +14,7 @@ from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
 from diffusion_rtb.scoring.remedies import remedy
 
-__all__ = ["RewardError", "evaluate_reward", "output_problem"]
+__all__ = ["RewardError", "differentiable_reward", "evaluate_reward", "output_problem"]
 
 
 class RewardError(RuntimeError):
@@ -60,15 +60,44 @@ def evaluate_reward(
     return torch.cat(parts) if parts else images.new_zeros(0, dtype=torch.float32)
 
 
+def differentiable_reward(
+    reward: Reward,
+    images: Float[Tensor, "batch *shape"],
+    prompts: Sequence[str],
+    name: str,
+    metadata: Sequence[Metadata] | None = None,
+) -> Float[Tensor, " batch"]:
+    """`evaluate_reward` of images that require gradients, with the graph, in the dtype that the reward answers.
+
+    Raises:
+        RewardError: as there; or no value depends on the images by a graph.
+    """
+    rows = [{}] * len(images) if metadata is None else metadata
+    values = _evaluate(reward, images, prompts, rows, name, 0, grad=True)
+    if not values.requires_grad:
+        raise RewardError(
+            f"Reward {name!r} has no gradient: what it answers does not depend on the images by a graph of torch (no_grad, detach, "
+            "NumPy, rounding). Take them out; or use an objective that needs no gradient, such as rtb."
+        )
+    return values
+
+
 def _evaluate(
-    reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata], name: str, first: int
+    reward: Reward,
+    images: Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[Metadata],
+    name: str,
+    first: int,
+    *,
+    grad: bool = False,
 ) -> Tensor:
     """One call; `first` is the place of its first image in the whole batch."""
     kind = "image" if images.ndim == 4 else "vector"
     where = f"Reward {name!r} on {kind}s {first} to {first + len(images) - 1}"
     before = _version(images)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(grad):
             values = call_reward(reward, images, prompts, metadata)
     except (Exception, SystemExit) as error:  # SystemExit would end the run, and with code 0 as if it were done
         told = f"metadata {_shown(metadata)}, " if takes_metadata(reward) else ""
@@ -81,7 +110,7 @@ def _evaluate(
     problem = output_problem(values, images, prompts, kind, first)
     if problem:
         raise RewardError(f"{where} {problem[1]}.")
-    return values.detach().to(torch.float32)
+    return values if grad else values.detach().to(torch.float32)
 
 
 PEERS = "the (scores, info) of ddpo-pytorch, flow_grpo and DiffusionNFT is not taken: return the scores alone, as"

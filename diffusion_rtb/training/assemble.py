@@ -27,6 +27,7 @@ from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.prompts import check_reward_prompts
 from diffusion_rtb.training.compatibility import (
     check_chain,
+    check_gradient,
     check_owner,
     check_processes,
     check_reward_memory,
@@ -85,6 +86,7 @@ def check_run(config: RunConfig, folder: Path) -> tuple[Components, Mixture]:
         components = describe_components(config)
         describe_tools(config)
     check_settings(config, components.objective.construct(), mixture)
+    check_gradient(config, components)
     open_start(config, folder)
     return components, mixture
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diffusion_rtb.abilities import ChecksSteps, ObjectiveTraits
+from diffusion_rtb.abilities import ChecksSteps, ObjectiveTraits, why_no_gradient
 from diffusion_rtb.chain.forward_process import network_predicts
 from diffusion_rtb.chain.recordable import check_single_step
 from diffusion_rtb.chain.rollout import steps_of
@@ -19,6 +19,7 @@ from diffusion_rtb.scoring.memory import moving_rewards
 if TYPE_CHECKING:
     from diffusion_rtb.behaviours import Source
     from diffusion_rtb.behaviours._mixture import Mixture
+    from diffusion_rtb.run.checks import Components
 
 __all__ = [
     "check_behaviours",
@@ -26,6 +27,7 @@ __all__ = [
     "check_chain",
     "check_configured_steps",
     "check_drawn_together",
+    "check_gradient",
     "check_group",
     "check_measured",
     "check_owner",
@@ -81,6 +83,33 @@ def check_behaviours(objective: Objective, mixture: Mixture) -> None:
             f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows {unknown[0]}; or use "
             "rtb or trust_pcl."
         )
+
+
+def check_gradient(config: RunConfig, components: Components) -> None:
+    """Refuse a reward or a prior without a gradient for an objective that follows it, and settings that it cannot heed."""
+    if not ObjectiveTraits.of(components.objective.construct()).needs_gradient:
+        return
+    objective, instead = (
+        config.objective.component,
+        "or use rtb or value_gradient, which need no gradient of the reward.",
+    )
+    why = why_no_gradient(components.reward.ahead())
+    if why:
+        raise ValueError(
+            f"objective {objective} follows the gradient of the reward, and reward {config.reward.component!r} has none: {why}; "
+            f"{instead}"
+        )
+    if not hasattr(components.prior.target, "decode_with_gradient"):
+        raise ValueError(
+            f"objective {objective} needs images that can be differentiated in x_0, and prior {config.prior.component!r} has no "
+            f"method decode_with_gradient (abilities.DecodesWithGradient): write it, {instead}"
+        )
+    for name in ("gradient_steps", "step_weights"):
+        if getattr(config.train, name) is not None:
+            raise ValueError(
+                f"objective {objective} takes one gradient through all of its last steps, and train.{name} is for gradients of "
+                f"single steps: set it to null, and last_steps of the objective; {instead}"
+            )
 
 
 def check_samples(objective: Objective, mixture: Mixture) -> None:

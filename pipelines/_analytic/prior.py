@@ -113,7 +113,11 @@ class VectorPrior(TwoPhase):
     @torch.no_grad()
     def decode(self, x_0: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Vectors in data units, in the dtype of the chain."""
-        answer: Tensor = self.pipe.denoiser.data_units(x_0.detach())
+        return self.decode_with_gradient(x_0)
+
+    def decode_with_gradient(self, x_0: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """The same, differentiable in x_0."""
+        answer: Tensor = self.pipe.denoiser.data_units(x_0)
         return answer
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -5,6 +5,7 @@ Both run the pipeline's own `__call__`, so no family repeats unpacking, scaling,
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -54,7 +55,8 @@ def decoded(
 ) -> Float[Tensor, "batch *shape"]:
     """What the pipeline itself answers where its chain ends in x_0; float32. One network evaluation.
 
-    Every step answers x_0, and the networks of the loop are evaluated once each: what they answer does not matter then.
+    Every step answers x_0, and the networks of the loop are evaluated once each: what they answer does not matter then. Where
+    gradients are on, the answer is differentiable in x_0; the no_grad that decorates the pipeline's call is taken off.
 
     Args:
         pipe: The pipeline.
@@ -68,14 +70,14 @@ def decoded(
         output = made(*args, **kwargs)
         return with_previous_sample(output, x_0.to(previous_sample(output)))
 
-    step = pipe.scheduler.step
-    with ExitStack() as stack, torch.no_grad():
+    step, run = pipe.scheduler.step, inspect.unwrap(type(pipe).__call__)
+    with ExitStack() as stack:
         stack.enter_context(global_seed(0))
         stack.enter_context(_stepping(pipe.scheduler, lambda *args, **kwargs: answer(step, *args, **kwargs)))
         for network in networks:
             stack.enter_context(_evaluated_once(network))
         rows = [torch.Generator().manual_seed(0) for _ in x_0]
-        found = pipe(**(dict(call) | {"generator": rows, "output_type": output_type, "return_dict": False}))[0]
+        found = run(pipe, **(dict(call) | {"generator": rows, "output_type": output_type, "return_dict": False}))[0]
     images = found if isinstance(found, Tensor) else torch.as_tensor(found).movedim(-1, -3)
     return images.float()
 
@@ -100,7 +102,8 @@ def _evaluated_once(network: nn.Module) -> Iterator[None]:
 
     def first(*args: Any, **kwargs: Any) -> Any:
         if not answers:
-            answers.append(forward(*args, **kwargs))
+            with torch.no_grad():
+                answers.append(forward(*args, **kwargs))
         return answers[0]
 
     network.forward = first

@@ -171,6 +171,10 @@ class DiffusersPrior(Family):
     @torch.no_grad()
     def decode(self, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *shape"]:
         """Images in [0, 1], float32: what the pipeline itself answers where its chain ends in x_0."""
+        return self.decode_with_gradient(x_0)
+
+    def decode_with_gradient(self, x_0: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *shape"]:
+        """The same, differentiable in x_0 where gradients are on; a family that sees other images overrides this one."""
         parts = x_0.to(self.device, DTYPES[self.dtype]).split(self.decode_batch)
         images = []
         for part in parts:

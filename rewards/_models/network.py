@@ -40,6 +40,11 @@ class NetworkReward(TwoPhase, ABC):
         self.batch, self.dtype, self.grad, self.scale = batch, dtype, grad, scale
 
     @property
+    def no_gradient(self) -> str:
+        """It has one where `grad` is true."""
+        return "" if self.grad else "its argument grad is false: set grad: true"
+
+    @property
     def precision(self) -> torch.dtype:
         """`dtype` as torch knows it."""
         return getattr(torch, self.dtype)

@@ -12,7 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +40,8 @@ from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.sampling.sampler import Sampler
+from diffusion_rtb.training.updates.pathwise import Pathwise
 from pipelines._diffusers.prior import DiffusersPrior
 from pipelines._diffusers.text_to_image import TextToImage
 
@@ -253,6 +255,44 @@ def test_gradients_are_those_of_autograd(cases: Callable[[str], Case], name: str
             largest = float(gradient.abs().max())
             assert largest > 0, key
             torch.testing.assert_close(found[key], gradient, rtol=0, atol=1e-5 * largest, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("stable_diffusion", {}), ("flux", {"scheduler_arguments": {"window": [0, 2]}})]
+)
+def test_the_reward_s_gradient_goes_through_the_chain(
+    cases: Callable[[str], Case], name: str, settings: dict[str, Any]
+) -> None:
+    """Along a direction, against differences of the loss itself: the noise of a seed is the same for each posterior.
+
+    The flow leaves its last step to the ODE, which is the prior's map.
+    """
+    prior = build(cases(name).config(**settings), "prior")
+    prior.attach(rank=2, alpha=2.0, seed=1)
+    sampler, rows = Sampler(prior, bright, cases(name).batch, len(SEEDS)), list(range(len(SEEDS)))
+    parameters = list(prior.parameters().values())
+    along = [torch.randn_like(parameter) for parameter in parameters]
+
+    def loss(h: float) -> float:
+        for parameter, d in zip(parameters, along, strict=True):
+            parameter.data.add_(d, alpha=h)
+        batch = sampler.with_kl(sampler.draw(rows, list(SEEDS)))
+        assert batch.kl is not None
+        return float((batch.kl.sum(1) - 3.0 * batch.reward).mean())
+
+    for parameter in parameters:
+        parameter.data.add_(0.3 * torch.randn(parameter.shape))
+    batch = sampler.draw(rows, list(SEEDS))
+    found = Pathwise(sampler, 3.0).push(batch, STEPS)
+    slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, along, strict=True) if p.grad is not None)
+    assert found == pytest.approx(loss(0.0), rel=1e-3)
+    assert slope == pytest.approx((loss(1e-2) - loss(-2e-2)) / 2e-2, rel=0.02)
+
+
+def bright(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """A reward with a slope of its own at each pixel."""
+    pixels = images.flatten(1)
+    return (pixels * torch.linspace(-1, 1, pixels.shape[1])).sum(1)
 
 
 def taken(prior: Any) -> dict[str, Tensor]:

@@ -14,11 +14,12 @@ from torch import Tensor
 from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.sections import RunConfig
-from diffusion_rtb.interfaces import AimsStates, KeepsOld, Loss, Objective, Terms
+from diffusion_rtb.interfaces import AimsStates, FollowsReward, KeepsOld, Loss, Objective, Terms
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.copies import Copy
 from diffusion_rtb.training.metrics import check_parity, parity
 from diffusion_rtb.training.updates.gradient import loss_of, push_back, some_steps, terms_of
+from diffusion_rtb.training.updates.pathwise import Pathwise
 from diffusion_rtb.training.updates.regression import Regression
 from diffusion_rtb.training.updates.states import Networks
 
@@ -94,6 +95,8 @@ class Updates:
         """That of one update on the batch of an iteration; `own` are the posterior's trajectories where `parts` has none."""
         if isinstance(self.objective, AimsStates):
             return self._of_states(parts, self.objective, beta, iteration, update, own)
+        if isinstance(self.objective, FollowsReward):
+            return self._of_reward(parts, self.objective, beta, iteration, update)
         scored = self._scored(parts, update)
         terms, loss = loss_of(self.sampler, self.objective, list(scored.values()), beta)
         return Update(scored, scored, loss, self.backward(list(scored.values()), terms, iteration, update))
@@ -112,8 +115,7 @@ class Updates:
         if update == 0 and (own is not None or not self.draws_old):
             shown[self.own] = self.sampler.completed(parts[self.own] if own is None else own)
             scored[self.own] = shown[self.own] if own is None else scored[self.own]
-            with torch.no_grad(), self.sampler.stopwatch("objective"):
-                measured = self.objective(terms_of(self.sampler, shown[self.own]), beta)
+            measured = self._measured(shown[self.own], beta)
         train = self.config.train
         regression = Regression(self.sampler, aims, beta, self._networks(), self.tilted, train.step_weights)
         loss = regression.push(scored, train.gradient_steps, seed_of(self.config.seed, "states", iteration, update))
@@ -122,6 +124,23 @@ class Updates:
         log_q = shown[self.own].log_q
         assert log_q is not None
         return Update(scored, shown, replace(measured, loss=torch.tensor(loss)), [torch.zeros_like(log_q)])
+
+    def _of_reward(
+        self, parts: Mapping[str, Batch], follows: FollowsReward, beta: float, iteration: int, update: int
+    ) -> Update:
+        """The posterior's own trajectories are all there are."""
+        own = self.sampler.completed(parts[self.own])
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, "last", iteration, update))
+        loss = Pathwise(self.sampler, beta).push(own, follows.last(own.trajectory.steps, generator))
+        assert own.log_q is not None
+        measured = replace(self._measured(own, beta), loss=torch.tensor(loss))
+        shown = {**parts, self.own: own}
+        return Update(shown, shown, measured, [torch.zeros_like(own.log_q)])
+
+    def _measured(self, own: Batch, beta: float) -> Loss:
+        """What the objective says of the posterior's own trajectories, for the log."""
+        with torch.no_grad(), self.sampler.stopwatch("objective"):
+            return self.objective(terms_of(self.sampler, own), beta)
 
     def _networks(self) -> Networks:
         """Those that the objective compares with."""
