@@ -25,6 +25,7 @@ __all__ = [
     "HasElsewhere",
     "HasEntry",
     "HasSnippet",
+    "KnowsSampler",
     "Labeller",
     "LearnsValue",
     "LoadsLora",
@@ -198,6 +199,15 @@ class HasEntry(Protocol):
     @property
     def entry(self) -> Entry | None:
         """See `rollout.replay`; None: it follows from the call."""
+
+
+@runtime_checkable
+class KnowsSampler(Protocol):
+    """A prior that says before its weights load which scheduler it draws with."""
+
+    @property
+    def known_sampler(self) -> Any:
+        """The scheduler; None where the files that say it are not here yet."""
 
 
 @runtime_checkable

@@ -95,7 +95,7 @@ def test_one_version() -> None:
 
 
 LAYERS = (
-    {"abilities", "config", "densities", "estimates", "files", "interfaces", "resampling", "schedulers"},
+    {"abilities", "config", "densities", "estimates", "files", "interfaces", "needs", "resampling", "schedulers"},
     {"beta", "chain", "exact", "objectives", "out_of_memory", "scoring"},
     {"remote_reward", "run", "sampling"},
     {"steering"},

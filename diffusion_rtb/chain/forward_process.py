@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_rtb.chain.recordable import samples_flows
 from diffusion_rtb.chain.scheduler import unchanged
 from diffusion_rtb.chain.teacher_forcing import place_in
+from diffusion_rtb.needs import Kind, instead
 
 __all__ = ["denoised", "knowing", "network_predicts", "noised", "noised_chain", "signal_and_noise"]
 
@@ -101,8 +102,12 @@ def signal_and_noise(
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-def network_predicts(scheduler: Any) -> str:
+def network_predicts(scheduler: Any, asked_by: Kind = "steering") -> str:
     """What a scheduler takes the network's output for: "epsilon", "v_prediction", "sample" or "velocity", that of a flow.
+
+    Args:
+        scheduler: Of a pipeline.
+        asked_by: The kind of method that needs it, for the error's remedy.
 
     Raises:
         ValueError: something else, so that x_0 is not known from it.
@@ -113,7 +118,7 @@ def network_predicts(scheduler: Any) -> str:
     if kind not in PREDICTIONS or hasattr(scheduler, "precondition_outputs"):
         raise ValueError(
             f"{type(scheduler).__name__} with prediction_type {kind!r}: the estimate of x_0 from x_t is known for networks that "
-            f"predict {', '.join(PREDICTIONS)} or the velocity of a flow. Steer by a learned value, or at the end only (best_of)."
+            f"predict {', '.join(PREDICTIONS)} or the velocity of a flow. {instead('estimate', asked_by)}"
         )
     return kind
 

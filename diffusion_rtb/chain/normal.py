@@ -1,4 +1,4 @@
-"""Densities and divergences of isotropic normals, in nats, summed over dimensions; and the size of what a network answers."""
+"""Densities and divergences of isotropic normals, in nats, summed over dimensions; the size of numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["gaussian_kl", "normal_log_prob", "output_norm", "precise"]
+__all__ = ["gaussian_kl", "normal_log_prob", "output_norm", "power_of_two", "precise"]
+
+
+def power_of_two(largest: float) -> float:
+    """The power of two in (largest / 2, largest]; 1 where there is none, because `largest` is 0 or not finite."""
+    if largest == 0 or not math.isfinite(largest):
+        return 1.0
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1)
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.needs import instead
 from diffusion_rtb.steering._aim import Kind, State
 
 __all__ = ["value_of"]
@@ -39,8 +40,8 @@ def value_of(
         return None
     if network is None:
         raise ValueError(
-            f"value={kind!r} needs a V that was learned, and there is none: train with value_gradient, or with trust_pcl "
-            "and a length; or use value: reward."
+            f"value={kind!r} needs a V that was learned, and there is none: train with value_gradient, or with trust_pcl and a "
+            f"length; or use value: reward. {instead('value', 'steering')}"
         )
 
     def learned(state: State) -> Tensor:

@@ -46,6 +46,8 @@ class Method(Protocol):
     """It steers a trained posterior, not the prior."""
     value: Kind = "reward"
     """What a state is weighed by."""
+    weighs: bool = False
+    """It weighs states on the way by `value`, so that "reward" and "both" need an estimate of x_0 from x_t."""
     needs_noise: bool = True
     """It needs steps with noise."""
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion_rtb.abilities import LearnsValue
+from diffusion_rtb.abilities import KnowsSampler, LearnsValue
+from diffusion_rtb.chain.forward_process import network_predicts
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.interfaces import Prior, Reward
+from diffusion_rtb.needs import instead
 from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.run.checks import Components, describe_components, paths_explained
 from diffusion_rtb.run.folder import find_run, is_run
@@ -93,16 +95,19 @@ def open_steerable(run: Path, checkpoint: str | None, method: Method) -> Steerab
     )
     if trained is not None:
         _check_value(method, trained.config.objective.component, trained.components.objective.construct())
+        _check_estimate(method, trained.components)
         return Steerable(trained.config, trained.folder, trained.components, trained)
     _check_value(method, None, None)
     config, folder = find_run(run)
     if method.of_posterior:
         raise ValueError(
             f"{type(method).__name__} mixes a posterior with its prior, and here is a prior alone: give the folder of a run that "
-            "was trained, without --prior; or use smc, which needs none."
+            f"was trained, without --prior. {instead('posterior', 'steering')}"
         )
     with paths_explained(folder):
-        return Steerable(config, folder, describe_components(config), None)
+        components = describe_components(config)
+    _check_estimate(method, components)
+    return Steerable(config, folder, components, None)
 
 
 def _learns_value(objective: Any) -> bool:
@@ -113,9 +118,20 @@ def _check_value(method: Method, name: str | None, objective: Any) -> None:
     """Refuse a value that is to be learned where there is none."""
     if method.value == "reward" or _learns_value(objective):
         return
-    instead = "value: reward" if hasattr(method, "temper") else "smc"
+    other = "; or use value: reward" if method.weighs else ""
     here = "this is no trained run" if name is None else f"objective {name!r} of the run learns none"
     raise ValueError(
         f"{type(method).__name__} with value {method.value!r} needs a V, and {here}. Give a run trained with value_gradient, "
-        f"or with trust_pcl and a length, without --prior; or use {instead}, which makes its values of the reward."
+        f"or with trust_pcl and a length, without --prior{other}. {instead('value', 'steering')}"
     )
+
+
+def _check_estimate(method: Method, components: Components) -> None:
+    """Refuse values of x0_hat where a network's answer does not tell it, if the prior knows its scheduler before weights load."""
+    prior = components.prior.ahead()
+    sampler = prior.known_sampler if isinstance(prior, KnowsSampler) else None
+    if sampler is not None and method.weighs and method.value != "learned":
+        try:
+            network_predicts(sampler)
+        except ValueError as error:
+            raise ValueError(f"{type(method).__name__} weighs states by r(x0_hat). {error}") from None

@@ -27,12 +27,13 @@ from torch import Tensor
 
 from diffusion_rtb.chain.forward_process import denoised, network_predicts, signal_and_noise
 from diffusion_rtb.chain.normal import precise
-from diffusion_rtb.chain.recordable import check_single_step
+from diffusion_rtb.chain.recordable import DeterministicStepError, check_single_step
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.rollout import LOG_DENSITY
 from diffusion_rtb.chain.scheduler import StepCall, previous_sample, with_previous_sample
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.needs import instead
 from diffusion_rtb.resampling import systematic_resample
 from diffusion_rtb.steering._aim import Aim, State
 
@@ -247,8 +248,12 @@ class Particles(TrajectoryRecorder):
         return output if parents is None else with_previous_sample(output, x_0[parents])
 
     def _refuse(self, timestep: float, *, begun: bool) -> None:
-        if self.needs_noise:
+        if not self.needs_noise:
+            return
+        try:
             super()._refuse(timestep, begun=begun)
+        except DeterministicStepError as error:
+            raise DeterministicStepError(f"{error} {instead('noise', 'steering')}", begun=begun) from None
 
 
 def _along(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffusion_rtb.needs import instead
 from diffusion_rtb.steering._aim import Aim
 from diffusion_rtb.steering._method import Drawing, Method
 from diffusion_rtb.steering._particles import Particles
@@ -55,7 +56,7 @@ class RLG(Method):
         if not networks:
             raise ValueError(
                 f"{type(pipe).__name__} has no network called {', '.join(NETWORKS)}, so prior and posterior cannot be mixed in it. "
-                "Use smc, which needs the prior alone."
+                f"{instead('posterior', 'steering')}"
             )
         off = drawing.get("as_prior") or partial(_without_lora, pipe)
         blocks = [partial(mixed, network, off, self.weight) for network in networks]

@@ -35,6 +35,8 @@ class SMC(Method):
     https://arxiv.org/abs/2306.17775; with r(x0_hat), Singhal et al. 2025, https://arxiv.org/abs/2501.06848
     """
 
+    weighs = True
+
     def __init__(
         self,
         particles: Annotated[int, Field(ge=2)] = 16,

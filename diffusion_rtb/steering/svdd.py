@@ -36,6 +36,8 @@ class SVDD(Method):
     Source: Li et al. 2024, https://arxiv.org/abs/2408.08252
     """
 
+    weighs = True
+
     def __init__(
         self,
         particles: Annotated[int, Field(ge=2)] = 8,

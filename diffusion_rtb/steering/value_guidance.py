@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_rtb.chain.normal import normal_log_prob
 from diffusion_rtb.chain.scheduler import StepCall, previous_sample, with_previous_sample
+from diffusion_rtb.needs import instead
 from diffusion_rtb.steering._aim import Aim, Kind, State
 from diffusion_rtb.steering._method import Drawing, Method
 from diffusion_rtb.steering._particles import Particles, resampled
@@ -63,7 +64,7 @@ class ValueGuidance(Method):
         if aim.value is None:
             raise ValueError(
                 "value_guidance takes the gradient of a value of x_t itself, and the aim has none: give Aim(..., value=V), V "
-                "learned by value_gradient, or by trust_pcl with a length. With a reward alone use smc, which needs no gradient."
+                f"learned by value_gradient, or by trust_pcl with a length. {instead('value', 'steering')}"
             )
         return _Guided(
             pipe.scheduler,

@@ -31,6 +31,7 @@ from diffusion_rtb.training.compatibility import (
     check_owner,
     check_processes,
     check_reward_memory,
+    check_sampler,
     check_settings,
 )
 from diffusion_rtb.training.observers import Sheets
@@ -87,6 +88,7 @@ def check_run(config: RunConfig, folder: Path) -> tuple[Components, Mixture]:
         describe_tools(config)
     check_settings(config, components.objective.construct(), mixture)
     check_gradient(config, components)
+    check_sampler(components, mixture)
     open_start(config, folder)
     return components, mixture
 

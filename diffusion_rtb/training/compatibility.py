@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diffusion_rtb.abilities import ChecksSteps, ObjectiveTraits, why_no_gradient
+from diffusion_rtb.abilities import ChecksSteps, KnowsSampler, ObjectiveTraits, why_no_gradient
 from diffusion_rtb.chain.forward_process import network_predicts
 from diffusion_rtb.chain.recordable import check_single_step
 from diffusion_rtb.chain.rollout import steps_of
 from diffusion_rtb.config.sections import BetaConfig, RunConfig
 from diffusion_rtb.interfaces import Objective, Prior, Reward
+from diffusion_rtb.needs import instead
 from diffusion_rtb.run.members import check_objective_members
 from diffusion_rtb.scoring.memory import moving_rewards
 
@@ -33,6 +34,7 @@ __all__ = [
     "check_owner",
     "check_processes",
     "check_reward_memory",
+    "check_sampler",
     "check_samples",
     "check_settings",
     "check_step_weights",
@@ -56,10 +58,7 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
 
 def check_chain(config: RunConfig, objective: Objective, prior: Prior) -> None:
     """The checks of a loaded prior's scheduler and steps."""
-    check_single_step(prior.pipe.scheduler)
-    traits = ObjectiveTraits.of(objective)
-    if traits.noises or traits.learns_samples:
-        network_predicts(prior.pipe.scheduler)
+    _check_scheduler(prior.pipe.scheduler, objective)
     arguments = prior.arguments(config.prompts.texts()[:1])
     check_steps(objective, arguments)
     check_step_weights(config, arguments)
@@ -74,14 +73,14 @@ def check_behaviours(objective: Objective, mixture: Mixture) -> None:
     if ObjectiveTraits.of(objective).on_policy_only and others:
         raise ValueError(
             f"objective {name} is on-policy: its gradient is an average over the posterior's own trajectories, and wrong on "
-            f"those of behaviours {', '.join(others)}. Take them out, and on_policy without exploration; or use rtb, trust_pcl or "
-            "an importance-weighted objective."
+            f"those of behaviours {', '.join(others)}. Take them out, and on_policy without exploration; or use an "
+            f"importance-weighted objective. {instead('own', 'objective')}"
         )
     unknown = [source.density_unknown for source in _drawing(mixture) if source.density_unknown]
     if ObjectiveTraits.of(objective).importance_weighted and unknown:
         raise ValueError(
-            f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows {unknown[0]}; or use "
-            "rtb or trust_pcl."
+            f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows {unknown[0]}. "
+            f"{instead('density', 'objective')}"
         )
 
 
@@ -89,27 +88,41 @@ def check_gradient(config: RunConfig, components: Components) -> None:
     """Refuse a reward or a prior without a gradient for an objective that follows it, and settings that it cannot heed."""
     if not ObjectiveTraits.of(components.objective.construct()).needs_gradient:
         return
-    objective, instead = (
-        config.objective.component,
-        "or use rtb or value_gradient, which need no gradient of the reward.",
-    )
-    why = why_no_gradient(components.reward.ahead())
+    objective, why = config.objective.component, why_no_gradient(components.reward.ahead())
     if why:
         raise ValueError(
-            f"objective {objective} follows the gradient of the reward, and reward {config.reward.component!r} has none: {why}; "
-            f"{instead}"
+            f"objective {objective} follows the gradient of the reward, and reward {config.reward.component!r} has none: {why}. "
+            f"{instead('gradient', 'objective')}"
         )
     if not hasattr(components.prior.target, "decode_with_gradient"):
         raise ValueError(
-            f"objective {objective} needs images that can be differentiated in x_0, and prior {config.prior.component!r} has no "
-            f"method decode_with_gradient (abilities.DecodesWithGradient): write it, {instead}"
+            f"objective {objective} needs images with a gradient in x_0, and prior {config.prior.component!r} has no method "
+            f"decode_with_gradient (abilities.DecodesWithGradient): write it. {instead('decoder', 'objective')}"
         )
     for name in ("gradient_steps", "step_weights"):
         if getattr(config.train, name) is not None:
             raise ValueError(
                 f"objective {objective} takes one gradient through all of its last steps, and train.{name} is for gradients of "
-                f"single steps: set it to null, and last_steps of the objective; {instead}"
+                "single steps: set it to null. `last_steps` of the objective makes an update cheaper."
             )
+
+
+def check_sampler(components: Components, mixture: Mixture) -> None:
+    """Refuse, where a prior knows its scheduler before its weights load, one without what training or a behaviour needs of it."""
+    prior = components.prior.ahead()
+    sampler = prior.known_sampler if isinstance(prior, KnowsSampler) else None
+    if sampler is None:
+        return
+    _check_scheduler(sampler, components.objective.construct())
+    if any(source.judges_estimates for source in _drawing(mixture)):
+        network_predicts(sampler, "behaviour")
+
+
+def _check_scheduler(sampler: Any, objective: Objective) -> None:
+    check_single_step(sampler)
+    traits = ObjectiveTraits.of(objective)
+    if traits.noises or traits.learns_samples:
+        network_predicts(sampler, "objective")
 
 
 def check_samples(objective: Objective, mixture: Mixture) -> None:
@@ -118,7 +131,7 @@ def check_samples(objective: Objective, mixture: Mixture) -> None:
         raise ValueError(
             f"objective {type(objective).__name__} takes samples of the posterior as targets (from_samples), and no behaviour "
             "draws them noised: add {component: prior_buffer, share: 0.5, resample: true, noised: true} to behaviours, or set "
-            "from_samples 0."
+            f"from_samples 0. {instead('samples', 'objective')}"
         )
 
 
@@ -153,7 +166,7 @@ def check_reward_memory(reward: Reward, objective: Objective, mixture: Mixture) 
     if moving and keeping:
         raise ValueError(
             f"reward {moving[0]} goes on changing while training, and {keeping[0]} with the rewards of their day. Let it stay "
-            "(standardise: a number of samples, or mean and std), or do without the other."
+            f"(standardise: a number of samples, or mean and std), or do without the other. {instead('reward', 'objective')}"
         )
 
 
@@ -162,8 +175,8 @@ def check_beta(objective: Objective, beta: BetaConfig) -> None:
     if beta.moved_by is not None and ObjectiveTraits.of(objective).value_stays:
         raise ValueError(
             f"objective {type(objective).__name__} with these settings learns V once, for one beta, and {beta.moved_by} moves "
-            "beta. Use one whose V goes on learning (trust_pcl with value_loss: consistency), one without V (rtb), or no "
-            f"{beta.moved_by}."
+            f"beta. Use one whose V goes on learning (trust_pcl with value_loss: consistency), or no {beta.moved_by}. "
+            f"{instead('beta', 'objective')}"
         )
 
 
@@ -177,7 +190,7 @@ def check_updates(objective: Objective, updates: int) -> None:
         raise ValueError(
             f"objective {type(objective).__name__} is on-policy and has no ratios to the chain that drew: from the second of "
             f"train.updates_per_iteration {updates} on, the trajectories are those of another posterior. Set that to 1, or use "
-            "rtb, trust_pcl, reinforce_kl with importance weights, grpo, dpok or ddpo."
+            f"trust_pcl, reinforce_kl with importance weights, grpo, dpok or ddpo. {instead('newest', 'objective')}"
         )
 
 
@@ -187,7 +200,7 @@ def check_group(objective: Objective, group: int) -> None:
     if group < smallest:
         raise ValueError(
             f"train.group is {group}, and objective {type(objective).__name__} compares the trajectories of one prompt: it needs "
-            f"train.group {smallest} or more; or take an objective that compares none, e.g. rtb with log_z: per_prompt."
+            f"train.group {smallest} or more. {instead('group', 'objective')}"
         )
 
 
@@ -254,5 +267,5 @@ def check_owner(objective: Objective, owns_parameters: bool, processes: int) -> 
     if owns_parameters and processes > 1:
         raise ValueError(
             f"objective {type(objective).__name__} has parameters of its own (log Z or V), which are not shared between "
-            f"{processes} processes. Use log_z: vargrad, or one process."
+            f"{processes} processes. Use log_z: vargrad, or one process. {instead('process', 'objective')}"
         )

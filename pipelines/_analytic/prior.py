@@ -84,6 +84,11 @@ class VectorPrior(TwoPhase):
         self._pipe.set_progress_bar_config(disable=True)
 
     @property
+    def known_sampler(self) -> Any:
+        """The scheduler."""
+        return self._sampler
+
+    @property
     def pipe(self) -> Any:
         """The `VectorPipeline`."""
         self.load_weights()

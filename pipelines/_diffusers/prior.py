@@ -137,6 +137,11 @@ class DiffusersPrior(Family):
         self.speed.apply(self.network)
 
     @property
+    def known_sampler(self) -> Any:
+        """The scheduler, where the model is here."""
+        return self._sampler
+
+    @property
     def pipe(self) -> Any:
         """The stock pipeline."""
         self.load_weights()

@@ -24,7 +24,6 @@ from diffusion_rtb.training.updates.gradient import (
     clip_gradients,
     descend,
     loss_of,
-    power_of_two,
     push_back,
 )
 from tests.oracles.tiny import save_tiny

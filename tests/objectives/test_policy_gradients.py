@@ -273,9 +273,7 @@ def test_several_updates_are_clipped_against_the_drawing_chain(tmp_path: Path) -
 def test_an_on_policy_objective_refuses_other_trajectories(
     name: str, behaviour: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        ValueError, match=r"is on-policy: .*Take them out, .* or use rtb, trust_pcl or an importance-weighted"
-    ):
+    with pytest.raises(ValueError, match=r"is on-policy: .*Take them out, .* or use an importance-weighted"):
         assemble(config(tmp_path, objective={"component": name}, behaviours=behaviour))
 
 

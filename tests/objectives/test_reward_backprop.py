@@ -210,8 +210,8 @@ def test_rewards_without_a_gradient_are_refused_by_name(reward: dict[str, Any], 
 
 
 def test_a_function_without_a_gradient_is_refused_when_it_answers(tmp_path: Path) -> None:
-    trainer = following(tmp_path, reward={"component": "tests.oracles.planted_rewards:no_gradient"})
-    with pytest.raises(RuntimeError, match="Reward 'no_gradient' has no gradient: what it answers does not depend"):
+    trainer = following(tmp_path, reward={"component": "tests.oracles.planted_rewards:detached"})
+    with pytest.raises(RuntimeError, match="Reward 'detached' has no gradient: what it answers does not depend"):
         trainer.step()
     assert not any(bool(parameter.any()) for parameter in trainer.prior.parameters().values())
 

@@ -151,6 +151,10 @@ def wrong_gradient(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return found
 
 
+def detached(samples: Tensor, prompts: Sequence[str]) -> Tensor:
+    return samples.detach().flatten(1).sum(1)
+
+
 def no_gradient(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return good(images.detach(), prompts)
 

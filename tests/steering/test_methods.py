@@ -187,7 +187,7 @@ def test_a_run_hands_over_the_value_that_it_learned(tmp_path: Path) -> None:
     ("component", "message"),
     [
         ({"component": "rlg"}, "mixes a posterior with its prior, and here is a prior alone"),
-        ({"component": "value_guidance"}, "needs a V, and this is no trained run.*use smc"),
+        ({"component": "value_guidance"}, "needs a V, and this is no trained run.*steering: smc"),
         ({"component": "smc", "value": "both"}, "value 'both' needs a V.*or use value: reward"),
     ],
 )

@@ -10,7 +10,6 @@ at a time, so the exact full-trajectory gradient needs the activation memory of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.chain.normal import power_of_two
 from diffusion_rtb.chain.rollout import entry_of, replay_backward
 from diffusion_rtb.config.sections import TrainConfig
 from diffusion_rtb.interfaces import Loss, Objective, Terms
@@ -35,7 +35,6 @@ __all__ = [
     "clip_gradients",
     "descend",
     "loss_of",
-    "power_of_two",
     "push_back",
     "some_steps",
     "step_weights",
@@ -167,13 +166,6 @@ def _push_back(
         )
         rows.append(replayed.cpu())
     return torch.cat(rows)
-
-
-def power_of_two(largest: float) -> float:
-    """The power of two in (largest / 2, largest]; 1 where there is none, because `largest` is 0 or not finite."""
-    if largest == 0 or not math.isfinite(largest):
-        return 1.0
-    return math.ldexp(1.0, math.frexp(largest)[1] - 1)
 
 
 def step_weights(given: Sequence[float] | None, cotangent: Float[Tensor, "batch steps"]) -> Float[Tensor, " steps"]:

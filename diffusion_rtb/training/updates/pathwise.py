@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.abilities import DecodesWithGradient
-from diffusion_rtb.chain.normal import gaussian_kl, precise
+from diffusion_rtb.chain.normal import gaussian_kl, power_of_two, precise
 from diffusion_rtb.chain.recordable import is_ode_step
 from diffusion_rtb.chain.rollout import visit_states
 from diffusion_rtb.chain.teacher_forcing import Visit, Visited
@@ -31,7 +31,6 @@ from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.scoring.call import differentiable_reward
-from diffusion_rtb.training.updates.gradient import power_of_two
 
 if TYPE_CHECKING:
     from diffusion_rtb.sampling.sampler import Sampler
