@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_rtb.chain.normal import power_of_two
 from diffusion_rtb.objectives.dpok import DPOK
 from diffusion_rtb.objectives.grpo import GRPO
 from diffusion_rtb.objectives.reinforce_kl import ReinforceKL

@@ -49,39 +49,29 @@ def config(objective: dict[str, Any], **lacking: Any) -> RunConfig:
     return RunConfig.model_validate(data)
 
 
+OFF_POLICY: list[dict[str, Any]] = [
+    BUFFER,
+    {"component": "replay", "share": 0.5},
+    {"component": "back_and_forth", "share": 0.5},
+    {"component": "steered", "share": 0.5, "particles": 4},
+    {"component": "on_policy", "exploration": 0.5},
+]
+CHOSEN: list[dict[str, Any]] = [
+    {**BUFFER, "resample": True},
+    {"component": "back_and_forth", "share": 0.5},
+    {"component": "steered", "share": 0.5, "particles": 4},
+    {"component": "replay", "share": 0.5, "priority": "reward"},
+]
+WEIGHED: list[dict[str, Any]] = [
+    {"component": "reinforce_kl", "importance": "exact"},
+    {"component": "trust_pcl", "length": 1, "value_loss": "returns"},
+]
+POLICY = ("reinforce_kl", "reinforce_naive", "grpo", "dpok", "ddpo", "reward_backprop", "reward_weighted")
 OBJECTIVES: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
     ("gradient", named("reward_backprop"), {"reward": {"component": "jpeg"}}),
     ("decoder", named("reward_backprop"), {"prior": {"component": "tests.oracles.third_party_prior:WalkPrior"}}),
-    *[
-        (
-            "own",
-            named("reinforce_kl", "reinforce_naive", "grpo", "dpok", "ddpo", "reward_backprop"),
-            {"behaviours": [other]},
-        )
-        for other in (
-            BUFFER,
-            {"component": "replay", "share": 0.5},
-            {"component": "back_and_forth", "share": 0.5},
-            {"component": "steered", "share": 0.5, "particles": 4},
-            {"component": "on_policy", "exploration": 0.5},
-        )
-    ],
-    *[
-        (
-            "density",
-            [
-                {"component": "reinforce_kl", "importance": "exact"},
-                {"component": "trust_pcl", "length": 1, "value_loss": "returns"},
-            ],
-            {"behaviours": [other]},
-        )
-        for other in (
-            BUFFER | {"resample": True},
-            {"component": "back_and_forth", "share": 0.5},
-            {"component": "steered", "share": 0.5, "particles": 4},
-            {"component": "replay", "share": 0.5, "priority": "reward"},
-        )
-    ],
+    *[("own", named(*POLICY), {"behaviours": [other]}) for other in OFF_POLICY],
+    *[("density", WEIGHED, {"behaviours": [other]}) for other in CHOSEN],
     ("newest", named("reinforce_kl", "reinforce_naive", "reward_backprop"), {"train": {"updates_per_iteration": 2}}),
     (
         "group",
