@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "ChecksIterations",
     "ChecksPrompts",
     "ChecksSteps",
     "DecodesWithGradient",
@@ -78,6 +79,9 @@ class ObjectiveTraits:
     """An objective of states: it learns from samples that are noised anew for each update, and not from the states they came by."""
     compares: tuple[str, ...] = ("prior",)
     """An objective of states: the networks whose means it reads (`States.means`), of "prior" and "old"."""
+    reads_bounds: bool = False
+    """An objective of states: its weights depend on `Samples.log_ratio`, against the network that it `compares` with; for one more
+    call of the posterior per state."""
     draws_old: bool = False
     """Its samples are those of its old posterior (`KeepsOld`); what is logged is measured on others."""
     needs_gradient: bool = False
@@ -88,6 +92,11 @@ class ObjectiveTraits:
     """Of an objective with `warm_up`: 0 for none, else how many; None where it does not say."""
     warm_up_states: Literal["recorded", "noised"] = "recorded"
     """Which states `warm_up` reads: where it noises them anew, `terms.x` has x_0 alone, (batch, 1, *dims)."""
+
+    @property
+    def keeps_old(self) -> bool:
+        """It has an old posterior beside the one that it trains."""
+        return self.draws_old or "old" in self.compares
 
     @classmethod
     def of(cls, objective: Any) -> ObjectiveTraits:
@@ -125,6 +134,14 @@ class ChecksSteps(Protocol):
 
     def check_steps(self, steps: int) -> None:
         """Raise a ValueError for a number that it cannot use; asked before the prior is loaded where the config says the number."""
+
+
+@runtime_checkable
+class ChecksIterations(Protocol):
+    """An objective that does not go with every number of iterations."""
+
+    def check_iterations(self, iterations: int) -> None:
+        """Raise a ValueError for a number that it cannot use; asked before anything is loaded."""
 
 
 @runtime_checkable

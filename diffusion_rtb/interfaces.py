@@ -233,6 +233,8 @@ class Samples:
     prompt: Int[Tensor, " batch"]
     """Rows of the prompt table; samples of one prompt form a group."""
     reward: Float[Tensor, " batch"]
+    log_ratio: Float[Tensor, " batch"] | None = None
+    """For an objective that `reads_bounds`: an estimate of log q(x_0) - log p(x_0), the difference of both lower bounds; nats."""
 
 
 @runtime_checkable

@@ -16,8 +16,8 @@ from typing import Any, get_args
 import torch
 from torch.nn import Parameter
 
-from diffusion_rtb.abilities import ChecksSteps, Entry, HasElsewhere, HasSnippet, ObjectiveTraits
-from diffusion_rtb.interfaces import WarmsUp
+from diffusion_rtb.abilities import ChecksIterations, ChecksSteps, Entry, HasElsewhere, HasSnippet, ObjectiveTraits
+from diffusion_rtb.interfaces import KeepsOld, WarmsUp
 
 __all__ = ["check_attached", "check_objective_members", "check_prior_members"]
 
@@ -90,11 +90,19 @@ def check_attached(prior: Any, prompt: str) -> None:
 def check_objective_members(objective: Any) -> None:
     """Refuse an objective whose optional attributes are of another kind than they are taken for."""
     what = f"The objective {type(objective).__name__}"
-    ObjectiveTraits.of(objective)
+    traits = ObjectiveTraits.of(objective)
     if isinstance(objective, WarmsUp):
         _check_call(what, "warm_up", objective.warm_up, ("terms", "beta", "noise"), ())
     if isinstance(objective, ChecksSteps):
         _check_call(what, "check_steps", objective.check_steps, ("steps",), ())
+    if isinstance(objective, ChecksIterations):
+        _check_call(what, "check_iterations", objective.check_iterations, ("iterations",), ())
+    unknown = sorted(set(traits.compares) - {"prior", "old"})
+    _require(not unknown, what, f"compares names {unknown}; it is of 'prior' and 'old'")
+    keeps = isinstance(objective, KeepsOld)
+    _require(
+        keeps or not traits.keeps_old, what, "it compares with an old posterior, or lets it draw, and has no keeps_old"
+    )
 
 
 def _require(sound: bool, what: str, wrong: str) -> None:

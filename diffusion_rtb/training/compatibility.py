@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diffusion_rtb.abilities import ChecksSteps, KnowsSampler, ObjectiveTraits, why_no_gradient
+from diffusion_rtb.abilities import ChecksIterations, ChecksSteps, KnowsSampler, ObjectiveTraits, why_no_gradient
 from diffusion_rtb.chain.forward_process import network_predicts
 from diffusion_rtb.chain.recordable import check_single_step
 from diffusion_rtb.chain.rollout import steps_of
@@ -54,6 +54,8 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
     check_group(objective, config.train.group)
     check_drawn_together(config, mixture)
     check_configured_steps(config, objective)
+    if isinstance(objective, ChecksIterations):
+        objective.check_iterations(config.train.iterations)
 
 
 def check_chain(config: RunConfig, objective: Objective, prior: Prior) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.abilities import ObjectiveTraits
@@ -83,42 +84,67 @@ class Regression:
 
     def _noised(self, parts: Mapping[str, Batch], seed: int) -> Mapping[str, Batch]:
         """The states that the objective learns from."""
-        if not self._noises:
+        if not self._traits.noises:
             return parts
         seeds = {name: seed_of(seed, "forward", name, int(part.prompt[0])) for name, part in parts.items()}
         return {name: noised_anew(self.sampler, part, seeds[name]) for name, part in parts.items()}
 
     @property
-    def _noises(self) -> bool:
-        return ObjectiveTraits.of(self.aims).noises
+    def _traits(self) -> ObjectiveTraits:
+        return ObjectiveTraits.of(self.aims)
 
     def _micro_batches(
         self, cut: Sequence[tuple[str, Batch]], steps: Sequence[list[int]], seed: int
     ) -> Iterator[Micro]:
         """One after the other, so that the device holds one."""
-        known = [self._noises or name in self.tilted for name, _ in cut]
-        scheduler, timesteps = self.sampler.prior.pipe.scheduler, cut[0][1].trajectory.timesteps
-        forward = Forward.of(scheduler, timesteps) if any(known) else None
+        known = [self._traits.noises or name in self.tilted for name, _ in cut]
+        scheduler, chain = self.sampler.prior.pipe.scheduler, cut[0][1].trajectory
+        forward = Forward.of(scheduler, chain.timesteps) if any(known) else None
         generator = torch.Generator().manual_seed(seed)
-        weights = self._weights([part for _, part in cut])
-        for (_, part), mine, target, weight in zip(cut, steps, known, weights, strict=True):
-            yield Micro(self.sampler, part, mine, forward if target else None, weight, generator)
+
+        def micro(i: int, weight: Tensor | None) -> Micro:
+            return Micro(self.sampler, cut[i][1], steps[i], forward if known[i] else None, weight, generator)
+
+        bounds = None
+        if self._traits.reads_bounds:
+            dense = int(chain.stochastic.sum())
+            bounds = torch.cat([self._bounds(micro(i, None)) * (dense / len(steps[i])) for i in range(len(cut))])
+        weights = self._weights([part for _, part in cut], bounds)
+        for i, weight in enumerate(weights):
+            yield micro(i, weight)
 
     def _cut(self, parts: Mapping[str, Batch]) -> Iterator[tuple[str, Batch]]:
         for name, part in parts.items():
             for chunk in self.sampler.chunks(len(part)):
                 yield name, part[chunk]
 
-    def _weights(self, parts: Sequence[Batch]) -> Sequence[Tensor | None]:
+    def _weights(self, parts: Sequence[Batch], bounds: Tensor | None) -> Sequence[Tensor | None]:
         """The objective's own numbers, one of each sample, by micro-batch."""
         if not isinstance(self.aims, WeighsSamples):
             return [None] * len(parts)
-        samples = Samples(torch.cat([part.prompt for part in parts]), torch.cat([part.reward for part in parts]))
-        return self.aims.weights(samples, self.beta).split([len(part) for part in parts])
+        prompt, reward = (torch.cat([getattr(part, name) for part in parts]) for name in ("prompt", "reward"))
+        return self.aims.weights(Samples(prompt, reward, bounds), self.beta).split([len(part) for part in parts])
+
+    def _bounds(self, micro: Micro) -> Float[Tensor, " batch"]:
+        """How much less q errs than the network it is compared with, over the steps; nats, on the host."""
+        known: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def look(at: Visited) -> None:
+            mean_0 = micro.mean_0(at)
+            assert mean_0 is not None
+            known[at.step] = mean_0, gaussian_kl(mean_0, precise(at.mean), micro.std[at.step], torch.float64)
+
+        micro.visit(look)
+        less = torch.zeros(len(micro.reward), dtype=torch.float64)
+        for step, mean in micro.means(self.networks).items():
+            (other,) = mean.values()
+            mean_0, error = known[step]
+            less += (gaussian_kl(mean_0, other, micro.std[step], torch.float64) - error).cpu()
+        return less
 
     def _push(self, micro: Micro) -> float:
         """The gradient of one micro-batch, added up; returns the sum of its losses."""
-        means = micro.means(self.networks)
+        means = micro.means({} if self._traits.reads_bounds else self.networks)
         losses = []
 
         def backward(at: Visited) -> None:

@@ -68,7 +68,7 @@ class Updates:
     def of(config: RunConfig, sampler: Sampler, objective: Objective, mixture: Mixture) -> Updates:
         """Those of a run, whose posterior is attached."""
         tilted = frozenset(name for name, (source, _) in mixture.items() if source.tilted)
-        old = Copy(sampler.prior) if isinstance(objective, KeepsOld) else None
+        old = Copy(sampler.prior) if ObjectiveTraits.of(objective).keeps_old else None
         return Updates(config, sampler, objective, mixture.on_policy.name, tilted, old)
 
     # The older posterior
