@@ -82,6 +82,8 @@ class ObjectiveTraits:
     reads_bounds: bool = False
     """An objective of states: its weights depend on `Samples.log_ratio`, against the network that it `compares` with; for one more
     call of the posterior per state."""
+    pairs_states: bool = False
+    """An objective of states that `noises` and compares samples of a prompt within a micro-batch; they get the same noise."""
     draws_old: bool = False
     """Its samples are those of its old posterior (`KeepsOld`); what is logged is measured on others."""
     needs_gradient: bool = False

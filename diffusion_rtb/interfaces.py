@@ -191,6 +191,8 @@ class States:
     """Place of the step in the chain, 0 for the noisiest."""
     share: float
     """step / steps: 0 at the noisiest, below 1."""
+    dense: int
+    """Steps of the whole chain that have a density."""
     x_t: Float[Tensor, "batch *dims"]
     x_0: Float[Tensor, "batch *dims"]
     """What the states were noised from, or their own chain came to."""
@@ -204,6 +206,8 @@ class States:
     mean_0: Float[Tensor, "batch *dims"] | None
     """The same mean by a network that knows x_0 (`forward_process.knowing`), where x_0 was noised to x_t and is, nearly, a sample
     of the posterior, or the objective `noises` every sample; else None. At the last step x_0."""
+    prompt: Int[Tensor, " batch"]
+    """Row of the run's prompt table."""
     reward: Float[Tensor, " batch"]
     features: Float[Tensor, "batch features"]
     generator: torch.Generator

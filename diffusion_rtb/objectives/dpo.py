@@ -30,15 +30,15 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from diffusion_rtb.interfaces import Loss, Terms
 from diffusion_rtb.objectives._checks import check_choice, check_clip_range, check_positive, check_terms
-from diffusion_rtb.objectives._groups import check_groups, same_prompt
+from diffusion_rtb.objectives._groups import check_groups
 from diffusion_rtb.objectives._policy import report
+from diffusion_rtb.objectives._preferences import Labels, Pairs, labelled, paired
 
 __all__ = ["DPO"]
 
@@ -61,16 +61,18 @@ class DPO(nn.Module):
 
     def __init__(
         self,
-        labels: Literal["soft", "hard"] = "soft",
-        pairs: Literal["all", "best_worst"] = "all",
+        labels: Labels = "soft",
+        pairs: Pairs = "all",
         *,
         ratios: Literal["trajectory", "step"] = "trajectory",
         slope: float = 1.0,
         clip_range: float | None = None,
     ) -> None:
         super().__init__()
-        self.labels = check_choice("labels", labels, ("soft", "hard"))
-        self.pairs = check_choice("pairs", pairs, ("all", "best_worst"))
+        check_choice("labels", labels, ("soft", "hard"))
+        check_choice("pairs", pairs, ("all", "best_worst"))
+        self.labels: Labels = labels
+        self.pairs: Pairs = pairs
         self.ratios = check_choice("ratios", ratios, ("trajectory", "step"))
         self.slope = check_positive("slope", slope)
         if clip_range is not None and ratios == "trajectory":
@@ -91,15 +93,12 @@ class DPO(nn.Module):
         """
         check_terms(terms, beta)
         check_groups("dpo", terms.prompt)
-        groups = [self.paired(row.nonzero().flatten(), terms.reward) for row in same_prompt(terms.prompt)[0]]
-        first, second = torch.cat(groups).unbind(1)
-        # The same say for every prompt, however many pairs it has.
-        weight = torch.cat([one.new_full((len(one),), 1 / len(one), dtype=terms.log_q.dtype) for one in groups])
+        first, second, weight = paired(self.pairs, terms.prompt, terms.reward)
         log_ratio = self.log_ratio(terms)
         odds = self.slope * (log_ratio[first] - log_ratio[second])
-        label = self.label(beta * (terms.reward[first] - terms.reward[second]))
+        label = labelled(self.labels, self.slope * beta * (terms.reward[first] - terms.reward[second]))
         cost = binary_cross_entropy_with_logits(odds, label[:, None].expand_as(odds), reduction="none").sum(dim=1)
-        return report((weight * cost).sum() / len(groups), terms, beta)
+        return report((weight.to(cost) * cost).sum(), terms, beta)
 
     def log_ratio(self, terms: Terms) -> Float[Tensor, "batch terms"]:
         """log q - log p, of whole trajectories (batch, 1) or of each step; nats."""
@@ -109,18 +108,3 @@ class DPO(nn.Module):
         if self.clip_range is None:
             return steps
         return steps.clamp(math.log1p(-self.clip_range), math.log1p(self.clip_range))
-
-    def label(self, nats: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        """y of beta·(r_i - r_j)."""
-        if self.labels == "soft":
-            return torch.sigmoid(self.slope * nats)
-        return torch.heaviside(nats, nats.new_tensor(0.5))
-
-    def paired(self, member: Int[Tensor, " group"], reward: Float[Tensor, " batch"]) -> Int[Tensor, "pairs two"]:
-        """The pairs of one group, as rows of the batch."""
-        if self.pairs == "all":
-            return torch.combinations(member)
-        best = int(reward[member].argmax())
-        # Of equal rewards two different trajectories all the same: a pair of one with itself would say nothing.
-        worst = int(reward[member].flip(0).argmin())
-        return member[[best, len(member) - 1 - worst]][None]

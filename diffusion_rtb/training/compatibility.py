@@ -32,6 +32,7 @@ __all__ = [
     "check_group",
     "check_measured",
     "check_owner",
+    "check_pairs",
     "check_processes",
     "check_reward_memory",
     "check_sampler",
@@ -53,6 +54,7 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
     check_updates(objective, config.train.updates_per_iteration)
     check_group(objective, config.train.group)
     check_drawn_together(config, mixture)
+    check_pairs(config, objective, mixture)
     check_configured_steps(config, objective)
     if isinstance(objective, ChecksIterations):
         objective.check_iterations(config.train.iterations)
@@ -213,6 +215,20 @@ def check_drawn_together(config: RunConfig, mixture: Mixture) -> None:
             raise ValueError(
                 f"behaviour {type(source).__name__} draws {source.drawn_together} particles in one call, and train.micro_batch is "
                 f"{config.train.micro_batch}: raise that, or take fewer particles."
+            )
+
+
+def check_pairs(config: RunConfig, objective: Objective, mixture: Mixture) -> None:
+    """Refuse micro-batches that part the samples of a prompt unevenly, for an objective that compares them within one."""
+    micro = config.train.micro_batch
+    if not ObjectiveTraits.of(objective).pairs_states:
+        return
+    for source, count in mixture.values():
+        if count > 0 and (min(micro, count) < 2 or (micro % count and count % micro)):
+            raise ValueError(
+                f"objective {type(objective).__name__} compares the samples of a prompt within a micro-batch, and "
+                f"train.micro_batch {micro} parts the {count} of {type(source).__name__} unevenly: make one a multiple of the "
+                f"other, both at least 2. {instead('group', 'objective')}"
             )
 
 

@@ -17,6 +17,7 @@ def states_of(mean_q: Tensor, mean_p: Tensor, **changed: Any) -> States:
     given = States(
         step=1,
         share=0.5,
+        dense=4,
         x_t=mean_q,
         x_0=mean_q,
         following=300.0,
@@ -24,6 +25,7 @@ def states_of(mean_q: Tensor, mean_p: Tensor, **changed: Any) -> States:
         mean_q=mean_q,
         means=means,
         mean_0=None,
+        prompt=torch.zeros(len(mean_q), dtype=torch.long),
         reward=torch.zeros(len(mean_q)),
         features=torch.zeros(len(mean_q), 0),
         generator=torch.Generator().manual_seed(0),

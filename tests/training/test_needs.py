@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from diffusion_rtb.behaviours._mixture import sources
 from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.config.yaml_text import read_yaml
@@ -17,7 +19,7 @@ from diffusion_rtb.needs import NEEDS
 from diffusion_rtb.steering import Aim
 from diffusion_rtb.steering._opening import open_steerable
 from diffusion_rtb.training.assemble import check_run
-from diffusion_rtb.training.compatibility import check_owner
+from diffusion_rtb.training.compatibility import check_owner, check_reward_memory, check_settings
 from tests.oracles.behaving import QUADRATIC
 
 BUFFER: dict[str, Any] = {"component": "prior_buffer", "share": 0.5}
@@ -85,6 +87,7 @@ OBJECTIVES: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
             "reinforce_naive",
             "value_gradient",
             "reward_weighted",
+            "diffusion_dpo",
         ),
         {"train": {"group": 1, "micro_batch": 1}},
     ),
@@ -101,11 +104,17 @@ def test_an_objective_is_refused_with_one_that_fits(
     need: str, objective: dict[str, Any], lacking: dict[str, Any], tmp_path: Path
 ) -> None:
     nearest = NEEDS[need].objective
+    check = partial(check_run, folder=tmp_path) if need in ("gradient", "decoder") else settled
     with pytest.raises(ValueError, match=r"The nearest that does without: objective: ") as refused:
-        check_run(config(objective, **lacking), tmp_path)
+        check(config(objective, **lacking))
     assert str(refused.value).endswith(f"objective: {nearest}.")
-    check_run(config(component(nearest), **lacking), tmp_path)
+    check(config(component(nearest), **lacking))
     assert not list(tmp_path.iterdir())
+
+
+def settled(config: RunConfig) -> None:
+    """What `check_run` asks of settings, without a prior."""
+    check_settings(config, build(config.objective, "objective"), sources(config))
 
 
 def component(text: str) -> dict[str, Any]:
@@ -115,9 +124,6 @@ def component(text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("objective", KEEPS_V)
 def test_a_moving_reward_is_refused_beside_a_value_that_stays(objective: dict[str, Any]) -> None:
-    from diffusion_rtb.behaviours._mixture import sources
-    from diffusion_rtb.training.compatibility import check_reward_memory
-
     reward = build(MOVING, "reward")
     with pytest.raises(ValueError, match=rf"keeps its V.*: objective: {NEEDS['reward'].objective}\.$"):
         check_reward_memory(reward, build(objective, "objective"), sources(config(objective)))

@@ -87,7 +87,8 @@ class Regression:
         if not self._traits.noises:
             return parts
         seeds = {name: seed_of(seed, "forward", name, int(part.prompt[0])) for name, part in parts.items()}
-        return {name: noised_anew(self.sampler, part, seeds[name]) for name, part in parts.items()}
+        shared = ObjectiveTraits.of(self.aims).pairs_states
+        return {name: noised_anew(self.sampler, part, seeds[name], shared=shared) for name, part in parts.items()}
 
     @property
     def _traits(self) -> ObjectiveTraits:

@@ -66,7 +66,7 @@ class Micro:
         device = sampler.prior.device
         self.prior, self.prompts = sampler.prior, sampler.texts(part.prompt)
         self.features = sampler.features(part.prompt)
-        self.reward = part.reward.to(device)
+        self.prompt, self.reward = part.prompt.to(device), part.reward.to(device)
         self.states = part.trajectory.to(device)
         self.x_0 = precise(self.states.x_0)
         self.std = self.states.std.tolist()
@@ -101,6 +101,7 @@ class Micro:
         return States(
             step=i,
             share=i / self.states.steps,
+            dense=sum(std > 0 for std in self.std),
             x_t=precise(self.states.x[:, i]),
             x_0=self.x_0,
             following=self.following[i],
@@ -108,6 +109,7 @@ class Micro:
             mean_q=precise(at.mean.detach()),
             means=means,
             mean_0=self.mean_0(at),
+            prompt=self.prompt,
             reward=self.reward,
             features=self.features,
             generator=self.generator,
