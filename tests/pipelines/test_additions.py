@@ -13,6 +13,14 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from diffusion_rtb.chain.rollout import rollout
+from diffusion_rtb.config.components import build
+from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.run.checkpoint import check_compatible
+from diffusion_rtb.run.checkpoint_reading import CheckpointError, read_latest
+from diffusion_rtb.run.export import export_posterior
+from diffusion_rtb.run.posterior import open_trained_run
+from diffusion_rtb.training.assemble import assemble
 from pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.tiny import WIDTH, save_tiny, tiny_vae
 
@@ -65,6 +73,42 @@ def test_a_lora_stays_below_the_trained_one(places: Path) -> None:
     prior.attach(rank=2)
     assert all(".lora_" in name for name in prior.parameters())
     assert not any(p.requires_grad for n, p in prior.network.named_parameters() if n not in prior.parameters())
+
+
+def test_a_run_on_top_of_a_lora(places: Path, tmp_path: Path) -> None:
+    """The posterior starts as the base with the LoRA, the run loads both again, says both, and refuses another strength of it."""
+    prior = {"component": "stable_diffusion", "path": str(places / "model"), "steps": 2, "device": "cpu"}
+    below = {"lora": str(places / "lora"), "lora_scale": 0.5}
+    sizes = {"iterations": 1, "prompts_per_iteration": 1, "group": 2, "micro_batch": 2, "grid_every": 0, "lr": 0.05}
+    run = {
+        "name": "tiny",
+        "out": str(tmp_path),
+        "prior": prior | below,
+        "reward": {"component": "brightness"},
+        "beta": 1.0,
+    }
+    trainer = assemble(RunConfig.model_validate(run | {"prompts": {"list": ["a"]}, "train": sizes}))
+    merged = build(prior | below, "prior")
+    base = build(prior, "prior")
+    start, wanted, other = (rollout(made, ["a"], [3]).x_0 for made in (trainer.prior, merged, base))
+    assert torch.equal(start, wanted)
+    assert not torch.equal(start, other)
+    trainer.fit()
+    trained = rollout(trainer.prior, ["a"], [3]).x_0
+    again = open_trained_run(tmp_path / "tiny").prior()
+    assert torch.equal(rollout(again, ["a"], [3]).x_0, trained)
+    assert not torch.equal(trained, start)
+    with again.as_prior():
+        assert torch.equal(rollout(again, ["a"], [3]).x_0, wanted)
+    config = trainer.config
+    card = export_posterior(config, again, trainer.folder, trainer.progress) / "README.md"
+    assert "fuse_lora(lora_scale=0.5)" in card.read_text()
+    stronger = build(prior | below | {"lora_scale": 0.6}, "prior")
+    stronger.attach(**config.posterior)
+    held = read_latest(trainer.folder / "checkpoints")
+    assert held is not None
+    with pytest.raises(CheckpointError, match="weights"):
+        check_compatible(held.state["prior"], stronger.fingerprint())
 
 
 def test_the_snippet_adds_them_again(places: Path, tmp_path: Path) -> None:
