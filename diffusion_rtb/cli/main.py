@@ -88,7 +88,8 @@ def train(
                 say(f"Stopped after {done}{trainer.stopped or '; the same command goes on from there'}.")
                 raise typer.Exit(INTERRUPTED)
             if trainer.processes.main:
-                lora = export_posterior(run, trainer.prior, folder, trainer.progress)
+                with trainer.final():
+                    lora = export_posterior(run, trainer.prior, folder, trainer.progress)
                 pictures = f", pictures in {folder / 'samples'}" if (folder / "samples").is_dir() else ""
                 say(f"The posterior is in {lora}{pictures}. Next: python eval.py {folder}")
 

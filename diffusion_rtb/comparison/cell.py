@@ -44,9 +44,10 @@ def train_and_measure(config: RunConfig, looks: Looks) -> Result | None:
     if trainer.interrupted:
         return None
     sampler = trainer.sampler
-    x, drawn = draw_posterior(
-        trainer.prior, sampler.reward, sampler.prompts, looks.samples, config.seed, metadata=sampler.metadata
-    )
+    with trainer.final():
+        x, drawn = draw_posterior(
+            trainer.prior, sampler.reward, sampler.prompts, looks.samples, config.seed, metadata=sampler.metadata
+        )
     numbers = measured(x, drawn, clock.target, config.beta.value) | {
         "iterations": trainer.iteration,
         "seconds": clock.seconds,

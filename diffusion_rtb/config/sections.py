@@ -132,6 +132,10 @@ class TrainConfig(Section):
     """AdamW's memory of gradients; a longer one averages the noise of small batches."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """AdamW's memory of squared gradients; short runs want it shorter than the usual 0.999."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of a moving average of the adapters that stays in each iteration, e.g. 0.99, at first min(ema, (1 + i) / (10 + i)) of
+    iteration i; null: none. Evaluation, `sample`, the exported posterior and runs that start from this one then use the average,
+    training, its log, sheets and `watch` the last numbers."""
     warmup: Natural = 0
     """Iterations over which both learning rates grow linearly to their value."""
     lr_decay: Literal["constant", "linear", "cosine"] = "constant"

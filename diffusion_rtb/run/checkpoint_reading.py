@@ -19,6 +19,7 @@ from diffusion_rtb.run.best import read_best
 from diffusion_rtb.run.memories import MEMORIES, Memories, MemoryFile, remembered, sha256
 
 __all__ = [
+    "AVERAGE",
     "FORMAT",
     "REPLACED",
     "Checkpoint",
@@ -35,6 +36,9 @@ __all__ = [
 FORMAT = "diffusion_rtb.checkpoint/2"
 
 STATE, TENSORS = "state.json", ".safetensors"
+
+AVERAGE = "ema"
+"""Part of a checkpoint: the moving average of the posterior's parameters, where `train.ema` asks for one."""
 
 REPLACED = ".replaced-"
 """Folders with this prefix are about to be replaced by a checkpoint of the same iteration."""

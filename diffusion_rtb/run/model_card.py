@@ -147,6 +147,7 @@ def _recipe(
         **({} if start is None else {"started from": _started(start)}),
         "iterations": trained.iterations,
         "checkpoint": _checkpoint(trained),
+        **({"adapters": trained.average} if trained.average else {}),
         "trajectories per iteration": f"{train['prompts_per_iteration']} prompts x {train['group']}"
         if "group" in train
         else None,
@@ -166,7 +167,7 @@ def _origin(config: Mapping[str, Any], trained: Progress) -> str:
 def _started(start: Mapping[str, Any]) -> str:
     return (
         f"the posterior of {start['name']} for beta {start['beta']:.6g}, after {start['iterations_done']} iterations "
-        f"(posterior.safetensors {start['posterior_sha256'][:12]})"
+        f"({start.get('weights', 'posterior')}.safetensors {start['posterior_sha256'][:12]})"
     )
 
 

@@ -14,6 +14,7 @@ from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.run.best import read_best
 from diffusion_rtb.run.checkpoint import check_compatible
 from diffusion_rtb.run.checkpoint_reading import (
+    AVERAGE,
     TENSORS,
     Checkpoint,
     CheckpointError,
@@ -67,7 +68,13 @@ class TrainedRun:
             checkpoint=held.path.name,
             passed_over=held.passed_over,
             chosen=self.chosen,
+            ema=self.config.train.ema,
         )
+
+    @property
+    def weights(self) -> str:
+        """The part of the checkpoint that is the posterior: its last numbers, or their moving average where the run has one."""
+        return "posterior" if self.config.train.ema is None else AVERAGE
 
     def prior(self) -> Prior:
         """The prior, loaded, with the posterior attached.
@@ -79,7 +86,7 @@ class TrainedRun:
             prior: Prior = self.components.prior.build()
         attach_posterior(self.config, prior)
         check_compatible(self.checkpoint.state["prior"], prior.fingerprint())
-        load_parameters(prior, self.checkpoint.tensors["posterior"])
+        load_parameters(prior, self.checkpoint.tensors[self.weights])
         return prior
 
     def hand_over(self, prior: Prior) -> None:
@@ -94,12 +101,12 @@ class TrainedRun:
             what=f"start: a run cannot start from {self.checkpoint.path}, whose posterior is of another prior or adapter:",
             remedy="Give this run the prior and `posterior` of that one, or start from another, or from the prior (start: null).",
         )
-        load_parameters(prior, self.checkpoint.tensors["posterior"])
+        load_parameters(prior, self.checkpoint.tensors[self.weights])
 
     def provenance(self) -> dict[str, Any]:
         """What the manifest of a run that starts from this one says of it."""
-        weights = read_manifest(self.checkpoint.path)[0][f"posterior{TENSORS}"][1]
-        told = {"run": str(self.folder), "name": self.config.name, "posterior_sha256": weights}
+        weights = read_manifest(self.checkpoint.path)[0][f"{self.weights}{TENSORS}"][1]
+        told = {"run": str(self.folder), "name": self.config.name, "posterior_sha256": weights, "weights": self.weights}
         return told | self.progress.as_json() | {"start": self.config.start}
 
     def reward(self) -> Any:

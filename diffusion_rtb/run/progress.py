@@ -28,6 +28,8 @@ class Progress:
     """Names of newer checkpoints, which are damaged."""
     chosen: str = ""
     """Why it was this checkpoint and not the latest one; empty: it was the latest."""
+    ema: float | None = None
+    """Decay of the moving average of the adapters that it is; None: they are as they were trained last."""
 
     @property
     def iterations(self) -> str:
@@ -43,7 +45,13 @@ class Progress:
         source = f"Checkpoint {self.checkpoint}{why}: " if self.checkpoint else ""
         lost = f" Newer and damaged, so passed over: {', '.join(self.passed_over)}." if self.passed_over else ""
         whole = "" if self.done >= self.asked or self.chosen else " - the run is unfinished"
-        return f"{source}{self.done} of {self.asked} iterations{whole}; beta = {self.beta:.6g}.{lost}"
+        average = f"; {self.average} of the adapters" if self.average else ""
+        return f"{source}{self.done} of {self.asked} iterations{whole}; beta = {self.beta:.6g}{average}.{lost}"
+
+    @property
+    def average(self) -> str:
+        """The moving average in words; empty where there is none."""
+        return "" if self.ema is None else f"moving average (train.ema {self.ema:g})"
 
     def as_json(self) -> dict[str, Any]:
         """For files."""
@@ -53,7 +61,7 @@ class Progress:
             "beta": self.beta,
             "checkpoint": self.checkpoint,
             "damaged_checkpoints_passed_over": list(self.passed_over),
-        }
+        } | ({} if self.ema is None else {"ema": self.ema})
 
 
 def trained_beta(config: RunConfig, state: Mapping[str, Any]) -> float:

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from diffusion_rtb.interfaces import Prior
 
-__all__ = ["Copy"]
+__all__ = ["Copy", "averaged"]
+
+
+def averaged(ema: float, iteration: int) -> float:
+    """What stays of a moving average after this iteration: min(ema, (1 + i) / (10 + i)), so that what it began as is forgotten."""
+    return min(ema, (1 + iteration) / (10 + iteration))
 
 
 class Copy:

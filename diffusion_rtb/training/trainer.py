@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +18,14 @@ from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.lock import folder_lock
 from diffusion_rtb.interfaces import Objective
 from diffusion_rtb.out_of_memory import remedied
-from diffusion_rtb.run.checkpoint_reading import Checkpoint, read_latest
+from diffusion_rtb.run.checkpoint_reading import AVERAGE, Checkpoint, read_latest
 from diffusion_rtb.run.folder import CHECKPOINTS
 from diffusion_rtb.run.memories import Memories
 from diffusion_rtb.run.progress import Progress, trained_beta
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import observing, reward_tensors
+from diffusion_rtb.training.copies import Copy, averaged
 from diffusion_rtb.training.metrics import Measured, batch_metrics, posterior_metrics, realised
 from diffusion_rtb.training.observers import Checkpoints, Observer
 from diffusion_rtb.training.processes import Processes
@@ -103,6 +104,9 @@ class Trainer:
         self.parts = parts_of(sampler, objective, self.optimizer) | {"beta": beta}
         if (old := updates.old) is not None:
             self.parts["old"] = tensors_alone(lambda: old.held, old.load)
+        self.average = average = None if config.train.ema is None else Copy(self.prior)
+        if average is not None:
+            self.parts[AVERAGE] = tensors_alone(lambda: average.held, average.load)
         self.memories = {
             f"source-{name}": tensors_alone(source.tensors, source.load) for name, (source, _) in sources.items()
         }
@@ -206,6 +210,8 @@ class Trainer:
                 metrics |= self._measure(own if self._aside else parts["posterior"], beta)
         self.sources.settle(parts)
         self.updates.settle(self.iteration)
+        if self.average is not None and self.config.train.ema is not None:
+            self.average.move(averaged(self.config.train.ema, self.iteration))
         seconds = self.sampler.stopwatch.read()
         return metrics | floor | {f"seconds/{phase}": spent for phase, spent in seconds.items()}
 
@@ -246,6 +252,10 @@ class Trainer:
             self.config.seed, self.iteration, self.config.train.prompts_per_iteration, len(self.sampler.prompts)
         )
 
+    def final(self) -> AbstractContextManager[None]:
+        """A block in which the posterior is what is evaluated and handed out: with `train.ema` the average."""
+        return nullcontext() if self.average is None else self.average.worn()
+
     # State
 
     def save(self) -> None:
@@ -284,7 +294,7 @@ class Trainer:
     def progress(self) -> Progress:
         """How far it has come."""
         beta = trained_beta(self.config, {"iteration": self.iteration, "beta": self.beta})
-        return Progress(self.iteration, self.config.train.iterations, beta)
+        return Progress(self.iteration, self.config.train.iterations, beta, ema=self.config.train.ema)
 
     def leave_alone(self) -> None:
         """`_leave_if_asked` for what a single process does: of several, the others are elsewhere and could not agree."""

@@ -214,9 +214,16 @@ def test_a_beta_that_asks_for_nothing_is_told_what_would_be_one_nat(project: Pat
 
 
 def test_a_constant_reward_is_worth_a_look(project: Path) -> None:
-    found = examined(project, *PLAIN, "name=constant", "reward.component=some_reward:constant").examined
+    """And a moving average of the adapters is counted, in memory and on the disk."""
+    found = examined(
+        project, *PLAIN, "name=constant", "reward.component=some_reward:constant", "train.ema=0.9"
+    ).examined
     assert found["reward"].verdict == found["gradient"].verdict == "look"
     assert "rewards that are all alike" in found["gradient"].findings[0].text
+    parts = {part["name"]: part["bytes"] for part in found["memory"].numbers["parts"]}
+    assert parts["moving average"] == parts["posterior, AdamW"] / 4
+    files = found["disk"].numbers["checkpoint_files"]
+    assert files["ema"] == files["posterior"] == parts["moving average"]
 
 
 def test_rounding_above_the_tilt_stops_it_as_training_would(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.behaviours._stored_size import stores
 from diffusion_rtb.doctor.activations import activation_bytes, scaled
 from diffusion_rtb.doctor.finding import Examined, Finding
@@ -112,6 +113,12 @@ def _resident(patient: Patient) -> list[Part]:
     parts = [
         Part("prior's networks", module_bytes(*networks) - trained),
         Part("posterior, AdamW", round(factor * trained), note="numbers, gradients, two moments"),
+        Part(
+            "moving average",
+            trained if patient.config.train.ema is not None else 0,
+            note="of the posterior (train.ema)",
+        ),
+        Part("older posterior", trained if ObjectiveTraits.of(objective).keeps_old else 0, note="of the objective"),
         Part("reward's networks", module_bytes(*reward_networks(reward))),
         Part("objective, AdamW", round(factor * owned)),
         Part("embeddings", embedding * count, note=f"of {many(count, 'prompt')}"),

@@ -90,7 +90,7 @@ class RunSubject(Subject):
     def held(self) -> Iterator[None]:
         """See `Subject`; of a run also the folder lora/ is written."""
         run = self.run
-        weights = sum(t.numel() * t.element_size() for t in run.checkpoint.tensors["posterior"].values())
+        weights = sum(t.numel() * t.element_size() for t in run.checkpoint.tensors[run.weights].values())
         check_writable(run.folder, needed=weights + PICTURE)
         check_writable(self.folder, files=("metrics.json", "side_by_side.png", "timing.json"))
         check_writable(run.folder / "lora", files=("README.md",))
