@@ -53,19 +53,38 @@ def compare(
     variants: Annotated[
         Path | None, typer.Option(help="Named variants. Default: compare/NAME.yaml beside CONFIG, if there is one.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Samples that each sampler is measured on.")] = 40_000,
-    points: Annotated[int, typer.Option(min=0, help="Looks at a posterior while it is trained.")] = 25,
-    point_samples: Annotated[int, typer.Option(min=4, help="Samples of one such look.")] = 4000,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Samples that each sampler is measured on. Default: 40000; of pictures eval.samples per prompt."
+        ),
+    ] = None,
+    points: Annotated[
+        int | None, typer.Option(min=0, help="Looks at a posterior while it is trained. Default: 25; of pictures 5.")
+    ] = None,
+    point_samples: Annotated[
+        int | None,
+        typer.Option(min=4, help="Samples of one such look. Default: 4000; of pictures eval.samples / 8 per prompt."),
+    ] = None,
     clock: Annotated[
-        Literal["wall", "cpu"], typer.Option(help="Seconds of the figure: cpu is fairer on a machine that is shared.")
+        Literal["wall", "cpu", "network_calls", "reward_calls"],
+        typer.Option(help="What the figure's curves are against: cpu seconds are fairer on a machine that is shared."),
     ] = "wall",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COST=NUMBER", help="End each run there: seconds=, cpu_seconds=, network_calls= or reward_calls=."
+        ),
+    ] = None,
     traceback: Traceback = False,
 ) -> None:
     """Train every objective with every behaviour on several seeds, and hold the results against the exact posterior.
 
-    For priors whose posterior is known (`gaussian`, `gmm`). Names are those of objectives, of the package's variants and of
-    those beside CONFIG; an unknown one is answered with all of them. The runs are ordinary ones, in `out/NAME-compare/runs`;
-    given again, the command goes on where it was interrupted and repeats nothing.
+    Where the posterior is not known (all priors but `gaussian` and `gmm`) the truth is the prior's own samples, weighted by
+    exp(beta·r): their number, the factors that are counted and the features of the diversity are those of `eval:`.
+
+    Names are those of objectives, of the package's variants and of those beside CONFIG; an unknown one is answered with all of
+    them. The runs are ordinary ones, in `out/NAME-compare/runs`; given again, the command goes on where it was interrupted.
 
     In the comparison's folder: table.md and table.csv (median and range over seeds), runs.csv, figure.png.
 
@@ -74,14 +93,17 @@ def compare(
         diffusion-rtb compare configs/gaussian.yaml --objectives rtb trust_pcl reinforce_kl --seeds 3
 
         diffusion-rtb compare configs/gaussian.yaml --objectives rtb dpok --behaviours on_policy train.iterations=50
+
+        diffusion-rtb compare configs/quickstart.yaml --objectives config vargrad ddpo --budget network_calls=100000
     """
     with errors_explained(traceback):
+        from diffusion_rtb.comparison.cost import Budget
         from diffusion_rtb.comparison.figure import draw_figure
         from diffusion_rtb.comparison.plan import held, plan, run
-        from diffusion_rtb.comparison.results import Comparison, Looks
+        from diffusion_rtb.comparison.results import Comparison
         from diffusion_rtb.comparison.table import markdown, write_tables
 
-        looks = Looks(samples, points, point_samples)
+        costs: dict[str, Any] = {"wall": "seconds", "cpu": "cpu_seconds"}
         work = plan(
             config,
             objectives or ["config"],
@@ -89,8 +111,11 @@ def compare(
             seeds,
             overrides or (),
             variants=variants,
-            looks=looks,
-            clock="cpu_seconds" if clock == "cpu" else "seconds",
+            samples=samples,
+            points=points,
+            point_samples=point_samples,
+            cost=costs.get(clock, clock),
+            budget=None if budget is None else Budget.of(budget),
         )
         for (a, b), reason in work.refused.items():
             say(f"{a} with {b} is left out: {reason}", style="yellow")

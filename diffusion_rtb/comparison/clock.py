@@ -1,104 +1,91 @@
-"""A clock that stops while the posterior is looked at, and the looks.
+"""A clock that stops while the posterior is looked at, the looks, and the end of a budget.
 
-`training seconds` are those of warm-up and iterations: not of loading, of checkpoints or of measuring.
+What it counts is of warm-up and iterations: not of loading, of checkpoints or of measuring.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from time import perf_counter, process_time
-from typing import Any
 
-from diffusion_rtb.comparison.measure import draw_posterior, look
+from diffusion_rtb.comparison.cost import COSTS, TITLES, WATCHED, Budget, Meter
+from diffusion_rtb.comparison.files import CURVE
+from diffusion_rtb.comparison.truth import Looks, Truth
 from diffusion_rtb.config.load import RunConfig
-from diffusion_rtb.exact import ExactTarget
 from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows, read_rows
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.observers import Observer
 
-__all__ = ["CURVE", "Clock", "read_lines"]
-
-CURVE = "curve.jsonl"
+__all__ = ["Clock"]
 
 
 class Clock(Observer):
-    """Time a training, and now and then note in curve.jsonl how far its posterior is from the truth.
+    """Count what a training costs, and now and then note in curve.jsonl how far its posterior is from the truth.
 
-    It comes before the tracker, which writes the seconds down.
+    It comes before the tracker, which writes the costs down, as training_seconds and so on.
 
     Args:
         sampler: Holds the posterior that is trained.
-        target: The truth.
+        truth: What it is held against.
         config: The run.
         folder: The run's.
-        points: Looks at the posterior, evenly over the iterations; 0: none.
-        samples: Samples of one look.
+        meter: Counts.
+        looks: How often and how closely to look, evenly over the iterations.
+        budget: After which the run ends; None: with its last iteration.
     """
 
     def __init__(
-        self, sampler: Sampler, target: ExactTarget, config: RunConfig, folder: Path, *, points: int, samples: int
+        self,
+        sampler: Sampler,
+        truth: Truth,
+        config: RunConfig,
+        folder: Path,
+        meter: Meter,
+        looks: Looks,
+        budget: Budget | None = None,
     ) -> None:
-        self.seconds = 0.0
-        """Training seconds so far, on the wall."""
-        self.cpu_seconds = 0.0
-        """The same of this process on all cores."""
-        self._sampler = sampler
-        self.target = target
-        self._config = config
-        self._folder = folder
-        iterations = config.train.iterations
-        self._due = {round(k * iterations / points) for k in range(points)} if points else set()
-        self._samples = samples
-        self._since: tuple[float, float] | None = None
+        self._sampler, self._truth, self._config, self._folder = sampler, truth, config, folder
+        self._meter, self._budget = meter, budget
+        self._due = {round(k * config.train.iterations / looks.points) for k in range(looks.points)}
+        self._samples = looks.point_samples
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """So far; `memory` in MiB."""
+        return self._meter.spent | {"memory": self._meter.memory}
 
     def started(self, iteration: int) -> None:
         """Go on from the clock and the curve as they were at the checkpoint; the warm-up counts."""
         rows, _ = read_rows(self._folder / METRICS)
         for row in rows.values():
             if row["iteration"] < iteration:
-                self.seconds = row.get("training_seconds", self.seconds)
-                self.cpu_seconds = row.get("training_cpu_seconds", self.cpu_seconds)
+                names = [*COSTS, "memory"]
+                self._meter.resume({name: row[f"training_{name}"] for name in names if f"training_{name}" in row})
         cut_rows(self._folder / CURVE, iteration, whole=False)
+        self._stop_if_spent()
         if iteration == 0:
-            self._go()
+            self._meter.go(memory=True)
 
     def before(self, iteration: int) -> None:
         """A look, where one is due."""
-        self._stop()
+        self._meter.stop()
         if iteration in self._due:
             self._look(iteration)
-        self._go()
+        self._meter.go(memory=iteration < WATCHED)
 
     def after(self, iteration: int, metrics: dict[str, float]) -> None:
-        """The seconds so far."""
-        self._stop()
-        metrics |= {"training_seconds": self.seconds, "training_cpu_seconds": self.cpu_seconds}
+        """The costs so far."""
+        self._meter.stop()
+        metrics |= {f"training_{name}": value for name, value in self.costs.items()}
+        self._stop_if_spent()
 
-    def _go(self) -> None:
-        self._since = perf_counter(), process_time()
+    def ended(self) -> None:
+        """Nothing is counted any more."""
+        self._meter.stop()
 
-    def _stop(self) -> None:
-        if self._since is not None:
-            self.seconds += perf_counter() - self._since[0]
-            self.cpu_seconds += process_time() - self._since[1]
-            self._since = None
+    def _stop_if_spent(self) -> None:
+        if self._budget is not None and self.costs.get(self._budget.cost, 0.0) >= self._budget.amount:
+            self.stop = f"its budget of {self._budget.amount:g} {TITLES[self._budget.cost]} is spent"
 
     def _look(self, iteration: int) -> None:
-        sampler, config = self._sampler, self._config
-        x, drawn = draw_posterior(
-            sampler.prior,
-            sampler.reward,
-            sampler.prompts,
-            self._samples,
-            config.seed,
-            scored=self._samples // 4,
-            metadata=sampler.metadata,
-        )
-        point = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-        append_row(self._folder / CURVE, iteration, point | look(x, drawn, self.target, config.beta.value))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of looks; [] where there is none. A line that a kill cut off is left out."""
-    rows, _ = read_rows(path)
-    return [{name: value for name, value in row.items() if value is not None} for row in rows.values()]
+        point = self._truth.look(self._sampler, self._config, self._samples)
+        append_row(self._folder / CURVE, iteration, self.costs | point)

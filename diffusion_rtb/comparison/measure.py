@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.comparison.transport import block_distances
 from diffusion_rtb.config.prompts import Metadata
-from diffusion_rtb.estimates import elbo, ess, kl, log_z_importance, standard_error, total_variation
+from diffusion_rtb.estimates import achieved_strength, elbo, ess, kl, log_z_importance, standard_error, total_variation
 from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.exact import ExactTarget, Modes
 from diffusion_rtb.interfaces import Prior, Reward
@@ -68,8 +68,13 @@ def draw_posterior(
 
 
 def look(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) -> dict[str, float]:
-    """What a curve shows: TV and off where the target has modes, and the ELBO; nats."""
-    numbers = {"elbo": elbo(drawn.log_weights(beta))}
+    """What a curve shows: TV and off where the target has modes, the ELBO and the KL, nats, and the mean reward."""
+    log_q, log_p = drawn.densities
+    numbers = {
+        "elbo": elbo(drawn.log_weights(beta)),
+        "kl": kl(log_q, log_p),
+        "reward": float(drawn.reward.double().mean()),
+    }
     if target.modes is not None:
         shares = mode_shares(x, target.modes)
         numbers |= {"tv": mode_distance(shares, target.modes), "off": float(shares[-1])}
@@ -81,7 +86,7 @@ def measured(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) ->
 
     `tv`, `off` and `shares` are absent where the target has no modes. `elbo` <= `exact_log_z`, with equality at the posterior;
     `log_z` is its importance-weighted estimate; `ess` a share in (0, 1]; `kl` that to the prior; nats, with `*_error` one standard
-    error.
+    error. `strength` and `r2` are those of `achieved_strength`, None where it has none.
     """
     log_q, log_p = drawn.densities
     log_w = drawn.log_weights(beta)
@@ -89,13 +94,16 @@ def measured(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) ->
     numbers: dict[str, Any] = look(x, drawn, target, beta)
     if target.modes is not None:
         numbers["shares"] = mode_shares(x, target.modes).tolist()
+    ratio = (log_q.double() - log_p.double()).sum(1)
+    strength, r2 = achieved_strength(ratio, drawn.reward, beta, drawn.prompt)
     return numbers | {
+        "strength": strength if math.isfinite(strength) else None,
+        "r2": r2 if math.isfinite(r2) else None,
         "w2": distance.mean,
         "w2_error": distance.standard_error,
         "elbo_error": standard_error(log_w),
         "ess": ess(log_w),
-        "kl": kl(log_q, log_p),
-        "kl_error": standard_error(log_q.double().sum(1) - log_p.double().sum(1)),
+        "kl_error": standard_error(ratio),
         "log_z": log_z_importance(log_w),
         "exact_log_z": target.log_z,
         "samples": len(x),

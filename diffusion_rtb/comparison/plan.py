@@ -2,7 +2,7 @@
 
 OUT/NAME-compare/
     comparison.json                     what it is a comparison of
-    truth/SEED/                         the truth as a sampler
+    truth/SEED/, prior/                 the truth as a sampler; the samples of a prior whose posterior nobody knows
     runs/OBJECTIVE.BEHAVIOUR.SEED/      a run's folder each, with measures.json and curve.jsonl
     table.md, table.csv, runs.csv, figure.png
 """
@@ -13,34 +13,33 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from diffusion_rtb.behaviours._mixture import sources
-from diffusion_rtb.comparison.cell import finished, measure_truth, train_and_measure
-from diffusion_rtb.comparison.results import Clock, Comparison, Looks, Plan
-from diffusion_rtb.comparison.transport import BLOCK, Distance, check_transport, floor
+from diffusion_rtb.comparison.cell import finished, train_and_measure
+from diffusion_rtb.comparison.cost import Budget, Cost
+from diffusion_rtb.comparison.known import KnownTruth
+from diffusion_rtb.comparison.results import Comparison, Plan
+from diffusion_rtb.comparison.reweighted import ReweightedTruth
+from diffusion_rtb.comparison.truth import Truth
 from diffusion_rtb.comparison.variants import cells, comparison_folder, load_variants
 from diffusion_rtb.config.changes import changes
-from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.config.load import RunConfig, load_config
-from diffusion_rtb.exact import ExactTarget, exact_target
+from diffusion_rtb.exact import HasExactTarget, exact_target
 from diffusion_rtb.files.lock import LOCK, folder_lock
 from diffusion_rtb.files.whole import clear_unfinished, write_json
 from diffusion_rtb.interfaces import Objective, Prior
-from diffusion_rtb.run.checks import describe_components, describe_prior
+from diffusion_rtb.run.checks import Components, describe_components
 from diffusion_rtb.run.folder import RunFolderError, check_same, run_folder
 from diffusion_rtb.run.posterior import attach_posterior
+from diffusion_rtb.scoring.memory import stateful_rewards
 from diffusion_rtb.training.compatibility import check_chain, check_settings
 
-__all__ = ["held", "plan", "run"]
+__all__ = ["held", "plan", "run", "truth_of"]
 
 SHEET = "comparison.json"
-
-
-FLOOR_SAMPLES = 100_000
-"""Exact samples behind the floor of W2, which many runs are compared with."""
 
 
 def plan(
@@ -51,24 +50,38 @@ def plan(
     overrides: Sequence[str] = (),
     *,
     variants: Path | None = None,
-    looks: Looks,
-    clock: Clock = "seconds",
+    samples: int | None = None,
+    points: int | None = None,
+    point_samples: int | None = None,
+    cost: Cost = "seconds",
+    budget: Budget | None = None,
 ) -> Plan:
     """Check everything that can be checked before anything is drawn or written.
 
+    Args:
+        config: What every run starts from.
+        objectives: Names, see `variants`.
+        behaviours: Names.
+        seeds: Runs of each pair.
+        overrides: `key.sub=value` of every run.
+        variants: File of further names.
+        samples: See `Looks`; the truth's own number where it is None, as for the next two.
+        points: Looks while training.
+        point_samples: Of each.
+        cost: What the figure's curves are against.
+        budget: After which every run ends, if not with its last iteration.
+
     Raises:
-        ValueError: a package is missing, a name is unknown, a config is impossible, the prior has no exact target for the
+        ValueError: a package is missing, a name is unknown, a config is impossible, the posterior is not known for the
             reward, or no pair fits.
     """
-    check_transport()
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("The figure needs matplotlib, which is not installed: pip install matplotlib.")
     grid = cells(config, load_variants(config, variants), objectives, behaviours, seeds, overrides)
     described = {cell.pair: describe_components(cell.config) for cell in grid}
     base = load_config(config, overrides)
-    prior: Prior = describe_prior(base).build()
-    attach_posterior(base, prior)
-    target = exact_target(prior, describe(base.reward, "reward").construct(), base.beta.value)
+    components = describe_components(base)
+    prior: Prior = components.prior.build()
     refused: dict[tuple[str, str], str] = {}
     for cell in {cell.pair: cell for cell in grid}.values():
         try:
@@ -78,7 +91,29 @@ def plan(
     fitting = [cell for cell in grid if cell.pair not in refused]
     if not fitting:
         raise ValueError("\n".join(["None of these objectives fits one of these behaviours.", *refused.values()]))
-    return Plan(base, comparison_folder(base), fitting, refused, looks, clock, prior, target)
+    truth = truth_of(base, components, prior)
+    asked = {"samples": samples, "points": points, "point_samples": point_samples}
+    looks = replace(truth.defaults, **{name: value for name, value in asked.items() if value is not None})
+    return Plan(base, comparison_folder(base), fitting, refused, looks, cost, truth, budget)
+
+
+def truth_of(config: RunConfig, components: Components, prior: Prior) -> Truth:
+    """What samplers of this config are held against: the posterior where it is known, else the prior's samples, re-weighted.
+
+    Raises:
+        ValueError: the prior knows its posterior, but not for this reward; or the reward learns, and no two runs have the same.
+    """
+    if not isinstance(prior, HasExactTarget):
+        learning = [type(part).__name__ for part in stateful_rewards(components.reward.construct()).values()]
+        if learning:
+            raise ValueError(
+                f"{' and '.join(learning)} learns from what it sees: each run would have a reward of its own, and none could be "
+                "held against the re-weighted prior. Compare with a reward that stays the same."
+            )
+        return ReweightedTruth(config, components, prior)
+    attach_posterior(config, prior)
+    target = exact_target(prior, components.reward.construct(), config.beta.value)
+    return KnownTruth(target, prior, components.reward.build)
 
 
 def _check_fit(config: RunConfig, objective: Objective, prior: Prior) -> None:
@@ -99,38 +134,22 @@ def run(work: Plan, tell: Callable[[str], None], done: Callable[[Comparison], No
     Raises:
         ValueError: the folder is that of another comparison, or holds a run of a variant that has changed; see `Trainer`.
     """
-    prior, target, looks = work.prior, work.target, work.looks
     with held(work):
         for cell in work.cells:
             check_same(cell.config, run_folder(cell.config), "Give the changed variant another name")
-        reward: Any = build(work.config.reward, "reward")
-        found = Comparison(work, _floor(work.folder, target, looks, tell))
         by_seed = {cell.config.seed: cell.config for cell in work.cells}
-        for seed, one in by_seed.items() if target.as_exact is not None else ():
-            tell(f"truth, seed {seed}")
-            found.truth.append(measure_truth(work.folder / "truth" / str(seed), prior, reward, target, one, looks))
+        work.truth.prepare(work.folder, work.looks, by_seed, tell)
+        found = Comparison(work)
         for number, cell in enumerate(work.cells, 1):
             where = f"{number}/{len(work.cells)}: {cell.objective}, {cell.behaviour}, seed {cell.config.seed}"
-            result = finished(cell.config)
+            result = finished(cell.config, work.budget)
             tell(f"{where}{' is finished' if result else ''}")
-            result = result or train_and_measure(cell.config, looks)
+            result = result or train_and_measure(cell.config, work.truth, work.looks, work.budget)
             if result is None:
                 break
             found.results.setdefault(cell.pair, []).append((cell.config.seed, result))
             done(found)
         return found
-
-
-def _floor(folder: Path, target: ExactTarget, looks: Looks, tell: Callable[[str], None]) -> Distance:
-    path = folder / "floor.json"
-    try:
-        return Distance(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there yet, or damaged
-        tell("W2 between exact samples")
-        # Blocks of a size that the samplers fill as well.
-        count = looks.samples if looks.samples < BLOCK else max(looks.samples, FLOOR_SAMPLES)
-        write_json(path, asdict(floor(count, target.sample)))
-        return Distance(**json.loads(path.read_text(encoding="utf-8")))
 
 
 @contextmanager
@@ -146,8 +165,13 @@ def held(work: Plan) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         clear_unfinished(folder)
-        write_json(path, {"config": work.config.model_dump(mode="json"), "looks": asdict(work.looks)})
+        write_json(path, {"config": work.config.model_dump(mode="json"), "looks": _measuring(work)})
         yield
+
+
+def _measuring(work: Plan) -> dict[str, Any]:
+    """How it measures, as plain JSON values."""
+    return asdict(work.looks) | ({} if work.budget is None else {"budget": asdict(work.budget)})
 
 
 def _check_sheet(work: Plan, path: Path) -> None:
@@ -164,8 +188,9 @@ def _check_sheet(work: Plan, path: Path) -> None:
         raise RunFolderError(
             f"{path} is damaged ({error}). Delete it: the runs beside it are checked one by one."
         ) from None
-    now = asdict(work.looks)
+    now = _measuring(work)
     lines = changes(before, work.config)
-    lines += [f"  {key}: {old!r} there, {now.get(key)!r} now" for key, old in looks.items() if now.get(key) != old]
+    keys = [key for key in dict.fromkeys([*looks, *now]) if now.get(key) != looks.get(key)]
+    lines += [f"  {key}: {looks.get(key)!r} there, {now.get(key)!r} now" for key in keys]
     if lines:
         raise RunFolderError("\n".join([f"{folder} is a comparison of another config.", *lines, remedy]))

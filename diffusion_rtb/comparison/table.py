@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_rtb.comparison.results import REACHED, Comparison, Result, seconds_to
-from diffusion_rtb.comparison.transport import BLOCK
+from diffusion_rtb.comparison.cost import TITLES, WATCHED
+from diffusion_rtb.comparison.results import REACHED, Comparison, cost_to
+from diffusion_rtb.comparison.truth import Result
 from diffusion_rtb.files.plain_text import markdown_text
 from diffusion_rtb.files.whole import write_text
 
@@ -37,16 +38,24 @@ COLUMNS = (
     Column("elbo_gap", "ELBO − log Z", 3),
     Column("elbo", "ELBO", 3),
     Column("elbo_error", "ELBO, standard error", 3),
-    Column("ess", "ESS", 2),
+    Column("strength", "strength", 2),
+    Column("r2", "r²", 2),
+    Column("reward", "reward", 3),
     Column("kl", "KL", 3),
+    Column("kl_error", "KL, standard error", 3),
+    Column("ess", "ESS", 2),
+    Column("vendi", "Vendi", 1),
+    Column("distance", "distance", 3),
     Column("log_z", "log Z estimate", 3),
+    Column("network_calls", "network calls", 0),
+    Column("reward_calls", "reward calls", 0),
     Column("seconds", "training s", 0),
     Column("cpu_seconds", "training CPU s", 0),
-    Column("seconds_to_tv", f"s to TV {REACHED:g}", 0),
+    Column("memory", "memory, MiB", 0),
+    Column("cost_to_tv", f"to TV {REACHED:g}", 0),
 )
-FILES_ONLY = {"elbo", "w2_error", "elbo_error"}
-HIDDEN = {"seconds": {*FILES_ONLY, "cpu_seconds"}, "cpu_seconds": {*FILES_ONLY, "seconds"}}
-"""Columns of the files alone, by clock."""
+FILES_ONLY = {"elbo", "w2_error", "elbo_error", "kl_error", "r2", "log_z"}
+"""Columns of the files alone."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +73,32 @@ class Row:
 
 
 def rows(found: Comparison) -> list[Row]:
-    """The truth first, where it has a denoiser, then all pairs in the order of the grid; one without a finished run has none."""
-    seeds = list(dict.fromkeys(cell.config.seed for cell in found.plan.cells))
-    truth = [(seed, _numbers(result, found)) for seed, result in zip(seeds, found.truth, strict=False)]
+    """The references first, then all pairs in the order of the grid; one without a finished run has none."""
+    references = [
+        Row(one.name, one.kind, [(seed, _numbers(result, found)) for seed, result in one.runs])
+        for one in found.plan.truth.references
+    ]
     pairs = dict.fromkeys(cell.pair for cell in found.plan.cells)
-    exact = [Row("truth", "exact denoiser", truth)] if found.plan.target.as_exact is not None else []
-    return exact + [
+    return references + [
         Row(*pair, [(seed, _numbers(result, found)) for seed, result in found.results.get(pair, [])]) for pair in pairs
     ]
 
 
 def _numbers(result: Result, found: Comparison) -> dict[str, float]:
-    n = result.numbers
+    n, cost = result.numbers, found.plan.cost
     numbers = {c.name: n[c.name] for c in COLUMNS if n.get(c.name) is not None}
     if "off" in n:
         numbers["off_percent"] = 100 * n["off"]
-    numbers |= {"w2_per_floor": n["w2"] / found.floor.mean, "elbo_gap": n["elbo"] - n["exact_log_z"]}
-    reached = seconds_to([*result.curve, *([n] if "seconds" in n else [])], found.plan.clock)
-    return numbers if reached is None else numbers | {"seconds_to_tv": reached}
+    numbers |= found.plan.truth.derived(n) | {"elbo_gap": n["elbo"] - n["exact_log_z"]}
+    reached = cost_to([*result.curve, *([n] if cost in n else [])], cost)
+    return numbers if reached is None else numbers | {"cost_to_tv": reached}
 
 
 def markdown(found: Comparison) -> str:
     """The table, its legend, and what was not run."""
     table = rows(found)
-    columns = [
-        c for c in COLUMNS if c.name not in HIDDEN[found.plan.clock] and any(row.values(c.name) for row in table)
-    ]
+    hidden = FILES_ONLY | {"seconds" if found.plan.cost == "cpu_seconds" else "cpu_seconds"}
+    columns = [c for c in COLUMNS if c.name not in hidden and any(row.values(c.name) for row in table)]
     lines = [["objective", "behaviour", "seeds", *(c.title for c in columns)]]
     lines.append(["---", "---", *("---:" for _ in lines[0][2:])])
     for row in table:
@@ -110,24 +119,20 @@ def _cell(values: Sequence[float], digits: int, seeds: int) -> str:
 
 
 def _legend(found: Comparison) -> str:
-    looks, floor, target = found.plan.looks, found.floor, found.plan.target
-    error = "" if floor.standard_error is None else f" ± {floor.standard_error:.3f}"
-    block = min(BLOCK, looks.samples)
-    sentences = [
-        f"Median [least, most] over seeds; {looks.samples:,} samples each; log Z = {target.log_z:.4f} nats.",
-        "`truth` is the exact posterior's denoiser through the same chain and number of steps: its errors are not of learning."
-        if target.as_exact is not None
-        else "No denoiser is the exact posterior's, so the error of the chain is not known.",
-        f"W2 is to {block:,} exact samples, mean over {looks.samples // block} such blocks; between exact samples it is "
-        f"{floor.mean:.3f}{error} (floor).",
-    ]
-    if target.modes is not None:
-        sentences += [
-            "TV is between sampled and true weights of modes; a sample within 4 standard deviations of a mode counts for it, the "
-            f"rest is off. Seconds to TV {REACHED:g} are to the first look, every {_every(found)} iterations, that has it.",
-        ]
-    kind = "" if found.plan.clock == "seconds" else "; CPU seconds of the process, on all cores"
-    sentences.append(f"Training seconds are those of warm-up and iterations, without measuring and checkpoints{kind}.")
+    plan, cost = found.plan, TITLES[found.plan.cost]
+    sentences = ["Median [least, most] over seeds.", *plan.truth.sentences(plan.looks)]
+    if any(row.values("cost_to_tv") for row in rows(found)):
+        sentences.append(f"To TV {REACHED:g}: {cost} at the first look, every {_every(found)} iterations, that has it.")
+    if plan.budget is not None:
+        sentences.append(
+            f"A run ended with the iteration that reached {plan.budget.amount:,g} {TITLES[plan.budget.cost]}."
+        )
+    kind = "; CPU seconds of the process, on all cores" if plan.cost == "cpu_seconds" else ""
+    sentences.append(
+        f"Training seconds are those of warm-up and iterations, without measuring and checkpoints{kind}. A network call is one "
+        f"sample through the denoiser, and three where its gradient is taken; a reward call one picture. Memory is what the "
+        f"warm-up and the first {WATCHED} iterations took beyond what was there before."
+    )
     return " ".join(sentences)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from rich.progress import Progress
 from torch import Tensor
 
+from diffusion_rtb.config.sections import EvalConfig
 from diffusion_rtb.evaluation.choice import PICTURED, spread
 from diffusion_rtb.evaluation.comparison_table import comparison
 from diffusion_rtb.evaluation.features import Reference, features_of_files, real_images
@@ -31,11 +32,11 @@ from diffusion_rtb.files.evaluations import SCHEMA
 from diffusion_rtb.files.pictures import save_png, side_by_side
 from diffusion_rtb.files.terminal import console, say
 from diffusion_rtb.files.whole import write_json
-from diffusion_rtb.run.checks import told_of
+from diffusion_rtb.run.checks import EvalTools, told_of
 from diffusion_rtb.run.manifest import versions
 from diffusion_rtb.sampling.exact_profile import exact_profile
 
-__all__ = ["evaluate_all", "evaluate_run", "evaluate_subject", "sheet_of", "show"]
+__all__ = ["evaluate_all", "evaluate_run", "evaluate_subject", "loaded_tools", "sheet_of", "show"]
 
 Advance = Callable[[int], None]
 
@@ -64,7 +65,7 @@ def evaluate_subject(subject: Subject) -> dict[str, Any]:
         for metric in metrics:
             metric.prepare(subject.table.texts, subject.table.metadata)
         real = real_images(subject.eval)
-        tools = _tools(subject, metrics)
+        tools = loaded_tools(subject.tools, subject.eval, metrics)
         loaded = subject.load()
         parts = KeptParts(subject.folder, _depends(subject))
         with _kept_said(parts):
@@ -95,9 +96,8 @@ def _metrics(subject: Subject) -> list[Metric]:
     return [*metrics, JudgesMetric()] if asked else metrics
 
 
-def _tools(subject: Subject, metrics: Sequence[Metric]) -> Tools:
+def loaded_tools(found: EvalTools, config: EvalConfig, metrics: Sequence[Metric]) -> Tools:
     """Everything that looks at images, loaded before the prior is: what is missing is then known early."""
-    found = subject.tools
     judges = {}
     for name, judge in found.judges.items():
         with told_of(name):
@@ -105,7 +105,7 @@ def _tools(subject: Subject, metrics: Sequence[Metric]) -> Tools:
     embedder = None if found.embedder is None else found.embedder.build()
     labeller = embedder if found.labeller is None else found.labeller.build()
     tools = Tools(embedder, labeller, judges, scorer_of(metrics))
-    tools.check(subject.eval)
+    tools.check(config)
     return tools
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Reward
+from diffusion_rtb.scoring.counted import note
 from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
 from diffusion_rtb.scoring.remedies import remedy
 
@@ -57,6 +58,7 @@ def evaluate_reward(
         _evaluate(reward, images[cut], prompts[cut], rows[cut], name, cut.start)
         for cut in (slice(i, i + size) for i in range(0, count, size))
     ]
+    note(reward, count)
     return torch.cat(parts) if parts else images.new_zeros(0, dtype=torch.float32)
 
 

@@ -19,13 +19,17 @@ from PIL import Image
 from diffusion_rtb.cli.compare import CompareCommand
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.comparison.cell import timed
-from diffusion_rtb.comparison.clock import read_lines
+from diffusion_rtb.comparison.clock import Clock
+from diffusion_rtb.comparison.files import read_lines
+from diffusion_rtb.comparison.plan import truth_of
+from diffusion_rtb.comparison.truth import Looks
 from diffusion_rtb.comparison.variants import AS_CONFIGURED, cells, load_variants
-from diffusion_rtb.config.load import ConfigError, config_diff, load_config
+from diffusion_rtb.config.load import ConfigError, RunConfig, config_diff, load_config
 from diffusion_rtb.run import checkpoint
 from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.observers import Observer
+from diffusion_rtb.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
 
@@ -51,6 +55,7 @@ behaviours:
   noisy: {behaviours: [{component: on_policy, exploration: 0.5, until: 4}]}
 """
 
+LEARNING = "reward={component: standardise, reward: {component: brightness}}"
 QUICK = ["--samples", "60", "--points", "3", "--point-samples", "20"]
 GRID = ["--objectives", "vargrad", "pieces", "--behaviours", "mixed", "config", "--seeds", "1"]
 
@@ -77,9 +82,9 @@ def starts(run: Path) -> int:
 
 
 def numbers(folder: Path) -> list[dict[str, str]]:
-    """runs.csv without what depends on the clock."""
+    """runs.csv without what depends on clock and machine."""
     with (folder / "runs.csv").open() as file:
-        return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if "seconds" not in k and k != "memory"} for row in csv.DictReader(file)]
 
 
 def test_names_of_every_kind_make_configs_that_can_be_built(project: Path) -> None:
@@ -199,13 +204,18 @@ def test_lists_of_names_after_one_flag(argv: list[str], objectives: Any, behavio
     assert str(found["config"]).endswith("c.yaml")
 
 
+def watched_run(config: RunConfig, *, points: int, samples: int) -> tuple[Trainer, Clock]:
+    components = describe_components(config)
+    return timed(config, truth_of(config, components, components.prior.build()), Looks(1, points, samples))
+
+
 def test_looking_changes_nothing_and_its_time_does_not_count(project: Path) -> None:
     plain, watched = (load_config(project / "two.yaml", [f"name={name}"]) for name in ("plain", "watched"))
     assemble(plain).fit()
-    trainer, clock = timed(watched, points=3, samples=100)
+    trainer, clock = watched_run(watched, points=3, samples=100)
     start = time.perf_counter()
     trainer.fit()
-    assert 0 < clock.seconds < time.perf_counter() - start
+    assert 0 < clock.costs["seconds"] < time.perf_counter() - start
     one, other = (Path("runs") / name / "checkpoints" / "00000006" for name in ("plain", "watched"))
     for group in ("posterior", "objective", "optimizer", "source-prior"):
         a, b = (checkpoint.load_checkpoint(path)[0][group] for path in (one, other))
@@ -217,7 +227,7 @@ def test_looking_changes_nothing_and_its_time_does_not_count(project: Path) -> N
     logged = read_lines(trainer.folder / "metrics.jsonl")
     seconds = [line["training_seconds"] for line in logged]
     assert seconds == sorted(seconds)
-    assert seconds[-1] == clock.seconds
+    assert seconds[-1] == clock.costs["seconds"]
     # A look is before the iteration of its number: its seconds are those after the iteration before.
     assert [point["seconds"] for point in curve[1:]] == [seconds[1], seconds[3]]
 
@@ -235,13 +245,13 @@ class Killing(Observer):
 
 def test_the_clock_goes_on_after_an_interruption(project: Path) -> None:
     config = load_config(project / "two.yaml", ["train.checkpoint_every=2"])
-    trainer, _ = timed(config, points=6, samples=8)
+    trainer, _ = watched_run(config, points=6, samples=8)
     trainer.observers.insert(2, Killing(2))
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     before = read_lines(trainer.folder / "metrics.jsonl")
     assert len(before) == 3
-    again, _ = timed(config, points=6, samples=8)
+    again, _ = watched_run(config, points=6, samples=8)
     again.observers.append(Killing(2))
     with pytest.raises(KeyboardInterrupt):
         again.fit()
@@ -251,7 +261,7 @@ def test_the_clock_goes_on_after_an_interruption(project: Path) -> None:
     assert [point["iteration"] for point in curve] == [0, 1, 2]
     for name in ("seconds", "cpu_seconds"):
         assert curve[2][name] == before[1][f"training_{name}"] < after[2][f"training_{name}"]
-    timed(config, points=6, samples=8)[0].fit()
+    watched_run(config, points=6, samples=8)[0].fit()
     assert [point["iteration"] for point in read_lines(again.folder / "curve.jsonl")] == list(range(6))
 
 
@@ -268,6 +278,10 @@ def test_a_comparison_is_written_and_nothing_is_run_twice(project: Path, capsys:
     ]
     for name in ("tv", "off_percent", "w2", "w2_per_floor", "elbo", "elbo_gap", "ess", "kl", "log_z"):
         assert all(row[name] for row in runs), name
+    # 16 prior trajectories; of each batch 12 are drawn and held against the prior, 4 against the posterior; 16 get a gradient.
+    mixed = runs[1]
+    assert float(mixed["network_calls"]) == 6 * (16 + 6 * (12 + 12 + 4 + 3 * 16))
+    assert float(mixed["reward_calls"]) == 16 + 6 * 12
     made = {path: starts(path) for path in (folder / "runs").iterdir()}
     assert len(made) == 4
     # More of the grid is added to what is there; less of it is a smaller table.
@@ -328,7 +342,9 @@ def test_an_interrupted_comparison_goes_on(project: Path) -> None:
         (["two.yaml", "--behaviours", "on-policy"], 2, "Did you mean 'on_policy'?"),
         (["two.yaml", "--seeds", "0"], 2, "seeds is 0"),
         (["two.yaml", "reward={component: jpeg}"], 1, "not known in closed form"),
-        (["two.yaml", "prior={component: 'tests.oracles.pixel:PixelPrior'}"], 1, "PixelPrior has no exact target"),
+        (["two.yaml", "prior={component: 'tests.oracles.pixel:PixelPrior'}", LEARNING], 1, "learns from what it sees"),
+        (["two.yaml", "--budget", "hours=3"], 2, "A budget is one of seconds"),
+        (["two.yaml", "--budget", "seconds=-1"], 2, "got 'seconds=-1'"),
         (["two.yaml", "--objectives", "reinforce_kl", "ddpo", "--behaviours", "mixed"], 1, "ReinforceKL is on-policy"),
         (["two.yaml", "beta={value: 1.0, kl_budget: {nats: 1.0}}"], 1, "kl_budget changes beta"),
         (["nowhere.yaml"], 2, "There is no config 'nowhere.yaml'"),

@@ -88,7 +88,10 @@ def test_the_gaussians_target_is_the_chains_posterior() -> None:
     assert_close(x.T.cov(), cov, rtol=0, atol=0.025)
     reward = Density(QUADRATIC)
     x, drawn = draw_posterior(made, reward, [""], 4000, 0, truth=target)
-    assert look(x, drawn, target, 1.0) == {"elbo": pytest.approx(tilt.best_elbo, abs=0.05)}
+    seen = look(x, drawn, target, 1.0)
+    assert seen.keys() == {"elbo", "kl", "reward"}
+    assert seen["elbo"] == pytest.approx(tilt.best_elbo, abs=0.05)
+    assert seen["reward"] - seen["kl"] == pytest.approx(seen["elbo"], abs=1e-9)
     assert all(not bool(parameter.any()) for parameter in made.parameters().values())
 
 
@@ -201,6 +204,8 @@ def test_the_numbers_of_the_untrained_posterior_are_the_priors() -> None:
     numbers = measured(x, drawn, target, 1.0)
     assert not {"tv", "off", "shares"} & numbers.keys()
     assert numbers["kl"] == 0.0
+    assert numbers["strength"] == 0.0
+    assert numbers["r2"] is None
     # Importance sampling from the prior: the ELBO is its mean reward, log Z comes from exp(beta·r).
     assert numbers["elbo"] == pytest.approx(float(drawn.reward.double().mean()), rel=1e-9)
     assert numbers["log_z"] == pytest.approx(target.log_z, abs=0.2)

@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from diffusion_rtb.comparison.figure import draw_figure
-from diffusion_rtb.comparison.results import Comparison, Looks, Plan, Result, median_run, seconds_to
+from diffusion_rtb.comparison.known import KnownTruth
+from diffusion_rtb.comparison.results import Comparison, Plan, cost_to, median_run
 from diffusion_rtb.comparison.table import markdown, rows, write_tables
 from diffusion_rtb.comparison.transport import Distance
+from diffusion_rtb.comparison.truth import Looks, Reference, Result
 from diffusion_rtb.comparison.variants import Cell
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.exact import ExactTarget, Modes
@@ -73,18 +75,20 @@ def comparison(
     cells = [Cell(*pair, config(seed, out)) for seed in range(seeds) for pair in done]
     folder = out / "made-up-compare"
     folder.mkdir(parents=True)
-    settings: dict[str, Any] = {"refused": {}, "clock": "seconds"} | plan
+    settings: dict[str, Any] = {"refused": {}, "cost": "seconds"} | plan
+    truth = KnownTruth(normal_target(dim, modes), PixelPrior(), lambda: lambda images, prompts: images.flatten(1)[:, 0])
+    truth.floor = Distance(0.8, 0.01)
+    runs = [(seed, result(dim, modes, 0.1, trained=False)) for seed in range(seeds)]
+    truth.references = [Reference("truth", "exact denoiser", runs)]
     work = Plan(
         config=config(0, out),
         folder=folder,
         cells=cells,
         looks=Looks(4000, 5, 100),
-        prior=PixelPrior(),
-        target=normal_target(dim, modes),
+        truth=truth,
         **settings,
     )
-    found = Comparison(work, Distance(0.8, 0.01))
-    found.truth = [result(dim, modes, 0.1, trained=False) for _ in range(seeds)]
+    found = Comparison(work)
     found.results = {pair: [(s, result(dim, modes, k)) for s, k in enumerate(ks)] for pair, ks in done.items() if ks}
     return found
 
@@ -115,11 +119,11 @@ def test_seconds_to_a_total_variation_are_those_of_the_first_look_that_has_it() 
     curve = [
         {"seconds": s, "cpu_seconds": s / 2, "tv": tv} for s, tv in ((0.0, 0.4), (7.0, 0.05), (9.0, 0.06), (11.0, 0.01))
     ]
-    assert seconds_to(curve) == 7.0
-    assert seconds_to(curve, "cpu_seconds") == 3.5
-    assert seconds_to(curve, tv=0.02) == 11.0
-    assert seconds_to(curve, tv=0.001) is None
-    assert seconds_to([{"seconds": 1.0, "elbo": 0.0}]) is None
+    assert cost_to(curve) == 7.0
+    assert cost_to(curve, "cpu_seconds") == 3.5
+    assert cost_to(curve, tv=0.02) == 11.0
+    assert cost_to(curve, tv=0.001) is None
+    assert cost_to([{"seconds": 1.0, "elbo": 0.0}]) is None
 
 
 def test_a_target_without_modes_has_no_columns_of_modes(tmp_path: Path) -> None:
@@ -138,17 +142,15 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "* Unfinished: 2 of 6 runs" in text
     assert "| grpo | replay | 0 | - |" in text
     # 40 s in the run that has TV 0.04 only at its end; the other run never has 0.05.
-    assert [row.values("seconds_to_tv") for row in rows(found)] == [[], [40.0], []]
+    assert [row.values("cost_to_tv") for row in rows(found)] == [[], [40.0], []]
     assert "40 (1 of 2) |" in text
 
 
 def test_the_clock_decides_which_seconds_are_shown(tmp_path: Path) -> None:
-    text = markdown(comparison(tmp_path, {("rtb", "config"): [0.2]}, seeds=1, clock="cpu_seconds"))
+    text = markdown(comparison(tmp_path, {("rtb", "config"): [0.2]}, seeds=1, cost="cpu_seconds"))
     assert "training CPU s" in text
     assert "CPU seconds of the process" in text
-    assert rows(comparison(tmp_path / "other", {("rtb", "config"): [0.2]}, seeds=1))[1].values("seconds_to_tv") == [
-        20.0
-    ]
+    assert rows(comparison(tmp_path / "other", {("rtb", "config"): [0.2]}, seeds=1))[1].values("cost_to_tv") == [20.0]
 
 
 def test_the_pictured_run_is_the_median_one() -> None:

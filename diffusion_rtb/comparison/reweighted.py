@@ -1,0 +1,181 @@
+"""A posterior of which samples are known: those of the prior, weighted by exp(beta·r) within each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_rtb.comparison.truth import Looks, Reference, Result, Truth
+from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.estimates import (
+    achieved_strength,
+    elbo,
+    ess,
+    kl,
+    log_z_from_prior,
+    log_z_importance,
+    reweighted_mean,
+    standard_error,
+    within_prompts,
+)
+from diffusion_rtb.evaluation.evaluate import loaded_tools
+from diffusion_rtb.evaluation.kept import KeptParts
+from diffusion_rtb.evaluation.metrics.diversity import Diversity
+from diffusion_rtb.evaluation.metrics.posterior_check import PosteriorCheckMetric
+from diffusion_rtb.evaluation.samples import Drawn, Sampled, Tools, measure
+from diffusion_rtb.evaluation.subjects.run import chosen
+from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.run.checks import Components
+from diffusion_rtb.run.manifest import versions
+from diffusion_rtb.sampling.sampler import Sampler
+
+__all__ = ["ReweightedTruth"]
+
+
+class ReweightedTruth(Truth):
+    """See `Truth`; the samples, the factors that are counted and the space of the diversity are those of `eval:`.
+
+    Args:
+        config: With prior, reward, prompts, beta and eval of all runs.
+        components: Described.
+        prior: Loaded; let go of after it was drawn from.
+    """
+
+    def __init__(self, config: RunConfig, components: Components, prior: Prior) -> None:
+        self._config, self._components = config, components
+        self._model: Prior | None = prior
+        self._eval, self._beta = config.eval, config.beta.value
+        self._rows, self._table = chosen(config)
+        self._tools = Tools()
+        self._prior = Drawn.none()
+        self.defaults = Looks(config.eval.samples, 5, max(2, config.eval.samples // 8))
+
+    @property
+    def log_z(self) -> float:
+        """From the prior's samples, mean over prompts: errs low where few of them carry the weight."""
+        return log_z_from_prior(self._prior.reward, self._beta, self._prior.prompt)
+
+    @property
+    def _log_w(self) -> Tensor:
+        return self._beta * self._prior.reward.double()
+
+    def prepare(self, folder: Path, looks: Looks, seeds: Mapping[int, RunConfig], tell: Callable[[str], None]) -> None:
+        """Draw the prior's samples, once for all runs."""
+        self._tools = loaded_tools(self._components.eval, self._eval, ())
+        tell(f"the prior: {self._eval.prior_samples} samples for each of {len(self._table)} prompts")
+        assert self._model is not None
+        sampler = Sampler(self._model, self._components.reward.build(), [], 1)
+        side = self._side(sampler, self._config, self._eval.prior_samples, posterior=False)
+        kept = KeptParts(folder / "prior", self._depends())
+        self._prior, _ = measure(side, self._eval, self._tools, keeper=kept.of("prior"))
+        self._model = None
+        self.references = self._references(looks.samples)
+
+    def _depends(self) -> dict[str, Any]:
+        wanted = {"prior", "reward", "prompts", "seed"}
+        settings = self._eval.model_dump(mode="json", exclude={"batch", "confidence", "bootstrap"})
+        config = self._config.model_dump(mode="json", include=wanted)
+        return {"config": config, "settings (eval.*)": settings, "versions": versions()}
+
+    def _side(self, sampler: Sampler, config: RunConfig, count: int, *, posterior: bool) -> Sampled:
+        """Samples on the evaluated prompts."""
+        table = self._table
+        own = Sampler(sampler.prior, sampler.reward, table.texts, self._eval.batch, table.metadata)
+        return Sampled(own, count, config.seed, posterior=posterior, numbers=self._rows)
+
+    def _references(self, count: int) -> Sequence[Reference]:
+        """The re-weighted prior, which is what a perfect model would show, and the prior as it is."""
+        prior, r, prompt = self._prior, self._prior.reward.double(), self._prior.prompt
+        counted = self._counted(prior, count)
+        exact = {
+            "elbo": self.log_z,
+            "reward": reweighted_mean(r, self._log_w, prompt),
+            "kl": self._beta * reweighted_mean(r, self._log_w, prompt) - self.log_z,
+            "ess": ess(self._log_w, prompt),
+        }
+        untrained = {"elbo": elbo(self._log_w, prompt), "reward": _mean(r, prompt), "kl": 0.0, "tv": counted.get("tv")}
+        for row, side in ((exact, "reweighted_prior"), (untrained, "prior")):
+            row |= {"exact_log_z": self.log_z, **counted["diversity"].get(side, {})}
+        seed = self._config.seed
+        return (
+            Reference("truth", "prior, re-weighted", [(seed, Result(exact))]),
+            Reference("prior", "as it is", [(seed, Result(untrained))]),
+        )
+
+    def _counted(self, drawn: Drawn, count: int) -> dict[str, Any]:
+        """Total variation of the factors and diversity, each where the config has a labeller or an embedder."""
+        found: dict[str, Any] = {"diversity": {}}
+        if drawn.labels is not None and self._eval.factors:
+            checks = PosteriorCheckMetric().of(self._prior, drawn, self._beta, self._eval)
+            found |= {"tv": mean(c["tv"]["mean"] for c in checks), "tv_noise": mean(c["noise"]["mean"] for c in checks)}
+        if drawn.embedding is not None:
+            least = min(int((drawn.prompt == row).sum()) for row in drawn.prompt.unique().tolist())
+            sides = self._prior.first(min(count, least)), drawn.first(min(count, least))
+            within = Diversity().of(*sides, self._beta, self._eval) or {}
+            found["diversity"] = {side: _diversity(within[side]) for side in _SIDES if within.get(side)}
+        return found
+
+    def look(self, sampler: Sampler, config: RunConfig, count: int) -> dict[str, float]:
+        """Without diversity."""
+        side = self._side(sampler, config, count, posterior=True)
+        drawn, _ = measure(side, self._eval, Tools(labeller=self._tools.labeller))
+        counted = self._counted(drawn, count)
+        return _densities(drawn, self._beta) | ({"tv": counted["tv"]} if "tv" in counted else {})
+
+    def measured(self, sampler: Sampler, config: RunConfig, count: int) -> tuple[dict[str, Any], Tensor]:
+        """`tv` is the mean over factors, `tv_noise` what sampling alone makes of it; `vendi` and `distance` within a prompt."""
+        drawn, _ = measure(self._side(sampler, config, count, posterior=True), self._eval, self._tools)
+        log_q, log_p = drawn.densities
+        log_w, ratio = drawn.log_weights(self._beta), (log_q.double() - log_p.double()).sum(1)
+        strength, r2 = achieved_strength(ratio, drawn.reward, self._beta, drawn.prompt)
+        counted = self._counted(drawn, count)
+        numbers = _densities(drawn, self._beta) | counted.pop("diversity").get("posterior", {}) | counted
+        return numbers | {
+            "strength": None if strength != strength else strength,
+            "r2": None if r2 != r2 else r2,
+            "elbo_error": standard_error(log_w, drawn.prompt),
+            "kl_error": standard_error(ratio, drawn.prompt),
+            "ess": ess(log_w, drawn.prompt),
+            "log_z": log_z_importance(log_w, drawn.prompt),
+            "exact_log_z": self.log_z,
+            "samples": count,
+        }, torch.zeros(len(drawn), 0)
+
+    def sentences(self, looks: Looks) -> list[str]:
+        """How many samples carry the truth."""
+        share = ess(self._log_w, self._prior.prompt)
+        found = [
+            f"{looks.samples:,} samples of each of {len(self._table)} prompts; log Z = {self.log_z:.4f} nats.",
+            f"`truth` is {self._eval.prior_samples:,} samples of the prior for each prompt, weighted by exp(beta·r): "
+            f"{share * self._eval.prior_samples:.0f} effective ones for a prompt.",
+        ]
+        if self._eval.factors:
+            names = ", ".join(factor.name for factor in self._eval.factors)
+            found.append(f"TV is between class shares of these and of the samples, mean over factors ({names}).")
+        if self._tools.embedder is not None:
+            found.append(
+                f"Vendi scores and mean pairwise cosine distances are within a prompt, of {looks.samples:,} samples."
+            )
+        return found
+
+
+_SIDES = ("prior", "posterior", "reweighted_prior")
+
+
+def _diversity(within: Mapping[str, Any]) -> dict[str, float]:
+    return {"vendi": within["vendi"], "distance": within["pairwise_cosine_distance"]}
+
+
+def _densities(drawn: Drawn, beta: float) -> dict[str, float]:
+    log_q, log_p = drawn.densities
+    found = {"elbo": elbo(drawn.log_weights(beta), drawn.prompt), "kl": kl(log_q, log_p, drawn.prompt)}
+    return found | {"reward": _mean(drawn.reward.double(), drawn.prompt)}
+
+
+def _mean(values: Tensor, prompt: Tensor) -> float:
+    return within_prompts(lambda own: float(own.mean()), values, prompt)
