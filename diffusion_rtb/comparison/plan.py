@@ -97,23 +97,30 @@ def plan(
     return Plan(base, comparison_folder(base), fitting, refused, looks, cost, truth, budget)
 
 
-def truth_of(config: RunConfig, components: Components, prior: Prior) -> Truth:
+def truth_of(config: RunConfig, components: Components | None = None, prior: Prior | None = None) -> Truth:
     """What samplers of this config are held against: the posterior where it is known, else the prior's samples, re-weighted.
+
+    Args:
+        config: Of a run.
+        components: Of the config, where they are described already.
+        prior: Where it is loaded already.
 
     Raises:
         ValueError: the prior knows its posterior, but not for this reward; or the reward learns, and no two runs have the same.
     """
-    if not isinstance(prior, HasExactTarget):
+    components = components or describe_components(config)
+    model: Prior = components.prior.build() if prior is None else prior
+    if not isinstance(model, HasExactTarget):
         learning = [type(part).__name__ for part in stateful_rewards(components.reward.construct()).values()]
         if learning:
             raise ValueError(
                 f"{' and '.join(learning)} learns from what it sees: each run would have a reward of its own, and none could be "
                 "held against the re-weighted prior. Compare with a reward that stays the same."
             )
-        return ReweightedTruth(config, components, prior)
-    attach_posterior(config, prior)
-    target = exact_target(prior, components.reward.construct(), config.beta.value)
-    return KnownTruth(target, prior, components.reward.build)
+        return ReweightedTruth(config, components, model)
+    attach_posterior(config, model)
+    target = exact_target(model, components.reward.construct(), config.beta.value)
+    return KnownTruth(target, model, components.reward.build)
 
 
 def _check_fit(config: RunConfig, objective: Objective, prior: Prior) -> None:

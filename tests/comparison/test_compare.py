@@ -205,8 +205,7 @@ def test_lists_of_names_after_one_flag(argv: list[str], objectives: Any, behavio
 
 
 def watched_run(config: RunConfig, *, points: int, samples: int) -> tuple[Trainer, Clock]:
-    components = describe_components(config)
-    return timed(config, truth_of(config, components, components.prior.build()), Looks(1, points, samples))
+    return timed(config, truth_of(config), Looks(1, points, samples))
 
 
 def test_looking_changes_nothing_and_its_time_does_not_count(project: Path) -> None:

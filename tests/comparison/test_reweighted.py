@@ -18,7 +18,6 @@ from diffusion_rtb.comparison.files import read_lines
 from diffusion_rtb.comparison.plan import truth_of
 from diffusion_rtb.comparison.reweighted import ReweightedTruth
 from diffusion_rtb.config.load import load_config
-from diffusion_rtb.run.checks import describe_components
 from pipelines.gmm import GMM
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
@@ -130,9 +129,7 @@ def test_a_run_ends_with_its_budget(project: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_truth_has_the_prompts_and_numbers_of_the_evaluation(project: Path) -> None:
-    config = load_config(project / "hidden.yaml", ["eval.samples=40"])
-    components = describe_components(config)
-    truth = truth_of(config, components, components.prior.build())
+    truth = truth_of(load_config(project / "hidden.yaml", ["eval.samples=40"]))
     assert isinstance(truth, ReweightedTruth)
     assert (truth.defaults.samples, truth.defaults.point_samples) == (40, 5)
 

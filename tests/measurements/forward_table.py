@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from diffusion_rtb.comparison.cell import train_and_measure
-from diffusion_rtb.comparison.results import Looks
+from diffusion_rtb.comparison.plan import truth_of
+from diffusion_rtb.comparison.truth import Looks
 from diffusion_rtb.config.load import load_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "gmm25.yaml"
@@ -56,9 +57,8 @@ def main(out: str, *names: str) -> None:
         changed = {**SMALL, "objective": ROWS[name], "out": out, "name": name.replace(", ", "-").replace(" ", "_")}
         if name == "value_gradient":
             changed["behaviours"] = [BUFFER]
-        result = train_and_measure(
-            load_config(CONFIG, [f"{key}={json.dumps(value)}" for key, value in changed.items()]), looks
-        )
+        config = load_config(CONFIG, [f"{key}={json.dumps(value)}" for key, value in changed.items()])
+        result = train_and_measure(config, truth_of(config), looks)
         assert result is not None
         n = result.numbers
         sys.stdout.write(ROW.format(name, n["tv"], n["elbo"], n["kl"], n["elbo"] + n["kl"], n["cpu_seconds"]) + "\n")

@@ -17,7 +17,6 @@ from diffusion_rtb.comparison.cell import train_and_measure
 from diffusion_rtb.comparison.plan import truth_of
 from diffusion_rtb.comparison.truth import Looks
 from diffusion_rtb.comparison.variants import cells, load_variants
-from diffusion_rtb.run.checks import describe_components
 from pipelines.gmm import MEANS, POSTERIOR
 
 CONFIG = Path(__file__).parents[2] / "configs" / "gmm25.yaml"
@@ -54,8 +53,7 @@ def main(out: str, iterations: str = "120", *objectives: str) -> None:
         cell for one in BEHAVIOURS for cell in cells(CONFIG, variants, objectives or OBJECTIVES, [one], 1, overrides)
     )
     for cell in rows:
-        components = describe_components(cell.config)
-        result = train_and_measure(cell.config, truth_of(cell.config, components, components.prior.build()), looks)
+        result = train_and_measure(cell.config, truth_of(cell.config), looks)
         assert result is not None
         n = result.numbers
         sys.stdout.write(
