@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusion_rtb.comparison.clock import Clock
 from diffusion_rtb.comparison.cost import Budget, Meter
 from diffusion_rtb.comparison.files import held, write
-from diffusion_rtb.comparison.truth import Looks, Result, Truth
+from diffusion_rtb.comparison.truths.truth import Looks, Result, Truth
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.run.folder import run_folder
 from diffusion_rtb.training.assemble import assemble

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffusion_rtb.comparison.cost import COSTS, TITLES, WATCHED, Budget, Meter
 from diffusion_rtb.comparison.files import CURVE
-from diffusion_rtb.comparison.truth import Looks, Truth
+from diffusion_rtb.comparison.truths.truth import Looks, Truth
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows, read_rows
 from diffusion_rtb.sampling.sampler import Sampler

@@ -9,7 +9,7 @@ import torch
 
 from diffusion_rtb.comparison.cost import TITLES
 from diffusion_rtb.comparison.results import REACHED, Comparison, median_run
-from diffusion_rtb.comparison.truth import Result
+from diffusion_rtb.comparison.truths.truth import Result
 from diffusion_rtb.files.plain_text import plain
 
 __all__ = ["FAINT", "INK", "TRUE", "colours", "draw_curves", "title"]

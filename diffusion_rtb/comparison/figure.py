@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_rtb.comparison.curves import draw_curves
-from diffusion_rtb.comparison.known import KnownTruth
 from diffusion_rtb.comparison.panels import Panels
 from diffusion_rtb.comparison.results import Comparison
+from diffusion_rtb.comparison.truths.known import KnownTruth
 from diffusion_rtb.files.whole import whole
 
 __all__ = ["draw_figure"]

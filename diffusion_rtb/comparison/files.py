@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion_rtb.comparison.truth import PICTURED, Result
+from diffusion_rtb.comparison.truths.truth import PICTURED, Result
 from diffusion_rtb.files.whole import whole, write_json
 from diffusion_rtb.run.metrics_file import read_rows
 

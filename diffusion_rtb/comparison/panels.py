@@ -11,9 +11,9 @@ from torch import Tensor
 
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.comparison.curves import FAINT, INK, TRUE, colours, title
-from diffusion_rtb.comparison.known import KnownTruth
 from diffusion_rtb.comparison.results import Comparison, median_run
-from diffusion_rtb.comparison.truth import Result
+from diffusion_rtb.comparison.truths.known import KnownTruth
+from diffusion_rtb.comparison.truths.truth import Result
 
 __all__ = ["Panels"]
 

@@ -20,10 +20,10 @@ from typing import Any
 from diffusion_rtb.behaviours._mixture import sources
 from diffusion_rtb.comparison.cell import finished, train_and_measure
 from diffusion_rtb.comparison.cost import Budget, Cost
-from diffusion_rtb.comparison.known import KnownTruth
 from diffusion_rtb.comparison.results import Comparison, Plan
-from diffusion_rtb.comparison.reweighted import ReweightedTruth
-from diffusion_rtb.comparison.truth import Truth
+from diffusion_rtb.comparison.truths.known import KnownTruth
+from diffusion_rtb.comparison.truths.reweighted import ReweightedTruth
+from diffusion_rtb.comparison.truths.truth import Truth
 from diffusion_rtb.comparison.variants import cells, comparison_folder, load_variants
 from diffusion_rtb.config.changes import changes
 from diffusion_rtb.config.load import RunConfig, load_config

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_rtb.comparison.cost import Budget, Cost
-from diffusion_rtb.comparison.truth import Looks, Result, Truth
+from diffusion_rtb.comparison.truths.truth import Looks, Result, Truth
 from diffusion_rtb.comparison.variants import Cell
 from diffusion_rtb.config.load import RunConfig
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffusion_rtb.comparison.cost import TITLES, WATCHED
 from diffusion_rtb.comparison.results import REACHED, Comparison, cost_to
-from diffusion_rtb.comparison.truth import Result
+from diffusion_rtb.comparison.truths.truth import Result
 from diffusion_rtb.files.plain_text import markdown_text
 from diffusion_rtb.files.whole import write_text
 

@@ -22,7 +22,7 @@ from diffusion_rtb.comparison.cell import timed
 from diffusion_rtb.comparison.clock import Clock
 from diffusion_rtb.comparison.files import read_lines
 from diffusion_rtb.comparison.plan import truth_of
-from diffusion_rtb.comparison.truth import Looks
+from diffusion_rtb.comparison.truths.truth import Looks
 from diffusion_rtb.comparison.variants import AS_CONFIGURED, cells, load_variants
 from diffusion_rtb.config.load import ConfigError, RunConfig, config_diff, load_config
 from diffusion_rtb.run import checkpoint

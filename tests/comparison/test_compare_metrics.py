@@ -13,8 +13,8 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion_rtb.comparison.measure import draw_posterior, look, measured, mode_distance, mode_shares
-from diffusion_rtb.comparison.transport import block_distances, floor, wasserstein
+from diffusion_rtb.comparison.truths.measure import draw_posterior, look, measured, mode_distance, mode_shares
+from diffusion_rtb.comparison.truths.transport import block_distances, floor, wasserstein
 from diffusion_rtb.config.components import build
 from diffusion_rtb.exact import Modes, exact_target
 from pipelines.gaussian import Gaussian
@@ -176,7 +176,7 @@ def test_w2_of_a_shift_is_its_length() -> None:
 
 
 def test_distances_are_means_over_whole_blocks_and_share_their_exact_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusion_rtb.comparison.transport.BLOCK", 50)
+    monkeypatch.setattr("diffusion_rtb.comparison.truths.transport.BLOCK", 50)
 
     def normal(count: int, draw: torch.Generator) -> Tensor:
         return torch.randn(count, 2, generator=draw, dtype=torch.float64)
@@ -220,7 +220,7 @@ def test_the_numbers_of_the_untrained_posterior_are_the_priors() -> None:
 def test_samples_do_not_depend_on_batches_and_scoring_fewer_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made, reward = gaussian_prior(), Density(QUADRATIC)
     x, drawn = draw_posterior(made, reward, ["", "other"], 30, 3)
-    monkeypatch.setattr("diffusion_rtb.comparison.measure.BATCH", 8)
+    monkeypatch.setattr("diffusion_rtb.comparison.truths.measure.BATCH", 8)
     again, few = draw_posterior(made, reward, ["", "other"], 30, 3, scored=11)
     assert_close(again, x, rtol=1e-5, atol=1e-5)
     assert len(few) == 11

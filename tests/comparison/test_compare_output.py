@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from diffusion_rtb.comparison.figure import draw_figure
-from diffusion_rtb.comparison.known import KnownTruth
 from diffusion_rtb.comparison.results import Comparison, Plan, cost_to, median_run
 from diffusion_rtb.comparison.table import markdown, rows, write_tables
-from diffusion_rtb.comparison.transport import Distance
-from diffusion_rtb.comparison.truth import Looks, Reference, Result
+from diffusion_rtb.comparison.truths.known import KnownTruth
+from diffusion_rtb.comparison.truths.transport import Distance
+from diffusion_rtb.comparison.truths.truth import Looks, Reference, Result
 from diffusion_rtb.comparison.variants import Cell
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.exact import ExactTarget, Modes

@@ -16,7 +16,7 @@ from diffusion_rtb.cli.main import main
 from diffusion_rtb.comparison.cost import Budget
 from diffusion_rtb.comparison.files import read_lines
 from diffusion_rtb.comparison.plan import truth_of
-from diffusion_rtb.comparison.reweighted import ReweightedTruth
+from diffusion_rtb.comparison.truths.reweighted import ReweightedTruth
 from diffusion_rtb.config.load import load_config
 from pipelines.gmm import GMM
 

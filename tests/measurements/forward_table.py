@@ -17,7 +17,7 @@ import torch
 
 from diffusion_rtb.comparison.cell import train_and_measure
 from diffusion_rtb.comparison.plan import truth_of
-from diffusion_rtb.comparison.truth import Looks
+from diffusion_rtb.comparison.truths.truth import Looks
 from diffusion_rtb.config.load import load_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "gmm25.yaml"

@@ -15,7 +15,7 @@ import torch
 
 from diffusion_rtb.comparison.cell import train_and_measure
 from diffusion_rtb.comparison.plan import truth_of
-from diffusion_rtb.comparison.truth import Looks
+from diffusion_rtb.comparison.truths.truth import Looks
 from diffusion_rtb.comparison.variants import cells, load_variants
 from pipelines.gmm import MEANS, POSTERIOR
 

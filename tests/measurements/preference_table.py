@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from diffusion_rtb.comparison.measure import draw_posterior, measured
+from diffusion_rtb.comparison.truths.measure import draw_posterior, measured
 from diffusion_rtb.config.load import load_config
 from diffusion_rtb.estimates import achieved_strength
 from diffusion_rtb.exact import exact_target

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_rtb.comparison.measure import draw_posterior
+from diffusion_rtb.comparison.truths.measure import draw_posterior
 from diffusion_rtb.config.load import EvalConfig
 from diffusion_rtb.evaluation.samples import draw
 from diffusion_rtb.interfaces import Prior

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_rtb.comparison.truth import Looks, Reference, Result, Truth
+from diffusion_rtb.comparison.truths.truth import Looks, Reference, Result, Truth
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.estimates import (
     achieved_strength,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.chain.seeds import seed_of
-from diffusion_rtb.comparison.transport import block_distances
+from diffusion_rtb.comparison.truths.transport import block_distances
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.estimates import achieved_strength, elbo, ess, kl, log_z_importance, standard_error, total_variation
 from diffusion_rtb.evaluation.samples import Drawn

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_rtb.comparison.files import held, write
-from diffusion_rtb.comparison.measure import draw_posterior, look, measured
-from diffusion_rtb.comparison.transport import BLOCK, Distance, check_transport, floor
-from diffusion_rtb.comparison.truth import Looks, Reference, Result, Truth
+from diffusion_rtb.comparison.truths.measure import draw_posterior, look, measured
+from diffusion_rtb.comparison.truths.transport import BLOCK, Distance, check_transport, floor
+from diffusion_rtb.comparison.truths.truth import Looks, Reference, Result, Truth
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.exact import ExactTarget
 from diffusion_rtb.files.whole import write_json
