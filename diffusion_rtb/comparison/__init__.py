@@ -1,1 +1,1 @@
-"""Objectives and behaviours side by side, against a truth that is known: `diffusion-rtb compare`."""
+"""Objectives and behaviours side by side, against the truth: `diffusion-rtb compare`."""

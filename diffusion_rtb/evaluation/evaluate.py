@@ -15,7 +15,6 @@ from jaxtyping import Float
 from rich.progress import Progress
 from torch import Tensor
 
-from diffusion_rtb.config.sections import EvalConfig
 from diffusion_rtb.evaluation.choice import PICTURED, spread
 from diffusion_rtb.evaluation.comparison_table import comparison
 from diffusion_rtb.evaluation.features import Reference, features_of_files, real_images
@@ -23,7 +22,7 @@ from diffusion_rtb.evaluation.kept import KeptParts
 from diffusion_rtb.evaluation.metric import Metric, metrics_of, scorer_of
 from diffusion_rtb.evaluation.metrics.judges import JudgesMetric
 from diffusion_rtb.evaluation.samples import Drawn, Pictured, Sampled, Side, Tools, measure
-from diffusion_rtb.evaluation.subject import Loaded, Options, Subject
+from diffusion_rtb.evaluation.subject import Loaded, Options, Subject, load_tools
 from diffusion_rtb.evaluation.subjects.run import RunSubject
 from diffusion_rtb.evaluation.summary import summarise
 from diffusion_rtb.evaluation.terminal import show
@@ -32,11 +31,10 @@ from diffusion_rtb.files.evaluations import SCHEMA
 from diffusion_rtb.files.pictures import save_png, side_by_side
 from diffusion_rtb.files.terminal import console, say
 from diffusion_rtb.files.whole import write_json
-from diffusion_rtb.run.checks import EvalTools, told_of
 from diffusion_rtb.run.manifest import versions
 from diffusion_rtb.sampling.exact_profile import exact_profile
 
-__all__ = ["evaluate_all", "evaluate_run", "evaluate_subject", "loaded_tools", "sheet_of", "show"]
+__all__ = ["evaluate_all", "evaluate_run", "evaluate_subject", "sheet_of", "show"]
 
 Advance = Callable[[int], None]
 
@@ -65,7 +63,7 @@ def evaluate_subject(subject: Subject) -> dict[str, Any]:
         for metric in metrics:
             metric.prepare(subject.table.texts, subject.table.metadata)
         real = real_images(subject.eval)
-        tools = loaded_tools(subject.tools, subject.eval, metrics)
+        tools = load_tools(subject.tools, subject.eval, scorer_of(metrics))
         loaded = subject.load()
         parts = KeptParts(subject.folder, _depends(subject))
         with _kept_said(parts):
@@ -94,19 +92,6 @@ def _metrics(subject: Subject) -> list[Metric]:
     metrics = metrics_of(subject.tools.metrics)
     asked = subject.eval.judges and not any(isinstance(metric, JudgesMetric) for metric in metrics)
     return [*metrics, JudgesMetric()] if asked else metrics
-
-
-def loaded_tools(found: EvalTools, config: EvalConfig, metrics: Sequence[Metric]) -> Tools:
-    """Everything that looks at images, loaded before the prior is: what is missing is then known early."""
-    judges = {}
-    for name, judge in found.judges.items():
-        with told_of(name):
-            judges[name] = judge.build()
-    embedder = None if found.embedder is None else found.embedder.build()
-    labeller = embedder if found.labeller is None else found.labeller.build()
-    tools = Tools(embedder, labeller, judges, scorer_of(metrics))
-    tools.check(config)
-    return tools
 
 
 def _exact_profile(subject: Subject, loaded: Loaded) -> Float[Tensor, " steps"] | None:

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 from diffusion_rtb.config.prompts import PromptTable
 from diffusion_rtb.config.sections import EvalConfig
-from diffusion_rtb.evaluation.samples import Side
-from diffusion_rtb.run.checks import EvalTools
+from diffusion_rtb.evaluation.samples import Scorer, Side, Tools
+from diffusion_rtb.run.checks import EvalTools, told_of
 
-__all__ = ["Loaded", "Options", "Subject", "folder_of"]
+__all__ = ["Loaded", "Options", "Subject", "folder_of", "load_tools"]
 
 
 @dataclass(frozen=True)
@@ -128,3 +128,16 @@ class Subject(ABC):
 def folder_of(subject: Subject, options: Options) -> Path:
     """Where the results of what has no place of its own go: `--out`, or evaluations/NAME."""
     return options.out or Path("evaluations", subject.name)
+
+
+def load_tools(described: EvalTools, config: EvalConfig, scorer: Scorer | None = None) -> Tools:
+    """Everything that `eval:` names; before the prior is loaded, so that what is missing is known early."""
+    judges = {}
+    for name, judge in described.judges.items():
+        with told_of(name):
+            judges[name] = judge.build()
+    embedder = None if described.embedder is None else described.embedder.build()
+    labeller = embedder if described.labeller is None else described.labeller.build()
+    tools = Tools(embedder, labeller, judges, scorer)
+    tools.check(config)
+    return tools

@@ -23,11 +23,11 @@ from diffusion_rtb.estimates import (
     standard_error,
     within_prompts,
 )
-from diffusion_rtb.evaluation.evaluate import loaded_tools
 from diffusion_rtb.evaluation.kept import KeptParts
-from diffusion_rtb.evaluation.metrics.diversity import Diversity
 from diffusion_rtb.evaluation.metrics.posterior_check import PosteriorCheckMetric
 from diffusion_rtb.evaluation.samples import Drawn, Sampled, Tools, measure
+from diffusion_rtb.evaluation.similarity import mean_pairwise_cosine_distance, vendi_score
+from diffusion_rtb.evaluation.subject import load_tools
 from diffusion_rtb.evaluation.subjects.run import chosen
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checks import Components
@@ -66,7 +66,7 @@ class ReweightedTruth(Truth):
 
     def prepare(self, folder: Path, looks: Looks, seeds: Mapping[int, RunConfig], tell: Callable[[str], None]) -> None:
         """Draw the prior's samples, once for all runs."""
-        self._tools = loaded_tools(self._components.eval, self._eval, ())
+        self._tools = load_tools(self._components.eval, self._eval)
         tell(f"the prior: {self._eval.prior_samples} samples for each of {len(self._table)} prompts")
         assert self._model is not None
         sampler = Sampler(self._model, self._components.reward.build(), [], 1)
@@ -91,41 +91,33 @@ class ReweightedTruth(Truth):
     def _references(self, count: int) -> Sequence[Reference]:
         """The re-weighted prior, which is what a perfect model would show, and the prior as it is."""
         prior, r, prompt = self._prior, self._prior.reward.double(), self._prior.prompt
-        counted = self._counted(prior, count)
         exact = {
             "elbo": self.log_z,
             "reward": reweighted_mean(r, self._log_w, prompt),
             "kl": self._beta * reweighted_mean(r, self._log_w, prompt) - self.log_z,
             "ess": ess(self._log_w, prompt),
         }
-        untrained = {"elbo": elbo(self._log_w, prompt), "reward": _mean(r, prompt), "kl": 0.0, "tv": counted.get("tv")}
-        for row, side in ((exact, "reweighted_prior"), (untrained, "prior")):
-            row |= {"exact_log_z": self.log_z, **counted["diversity"].get(side, {})}
-        seed = self._config.seed
+        untrained = {"elbo": elbo(self._log_w, prompt), "reward": _mean(r, prompt), "kl": 0.0} | self._shares(prior)
+        seed, few = self._config.seed, prior.first(count)
+        exact |= _diversity(few, self._beta * few.reward.double()) | {"exact_log_z": self.log_z}
+        untrained |= _diversity(few) | {"exact_log_z": self.log_z}
         return (
             Reference("truth", "prior, re-weighted", [(seed, Result(exact))]),
             Reference("prior", "as it is", [(seed, Result(untrained))]),
         )
 
-    def _counted(self, drawn: Drawn, count: int) -> dict[str, Any]:
-        """Total variation of the factors and diversity, each where the config has a labeller or an embedder."""
-        found: dict[str, Any] = {"diversity": {}}
-        if drawn.labels is not None and self._eval.factors:
-            checks = PosteriorCheckMetric().of(self._prior, drawn, self._beta, self._eval)
-            found |= {"tv": mean(c["tv"]["mean"] for c in checks), "tv_noise": mean(c["noise"]["mean"] for c in checks)}
-        if drawn.embedding is not None:
-            least = min(int((drawn.prompt == row).sum()) for row in drawn.prompt.unique().tolist())
-            sides = self._prior.first(min(count, least)), drawn.first(min(count, least))
-            within = Diversity().of(*sides, self._beta, self._eval) or {}
-            found["diversity"] = {side: _diversity(within[side]) for side in _SIDES if within.get(side)}
-        return found
+    def _shares(self, drawn: Drawn) -> dict[str, float]:
+        """Total variation of the factors, and what sampling alone makes of it; nothing without factors."""
+        if drawn.labels is None or not self._eval.factors:
+            return {}
+        checks = PosteriorCheckMetric().of(self._prior, drawn, self._beta, self._eval)
+        return {"tv": mean(c["tv"]["mean"] for c in checks), "tv_noise": mean(c["noise"]["mean"] for c in checks)}
 
     def look(self, sampler: Sampler, config: RunConfig, count: int) -> dict[str, float]:
         """Without diversity."""
         side = self._side(sampler, config, count, posterior=True)
         drawn, _ = measure(side, self._eval, Tools(labeller=self._tools.labeller))
-        counted = self._counted(drawn, count)
-        return _densities(drawn, self._beta) | ({"tv": counted["tv"]} if "tv" in counted else {})
+        return _densities(drawn, self._beta) | self._shares(drawn)
 
     def measured(self, sampler: Sampler, config: RunConfig, count: int) -> tuple[dict[str, Any], Tensor]:
         """`tv` is the mean over factors, `tv_noise` what sampling alone makes of it; `vendi` and `distance` within a prompt."""
@@ -133,8 +125,7 @@ class ReweightedTruth(Truth):
         log_q, log_p = drawn.densities
         log_w, ratio = drawn.log_weights(self._beta), (log_q.double() - log_p.double()).sum(1)
         strength, r2 = achieved_strength(ratio, drawn.reward, self._beta, drawn.prompt)
-        counted = self._counted(drawn, count)
-        numbers = _densities(drawn, self._beta) | counted.pop("diversity").get("posterior", {}) | counted
+        numbers = _densities(drawn, self._beta) | self._shares(drawn) | _diversity(drawn)
         return numbers | {
             "strength": None if strength != strength else strength,
             "r2": None if r2 != r2 else r2,
@@ -164,11 +155,17 @@ class ReweightedTruth(Truth):
         return found
 
 
-_SIDES = ("prior", "posterior", "reweighted_prior")
-
-
-def _diversity(within: Mapping[str, Any]) -> dict[str, float]:
-    return {"vendi": within["vendi"], "distance": within["pairwise_cosine_distance"]}
+def _diversity(drawn: Drawn, log_w: Tensor | None = None) -> dict[str, float]:
+    """Vendi score and mean pairwise cosine distance within a prompt, of weighted samples; nothing without embeddings."""
+    if drawn.embedding is None:
+        return {}
+    found = []
+    for row in drawn.prompt.unique().tolist():
+        own = drawn.prompt == row
+        weights = None if log_w is None else log_w[own].softmax(0)
+        points = drawn.embedding[own]
+        found.append((vendi_score(points, weights), mean_pairwise_cosine_distance(points, weights)))
+    return {"vendi": mean(v for v, _ in found), "distance": mean(d for _, d in found)}
 
 
 def _densities(drawn: Drawn, beta: float) -> dict[str, float]:
