@@ -12,7 +12,7 @@ __all__ = ["expected_seconds"]
 UNKNOWN = 15.0
 """Seconds of a part of which nothing is known."""
 
-SAMPLINGS, ITERATIONS, FLOORS, CALLS = 6, 3, 3, 6
+SAMPLINGS, ITERATIONS, UPDATES, FLOORS, CALLS = 6, 3, 5, 3, 6
 """Runs of the chain that a part makes at least: warm-ups, those that count waits, and timed ones."""
 
 
@@ -37,6 +37,7 @@ def expected_seconds(part: Part, results: Mapping[str, Mapping[str, Any]], *, lo
         "sampling": SAMPLINGS * forward,
         "floor": FLOORS * forward,
         "iteration": ITERATIONS * max(2 // part.batch, 1) * (2 * forward + both),
+        "update": UPDATES * (forward + both),
         "compiled": 3 * forward,
     }
     return part.steps * chains[part.measure] + extra + (0.0 if loaded else load)

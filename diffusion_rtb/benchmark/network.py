@@ -13,7 +13,7 @@ from diffusion_rtb.benchmark.plan import Part
 if TYPE_CHECKING:
     from diffusion_rtb.benchmark.subject import Subject
 
-__all__ = ["measure_network"]
+__all__ = ["first_of", "measure_network"]
 
 
 def measure_network(subject: Subject, part: Part, rate: float | None) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def measure_network(subject: Subject, part: Part, rate: float | None) -> dict[st
             network(*args, **kwargs)
 
     def both() -> None:
-        _first(network(*args, **kwargs)).float().square().mean().backward()
+        first_of(network(*args, **kwargs)).float().square().mean().backward()
         subject.forget_gradients()
 
     flop, flop_both = counted(forward), counted(both)
@@ -48,7 +48,7 @@ def measure_network(subject: Subject, part: Part, rate: float | None) -> dict[st
     } | shared(flop, typical(seconds), rate)
 
 
-def _first(output: Any) -> Tensor:
+def first_of(output: Any) -> Tensor:
     """What a network of diffusers answers, whether as a tuple or as an object."""
     found = output[0]
     assert isinstance(found, Tensor)

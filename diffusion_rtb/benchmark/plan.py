@@ -19,7 +19,7 @@ __all__ = ["DTYPES", "Dtype", "Measure", "Model", "Part", "chosen", "load_models
 Dtype = Literal["bfloat16", "float16", "tf32", "float32"]
 DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16", "tf32", "float32")
 
-Measure = Literal["rate", "network", "sampling", "iteration", "floor", "compiled"]
+Measure = Literal["rate", "network", "sampling", "iteration", "update", "floor", "compiled"]
 
 BUILT_IN = Path(__file__).with_name("models.yaml")
 
@@ -119,7 +119,8 @@ def _parts(name: str, row: Model, dtype: Dtype) -> list[Part]:
     parts = [Part("network", dtype, name, batch, row.steps, row) for batch in row.batches]
     parts += [Part("sampling", dtype, name, batch, row.steps, row) for batch in row.batches]
     parts += [Part("floor", dtype, name, row.batches[0], row.steps, row)]
-    parts += [Part("iteration", dtype, name, size.batch, size.steps, row) for size in row.iterations]
+    kinds: tuple[Measure, ...] = ("iteration", "update")
+    parts += [Part(kind, dtype, name, size.batch, size.steps, row) for size in row.iterations for kind in kinds]
     return sorted(parts, key=lambda part: part.steps != row.steps)
 
 

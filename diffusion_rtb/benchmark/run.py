@@ -20,7 +20,7 @@ from diffusion_rtb.benchmark.compiled import measure_compiled
 from diffusion_rtb.benchmark.device import describe_machine, precision
 from diffusion_rtb.benchmark.expected import expected_seconds
 from diffusion_rtb.benchmark.floor import measure_floor
-from diffusion_rtb.benchmark.iteration import measure_iteration
+from diffusion_rtb.benchmark.iteration import measure_iteration, measure_update
 from diffusion_rtb.benchmark.network import measure_network
 from diffusion_rtb.benchmark.plan import Part
 from diffusion_rtb.benchmark.rate import measure_rate
@@ -186,6 +186,7 @@ def _measure(part: Part, held: _Held, results: Results) -> dict[str, Any]:
         "network": partial(measure_network, subject, part, rate),
         "sampling": partial(measure_sampling, subject, part, rate),
         "iteration": partial(measure_iteration, subject, part, rate),
+        "update": partial(measure_update, subject, part),
         "floor": partial(measure_floor, subject, part),
         "compiled": partial(measure_compiled, subject, part),
     }

@@ -85,6 +85,18 @@ TABLES: Mapping[str, tuple[str, Sequence[Column]]] = {
             ("peak memory", _memory("peak_memory")),
         ),
     ),
+    "update": (
+        "An update on noised samples",
+        (
+            *MODEL,
+            ("micro-batch", lambda found: str(found["batch"])),
+            ("states of each", lambda found: str(found["states"])),
+            ("seconds", _number("seconds", "{:.2f}")),
+            ("of the network calls alone", _number("seconds_of_calls", "{:.2f}")),
+            ("overhead", _number("overhead", "{:+.1%}")),
+            ("peak memory", _memory("peak_memory")),
+        ),
+    ),
     "floor": (
         "Rounding floor",
         (*MODEL, STEPS, ("dimensions", _number("dimensions", "{:.0f}")), ("nats", _number("nats", "{:.2g}"))),

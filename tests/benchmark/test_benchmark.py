@@ -30,7 +30,8 @@ ROW = """
   dtypes: [float32]
   compile: 200
 """
-MEASURED = ["network-b1-t3", "network-b2-t3", "sampling-b1-t3", "sampling-b2-t3", "floor-b1-t3", "iteration-b2-t2"]
+MEASURED = ["network-b1-t3", "network-b2-t3", "sampling-b1-t3", "sampling-b2-t3", "floor-b1-t3"]
+MEASURED += ["iteration-b2-t2", "update-b2-t2"]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,9 @@ def test_operations_add_up(measured: Path, architecture: Path) -> None:
     # Two trajectories of two steps: rollout of q, log p, gradient of log q; and the decoder.
     iteration = found["tiny-float32-iteration-b2-t2"]["flop"]
     assert iteration == 2 * (2 * (call["flop"] + prior + call["flop_with_gradient"]) + decoder)
+    # Two states of two samples: one call of p and one of q with its gradient for each, and nothing else.
+    update = found["tiny-float32-update-b2-t2"]
+    assert update["flop"] == update["flop_of_calls"] == 2 * 2 * (prior + call["flop_with_gradient"])
 
 
 def calls_of_the_prior(architecture: Path) -> int:
