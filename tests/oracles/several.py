@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-__all__ = ["ended", "free_port", "started"]
+__all__ = ["ended", "free_port", "importing_server", "started"]
 
 PRELOADED = [
+    # A process imports the module of the function that it runs: with diffusers, 5 seconds for each.
+    "tests.training.test_distributed",
     "tests.oracles.behaving",
     "pipelines.gaussian",
     "rewards.density",
@@ -26,11 +29,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def started(count: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
-    """`work(rank, *arguments)` in each of `count` processes that know of each other."""
+def importing_server() -> ForkServerContext:
+    """Starts processes that have imported `PRELOADED`; there is one server for all tests of a worker."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    port = free_port()
+    return context
+
+
+def started(count: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+    """`work(rank, *arguments)` in each of `count` processes that know of each other."""
+    context, port = importing_server(), free_port()
     found = [context.Process(target=_joined, args=(rank, count, port, work, arguments)) for rank in range(count)]
     for process in found:
         process.start()

@@ -177,11 +177,12 @@ def test_a_failure_of_one_ends_all_and_they_go_on_together(pair: Trainer, tmp_pa
 
 
 def frozen(out: Path) -> int:
-    deadline = time.monotonic() + 60
-    while not (out / "frozen").exists():
+    """The process that has said so, once its number is written."""
+    deadline, said = time.monotonic() + 60, out / "frozen"
+    while not (said.is_file() and said.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return int((out / "frozen").read_text())
+    return int(said.read_text())
 
 
 def test_a_frozen_process_is_waited_for_no_longer_than_the_time_out(tmp_path: Path) -> None:

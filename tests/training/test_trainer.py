@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.updates.gradient import loss_of, push_back
 from tests.oracles.behaving import differing, rows, run, state
+from tests.oracles.several import importing_server
 from tests.oracles.tiny import save_tiny
 
 ITERATIONS = 6
@@ -182,9 +182,7 @@ def _train(out: Path) -> None:
 
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_killed_at_random_moments_and_resumed_equals_uninterrupted(known: Trainer, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.test_trainer", "pipelines.gaussian", "rewards.density"])
-    moments = random.Random(7)
+    context, moments = importing_server(), random.Random(7)
     kills = 0
     for _ in range(12):
         worker = context.Process(target=_train, args=(tmp_path,))

@@ -137,7 +137,8 @@ def test_a_run_is_examined_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("objective", sorted(short_names("objective")))
 def test_every_objective_gives_the_numbers_of_the_cpu(objective: str, tmp_path: Path) -> None:
-    config = VECTORS | {"objective": {"component": objective}}
+    few = {"warm_up_updates": 3} if objective == "value_gradient" else {}
+    config = VECTORS | {"objective": {"component": objective} | few}
     check_same_numbers(trained(tmp_path, config, "cpu"), trained(tmp_path, config, DEVICE))
 
 
