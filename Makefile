@@ -42,9 +42,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/python -m mypy
 
-# One thread per process: the cores are used by several processes.
+# One thread per process: the cores are used by several processes. Many of them are started, so what is compiled is kept.
 pytest: $(INSTALLED)
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE= \
 		$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # What is marked gpu, which `make test` skips where there is no card.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jaxtyping import config, install_import_hook
+from jaxtyping import config
 
-# Before the packages are imported anywhere: their jaxtyping annotations become run-time checks in the tests only.
-install_import_hook(["diffusion_rtb", "pipelines", "rewards"], "beartype.beartype")
+from tests import checked_calls
+
+# Before the packages are imported anywhere: their annotations become run-time checks in the tests only.
+checked_calls.install(["diffusion_rtb", "pipelines", "rewards"])
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from diffusion_rtb.chain.noise import GivenStart, ProbeNoise, RowNoise  # noqa: E402
 
-for _mode in (GivenStart, ProbeNoise, RowNoise):
-    # Called for every operation of torch, and no shape is in its annotations: checking it takes a third of a training test.
-    inspect.unwrap(_mode.__torch_function__).__no_type_check__ = True
+@pytest.fixture(autouse=True, scope="session")
+def _written_without_waiting() -> Iterator[None]:
+    """What is written is there for every process at once; whether the disk was waited for shows after a power cut only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
