@@ -320,37 +320,29 @@ for file, text in json.load(sys.stdin).items():
 """
 
 
-@pytest.fixture(scope="session")
-def loaded(cases: Callable[[str], Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the code of each model card draws in one clean process, which knows nothing but what was exported."""
-    folder = tmp_path_factory.mktemp("exported")
-    codes = {}
-    for name in CASES:
-        case = cases(name)
-        (folder / name).mkdir()
-        with case.trained() as prior:
-            prior.export(folder / name, "card")
-            codes[str(folder / f"{name}.npy")] = prior.snippet(folder=str(folder / name), prompt=case.prompts[0])
-    subprocess.run([sys.executable, "-c", CLEAN], input=json.dumps(codes), text=True, cwd=ROOT, check=True)
-    return folder
-
-
 def pixels(images: Any) -> Tensor:
     """As in a file, channels first."""
     found = torch.as_tensor(images)
     return (found.float() * 255).round().byte() if found.is_floating_point() else found
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_exported_adapters_draw_the_posterior(cases: Callable[[str], Case], loaded: Path, name: str) -> None:
-    case = cases(name)
-    with case.trained() as prior:
-        call = prior.arguments(case.prompts[:1])
-        posterior = drawn(prior, call, (0,))[0]
-        with prior.as_prior():
-            assert not torch.allclose(drawn(prior, call, (0,))[0], posterior, atol=1e-2)
-    found = torch.as_tensor(np.load(loaded / f"{name}.npy")).movedim(-1, -3)
-    assert torch.equal(pixels(found), pixels(posterior))
+def test_the_exported_adapters_draw_the_posterior(cases: Callable[[str], Case], tmp_path: Path) -> None:
+    """What the code of each model card draws, for all in one clean process, which knows nothing but what was exported."""
+    codes, expected = {}, {}
+    for name in CASES:
+        case = cases(name)
+        (tmp_path / name).mkdir()
+        with case.trained() as prior:
+            prior.export(tmp_path / name, "card")
+            codes[str(tmp_path / f"{name}.npy")] = prior.snippet(folder=str(tmp_path / name), prompt=case.prompts[0])
+            call = prior.arguments(case.prompts[:1])
+            expected[name] = drawn(prior, call, (0,))[0]
+            with prior.as_prior():
+                assert not torch.allclose(drawn(prior, call, (0,))[0], expected[name], atol=1e-2), name
+    subprocess.run([sys.executable, "-c", CLEAN], input=json.dumps(codes), text=True, cwd=ROOT, check=True)
+    for name, posterior in expected.items():
+        found = torch.as_tensor(np.load(tmp_path / f"{name}.npy")).movedim(-1, -3)
+        assert torch.equal(pixels(found), pixels(posterior)), name
 
 
 def command(*words: str) -> None:

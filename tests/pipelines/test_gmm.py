@@ -366,7 +366,7 @@ def test_gradients_are_those_of_the_whole_graph() -> None:
 
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_training_moves_the_weights() -> None:
-    """60 updates of VarGrad, half of each batch prior trajectories re-sampled by exp(r), from weights 0.4 : 0.6 to 0.85 : 0.15."""
+    """40 updates of VarGrad, half of each batch prior trajectories re-sampled by exp(r), from weights 0.4 : 0.6 to 0.85 : 0.15."""
     # Two modes part at a lower signal-to-noise ratio than 25, so the steps are spread evenly.
     made = GMM(**TWO, steps=20, width=32, layers=2, frequencies=3, schedule={"centre": 0.0, "width": 2.0})
     made.attach(seed=0)
@@ -374,10 +374,10 @@ def test_training_moves_the_weights() -> None:
     with made.as_prior():
         held = rollout(made, [""] * 400, range(400))
     chance = log_reward(made, posterior, held).exp()
-    optimizer = torch.optim.Adam(made.parameters().values(), lr=0.01, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+    optimizer = torch.optim.Adam(made.parameters().values(), lr=0.015, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
     call = made.arguments([""] * 2 * half)
-    for iteration in range(60):
+    for iteration in range(40):
         own = rollout(made, [""] * half, range(1000 + half * iteration, 1000 + half * (iteration + 1)))
         resampled = systematic_resample(chance, half, float(torch.rand(())))
         trajectory = Trajectory.cat([own, held[resampled]])
@@ -393,7 +393,7 @@ def test_training_moves_the_weights() -> None:
     weight = log_reward(made, posterior, trajectory) - (trajectory.log_prob - log_p(made, trajectory)).sum(1)
     # 0 is log Z; the exact denoiser has -0.12 through this chain, and the prior has E_p[r], far below.
     assert float(weight.mean()) > -0.17
-    # From 0.4. Chains of fixed variance that are best in KL steer a little less than all the way: 0.76 was measured.
+    # From 0.4. Chains of fixed variance that are best in KL steer a little less than all the way: 0.73 was measured.
     assert 0.68 < float(posterior.shares(made.decode(trajectory.x_0))[0]) < 0.92
 
 
