@@ -19,10 +19,14 @@ from diffusion_rtb.config.load import EvalConfig, load_config
 from diffusion_rtb.config.yaml_text import read_yaml
 from diffusion_rtb.evaluation.metric import metrics_of
 from diffusion_rtb.evaluation.samples import Drawn
+from diffusion_rtb.interfaces import Samples
+from diffusion_rtb.objectives.reward_weighted import RewardWeighted
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.run.checks import describe_components
+from diffusion_rtb.run.members import check_objective_members
 from tests.oracles.behaving import run
 from tests.oracles.documents import DOCUMENTS, ROOT, anchors, blocks, commands, links
+from tests.oracles.states import states_of
 from tests.oracles.terms import close, cotangent, random_terms
 from tests.oracles.tiny import save_tiny
 
@@ -167,6 +171,19 @@ def test_the_objective_is_vargrad_in_reward_units() -> None:
     exec(block, names)
     terms = replace(random_terms(0), prompt=torch.zeros_like(random_terms(0).prompt))
     close(cotangent(RTB(), terms, 3.0), 3.0 * cotangent(names["KlReinforce"](), terms, 3.0))
+
+
+def test_the_objective_of_states_denoises_weighted_samples() -> None:
+    (block,) = [block for block in blocks(page("extending.md"), "python") if "class Denoise" in block]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    objective, samples = names["Denoise"](), Samples(torch.zeros(5, dtype=torch.long), torch.randn(5))
+    weight = RewardWeighted().weights(samples, 1.3)
+    close(objective.weights(samples, 1.3), weight)
+    q, p, mean_0 = torch.randn(3, 5, 2, dtype=torch.float64)
+    at = states_of(q, p, mean_0=mean_0, weight=weight)
+    close(objective.aim(at, 1.3), RewardWeighted().aim(at, 1.3))
+    check_objective_members(objective)
 
 
 def test_the_behaviour_draws_wider_steps(project: Path) -> None:

@@ -12,6 +12,7 @@ __all__ = ["component_name", "evaluated_as", "recipe"]
 
 WORDS: Mapping[str, str] = {
     "rtb": "RTB", "trust_pcl": "Trust-PCL", "vargrad": "VarGrad", "ddpo": "DDPO", "dpo": "DPO", "dpok": "DPOK", "grpo": "GRPO",
+    "ram": "RAM", "nft": "DiffusionNFT", "orw_cfm_w2": "ORW-CFM-W2", "elbo_vargrad": "ELBO VarGrad",
     "reinforce_kl": "REINFORCE with KL", "reinforce_naive": "naive REINFORCE", "gmm": "a Gaussian mixture",
     "gaussian": "a Gaussian", "flux": "FLUX", "flux2": "FLUX.2", "stable_diffusion_xl": "Stable Diffusion XL",
     "dit": "DiT", "pixart": "PixArt", "qwen_image": "Qwen-Image", "z_image": "Z-Image", "lumina2": "Lumina 2",
