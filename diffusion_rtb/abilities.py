@@ -21,6 +21,7 @@ __all__ = [
     "ChecksSteps",
     "DecodesWithGradient",
     "Embedder",
+    "Encodes",
     "Entry",
     "HasBaseModel",
     "HasElsewhere",
@@ -84,6 +85,10 @@ class ObjectiveTraits:
     call of the posterior per state."""
     pairs_states: bool = False
     """An objective of states that `noises` and compares samples of a prompt within a micro-batch; they get the same noise."""
+    reads_order: bool = False
+    """Of rewards it reads nothing but which of two is larger, so that pairs from a folder will do (`Source.ranked`)."""
+    leaves_own: bool = False
+    """An objective of states that learns nothing from the posterior's own samples."""
     draws_old: bool = False
     """Its samples are those of its old posterior (`KeepsOld`); what is logged is measured on others."""
     needs_gradient: bool = False
@@ -209,6 +214,14 @@ class DecodesWithGradient(Protocol):
 
     def decode_with_gradient(self, x_0: Tensor) -> Tensor:
         """What `decode` answers, with a graph to x_0 where gradients are on."""
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A prior that takes pictures for samples, for pairs from a folder."""
+
+    def latents_of(self, images: Tensor) -> Tensor:
+        """x_0, (batch, *dims), of images (batch, 3, height, width) in [0, 1]; ValueError: they are of another size than its own."""
 
 
 @runtime_checkable

@@ -38,6 +38,7 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         "density": Need("the density that a trajectory was drawn with", objective="rtb"),
         "newest": Need("trajectories of the posterior as it is now", objective="rtb"),
         "group": Need("several samples per prompt", objective="{component: rtb, log_z: per_prompt}"),
+        "rewards": Need("rewards that are numbers", objective="diffusion_dpo"),
         "samples": Need("samples of the posterior, noised", objective="value_gradient"),
         "beta": Need("one beta", objective="rtb"),
         "reward": Need("a reward that stays", objective="rtb"),

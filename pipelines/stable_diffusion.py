@@ -73,6 +73,19 @@ class StableDiffusion(TextToImage):
         ]
         return torch.cat(images)
 
+    @torch.no_grad()
+    def latents_of(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows columns"]:
+        """Latents of images in [0, 1]: the means of what the autoencoder makes of them, in the chain's units."""
+        if tuple(images.shape[2:]) != self.size:
+            raise ValueError(
+                f"The pictures are {images.shape[3]} x {images.shape[2]} pixels, the prior draws {self.size[1]} x {self.size[0]}: "
+                "resize or crop them."
+            )
+        vae = self.pipe.vae
+        mean = vae.encode(images.to(self.device, DTYPES[self.dtype]) * 2 - 1).latent_dist.mean
+        latents: Tensor = mean * vae.config.scaling_factor
+        return latents
+
     def export(self, folder: Path, card: str) -> None:
         """Write the adapters for diffusers and, under kohya's names, for others; the scheduler's config; `card` as README.md."""
         super().export(folder, card)

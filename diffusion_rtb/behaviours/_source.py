@@ -60,6 +60,8 @@ class Source(Protocol):
     """It asks the reward about unfinished samples; rewards that learn of what they see refuse."""
     tilted: bool = False
     """Its states are those of the forward process from samples that come, nearly, from the posterior of the run's beta."""
+    ranked: bool = False
+    """Its rewards are the order of the two samples of a pair and no more; these are pictures, which a prior `Encodes`."""
     remembers: str = ""
     """What to do about a memory that one of several processes would keep for itself. Empty: there is none."""
 
@@ -72,6 +74,10 @@ class Source(Protocol):
         """Before training: the run's seed and its trajectories per prompt."""
         self.seed = seed
         self.group = group
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Before training, and before anything loads: ValueError where it has nothing for one of the run's prompts."""
+        return
 
     def draw(self, sampler: Sampler, rows: Sequence[int], count: int, iteration: int, beta: float) -> Batch:
         """(len(rows)·count) trajectories, those of one row adjacent; whichever of log_q and log_p are known come with them."""

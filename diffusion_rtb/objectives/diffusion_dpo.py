@@ -45,6 +45,7 @@ class DiffusionDPO(Aiming):
         labels: "hard", the order of rewards alone, or "soft".
         pairs: "all" of the samples of a prompt in a micro-batch, or its "best_worst" one.
         slope: Of z in l; 1/nats.
+        own: Learn from the posterior's own samples too; false: from those of behaviours alone, such as pairs from a folder.
 
     Raises:
         ValueError: an argument is none of those allowed.
@@ -53,13 +54,14 @@ class DiffusionDPO(Aiming):
     on_policy_only = False
     pairs_states = True
 
-    def __init__(self, labels: Labels = "hard", pairs: Pairs = "all", *, slope: float = 1.0) -> None:
+    def __init__(self, labels: Labels = "hard", pairs: Pairs = "all", *, slope: float = 1.0, own: bool = True) -> None:
         super().__init__()
         self.labels: Labels = labels
         self.pairs: Pairs = pairs
         check_choice("labels", labels, ("soft", "hard"))
         check_choice("pairs", pairs, ("all", "best_worst"))
         self.slope = check_positive("slope", slope)
+        self.reads_order, self.leaves_own = labels == "hard", not own
 
     def aim(self, at: States, beta: float) -> Float[Tensor, "batch *dims"]:
         """mean_q, pulled by the gradient of the loss; see the module."""

@@ -30,6 +30,7 @@ from diffusion_rtb.training.compatibility import (
     check_gradient,
     check_owner,
     check_processes,
+    check_ranked,
     check_reward_memory,
     check_sampler,
     check_settings,
@@ -88,6 +89,7 @@ def check_run(config: RunConfig, folder: Path) -> tuple[Components, Mixture]:
         describe_tools(config)
     check_settings(config, components.objective.construct(), mixture)
     check_gradient(config, components)
+    check_ranked(config, components, mixture)
     check_sampler(components, mixture)
     open_start(config, folder)
     return components, mixture

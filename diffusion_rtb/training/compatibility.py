@@ -34,6 +34,7 @@ __all__ = [
     "check_owner",
     "check_pairs",
     "check_processes",
+    "check_ranked",
     "check_reward_memory",
     "check_sampler",
     "check_samples",
@@ -127,6 +128,30 @@ def _check_scheduler(sampler: Any, objective: Objective) -> None:
     traits = ObjectiveTraits.of(objective)
     if traits.noises or traits.learns_samples:
         network_predicts(sampler, "objective")
+
+
+def check_ranked(config: RunConfig, components: Components, mixture: Mixture) -> None:
+    """Refuse pairs from a folder for objectives that read more than their order, and priors that take no pictures; lacking ones."""
+    traits = ObjectiveTraits.of(components.objective.construct())
+    drawing = _drawing(mixture)
+    for source in drawing:
+        source.check_prompts(config.prompts.texts())
+    ranked = [type(source).__name__ for source in drawing if source.ranked]
+    if ranked and not traits.reads_order:
+        raise ValueError(
+            f"objective {config.objective.component} with these settings reads rewards as numbers, and behaviour {ranked[0]} knows "
+            f"which picture of a pair is better, not by how much. {instead('rewards', 'objective')}"
+        )
+    if ranked and not hasattr(components.prior.target, "latents_of"):
+        raise ValueError(
+            f"behaviour {ranked[0]} has pictures, and prior {config.prior.component!r} has no method latents_of that takes them "
+            "for samples (abilities.Encodes): write it, or take stable_diffusion."
+        )
+    if traits.leaves_own and len(drawing) < 2:
+        raise ValueError(
+            f"objective {config.objective.component} with own: false leaves the posterior's own samples alone, and there are no "
+            "others: add a behaviour, or set own: true."
+        )
 
 
 def check_samples(objective: Objective, mixture: Mixture) -> None:

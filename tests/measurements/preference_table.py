@@ -40,10 +40,8 @@ SMALL = [
 ROWS = {
     "rtb": "{component: rtb}",
     "dpo": "{component: dpo}",
-    "dpo, best_worst": "{component: dpo, pairs: best_worst}",
+    "dpo, slope 0.1": "{component: dpo, slope: 0.1}",
     "dpo, hard": "{component: dpo, labels: hard}",
-    "diffusion_dpo, soft": "{component: diffusion_dpo, labels: soft, slope: 0.1}",
-    "diffusion_dpo, hard": "{component: diffusion_dpo, labels: hard, slope: 0.1}",
 }
 MARKS = (50, 100, 200, 400)
 

@@ -118,7 +118,9 @@ class Updates:
             measured = self._measured(shown[self.own], beta)
         train = self.config.train
         regression = Regression(self.sampler, aims, beta, self._networks(), self.tilted, train.step_weights)
-        loss = regression.push(scored, train.gradient_steps, seed_of(self.config.seed, "states", iteration, update))
+        leaves = ObjectiveTraits.of(self.objective).leaves_own
+        learned = {name: part for name, part in scored.items() if not (leaves and name == self.own)}
+        loss = regression.push(learned, train.gradient_steps, seed_of(self.config.seed, "states", iteration, update))
         if measured is None:
             return Update(scored, shown, None, [])
         log_q = shown[self.own].log_q
