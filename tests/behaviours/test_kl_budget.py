@@ -134,11 +134,11 @@ def test_a_posterior_that_goes_no_further_is_waited_for(
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_more_nats_than_a_chain_can_be_from_its_prior(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The reward has a maximum and the steps a fixed variance: however large beta, KL stays where that mean is reached."""
-    sizes = {"iterations": 200, "group": 32, "micro_batch": 32}
+    sizes = {"iterations": 120, "group": 32, "micro_batch": 32}
     budget = {"value": BETA, "kl_budget": {"nats": 500.0, "rate": 0.5}}
     trainer = run(tmp_path, reward=QUADRATIC, beta=budget, train=sizes)
     trainer.fit()
-    assert trainer.beta < 2000  # 0.5 of log beta per iteration would be e^100
+    assert trainer.beta < 200  # 0.5 of log beta per iteration would be e^60
     last = rows(trainer)[-1]
     assert last["kl"] < 500
     assert last["beta_realised"] <= last["beta"]

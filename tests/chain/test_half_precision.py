@@ -33,7 +33,7 @@ from tests.training.test_trainer import perturb, run_config
 COSINE = {"float32": 1 - 1e-9, "float16": 0.999, "bfloat16": 0.98}
 """To the gradient in float32, with the same states. bfloat16 has 8 bits, and no scale helps it."""
 
-SCALES = [1e-30, 1e-8, 1.0, 1e8, 1e30]
+SCALES = [1e-30, 1.0, 1e30]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_an_update_has_the_gradient_of_float32_at_any_scale_of_the_reward(
     """r·scale at beta/scale, one posterior; and r·scale at the same beta, up to 1e8 nats."""
     exact, half, part = pair
     part = replace(part, reward=scale * part.reward)
-    for beta in (0.5 / scale, 0.5):
+    for beta in {0.5 / scale, 0.5}:
         gradients = []
         for made, own in ((exact, in_float32(part)), (half, part)):
             made.objective = deepcopy(objective)

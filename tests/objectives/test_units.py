@@ -16,6 +16,8 @@ from torch import Tensor
 
 from tests.oracles.behaving import BETA, rows, run
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
+
 HALF_PRIOR = [{"component": "prior_buffer", "share": 0.5, "capacity": 8, "resample": False}]
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -27,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "whole learned": {"objective": {"component": "trust_pcl", "log_z": "learned"}},
     "whole annealed": {
         "objective": {"component": "trust_pcl", "log_z": "learned"},
-        "beta": {"anneal": {"start": 0.2, "iterations": 6}},
+        "beta": {"anneal": {"start": 0.2, "iterations": 4}},
     },
     "consistency": {"objective": {"component": "trust_pcl", "length": 1}},
     "consistency warmed": {
@@ -55,8 +57,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def trained(out: Path, c: float, variant: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor]:
-    """Metrics in units of r, and the posterior's parameters, of 6 iterations with c·r and beta/c; gradients are clipped."""
-    sizes = {"iterations": 6, "group": 16, "micro_batch": 16, "grad_clip": 1.0}
+    """Metrics in units of r, and the posterior's parameters, of 4 iterations with c·r and beta/c; gradients are clipped."""
+    sizes = {"iterations": 4, "group": 16, "micro_batch": 16, "grad_clip": 1.0}
     beta = {"value": BETA / c} | variant.get("beta", {})
     trainer = run(out, **variant | {"beta": beta}, train=sizes)
     reward = trainer.sampler.reward
