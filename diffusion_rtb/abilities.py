@@ -65,6 +65,8 @@ class ObjectiveTraits:
 
     uses_kl: bool = False
     """It needs `Terms.kl`; one more network evaluation per step for the posterior's own trajectories."""
+    estimates_every: int = 0
+    """It needs `Terms.estimate` at x_T and then every so many steps; a call of prior, decoder and reward for each; 0: none."""
     on_policy_only: bool = False
     """Its gradient is wrong on trajectories of another chain, so other behaviours are refused."""
     importance_weighted: bool = False

@@ -142,6 +142,10 @@ class Terms:
     """Log-density of the transitions under the chain that really drew them, where known; nats."""
     kl: Float[Tensor, "batch steps"] | None = None
     """KL(q || p) of each transition in closed form, nats; for objectives with `uses_kl`. A leaf like log_q."""
+    estimate: Float[Tensor, "batch states"] | None = None
+    """r(x0_hat) by the prior at x_T and every `estimates_every` steps, for objectives that say so; reward units."""
+    signal: Float[Tensor, " states"] | None = None
+    """a²/(a² + b²) of these states, x_t = a·x_0 + b·noise."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,6 +130,10 @@ class TrustPCL(nn.Module):
         value_loss: how V learns during training. "consistency": with the posterior, from the same residuals. "returns":
             from what trajectories came to, see `returns_loss`; this needs the density they were drawn with. "none": V stays
             as the warm-up left it, for it belongs to the prior and the reward and not to the posterior.
+        boundary: V(x_t) = s·r(x0_hat) + sqrt(1 - s)·F(x_t), F the network, x0_hat the prior's estimate of x_0 and s = a²/(a² + b²)
+            the signal's share of x_t: the reward itself as x_t becomes x_0. For one call of prior, decoder and reward per stretch,
+            no gradient of the reward; with a `length`, and without a warm-up, which has no x0_hat. (Score as Action, Zhao et al.
+            2025, https://arxiv.org/abs/2502.01819.)
         loss: "squared", "huber", "forward_kl" or "jeffreys", see `RTB`; the last two on d = -beta·residual_ij, which is
             log [F(x_i) q(x_j | x_i)] - log [F(x_j) p(x_j | x_i)] of the path of a stretch.
         huber_delta: where Huber's slope stops growing; nats.
@@ -150,6 +154,7 @@ class TrustPCL(nn.Module):
         warm_up_updates: int = 0,
         warm_up_states: Literal["noised", "recorded"] = "noised",
         value_loss: Literal["consistency", "returns", "none"] = "consistency",
+        boundary: bool = False,
         loss: PenaltyKind = "squared",
         huber_delta: float = 1.0,
         dead_zone: float = 0.0,
@@ -174,6 +179,12 @@ class TrustPCL(nn.Module):
             raise ValueError(
                 'value_loss="none" leaves V untrained: set warm_up_updates, e.g. 600, or another value_loss.'
             )
+        if boundary and (length is None or warm_up_updates > 0):
+            raise ValueError(
+                "boundary puts r(x0_hat) into V, which there is with a length alone, and nobody knows x0_hat of the warm-up's "
+                f"states: set a length, and warm_up_updates 0; got length={length}, warm_up_updates={warm_up_updates}."
+            )
+        self.boundary, self.estimates_every = boundary, (length or 0) if boundary else 0
         self.length = length
         self.warm_up_states = warm_up_states
         self.value_loss = value_loss
@@ -189,8 +200,8 @@ class TrustPCL(nn.Module):
 
     @property
     def learns_value(self) -> bool:
-        """See `LearnsValue`: with a `length` it does."""
-        return self.whole is None
+        """See `LearnsValue`: with a `length` it does; the network of a `boundary` form is not V by itself."""
+        return self.whole is None and not self.boundary
 
     def check_steps(self, steps: int) -> None:
         """Refuse a `length` that does not divide the steps of the run's trajectories, before any is drawn; ValueError."""
@@ -265,6 +276,13 @@ class TrustPCL(nn.Module):
         length = check_length(self.length, terms.log_q.shape[1])
         start = torch.mean(log_weight(terms.log_q, terms.log_p, terms.reward, beta)) / beta
         values = values_along(self.value, terms, start, beta, length)
+        if self.boundary:
+            if terms.estimate is None or terms.signal is None:
+                raise ValueError(
+                    "boundary needs Terms.estimate and Terms.signal, which the trainer gives; they are None."
+                )
+            s = terms.signal.to(values)
+            values = s * terms.estimate + (1 - s).sqrt() * values
         return torch.cat([values, terms.reward[:, None]], dim=1)
 
 

@@ -35,5 +35,7 @@ class Batch(Rows):
     """The same of the prior at these states."""
     log_z: Float[Tensor, " batch"] | None = None
     """Estimate of log Z by the particles that the trajectory was one of (`behaviours/steered.py`); nats."""
+    estimate: Float[Tensor, "batch states"] | None = None
+    """r of the prior's x0_hat at some of the states, where an objective reads it; reward units."""
     images: Float[Tensor, "batch *shape"] | None = None
     """What the reward saw, kept where it was asked for."""

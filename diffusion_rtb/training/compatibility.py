@@ -126,7 +126,7 @@ def check_sampler(components: Components, mixture: Mixture) -> None:
 def _check_scheduler(sampler: Any, objective: Objective) -> None:
     check_single_step(sampler)
     traits = ObjectiveTraits.of(objective)
-    if traits.noises or traits.learns_samples:
+    if traits.noises or traits.learns_samples or traits.estimates_every:
         network_predicts(sampler, "objective")
 
 
@@ -186,10 +186,12 @@ def check_reward_memory(reward: Reward, objective: Objective, mixture: Mixture) 
     keeping = [f"behaviour {name} keeps trajectories" for name in kept]
     if ObjectiveTraits.of(objective).value_stays:
         keeping.append(f"objective {type(objective).__name__} with these settings keeps its V")
-    judging = [type(source).__name__ for source in _drawing(mixture) if source.judges_estimates]
+    judging = [f"behaviour {type(source).__name__}" for source in _drawing(mixture) if source.judges_estimates]
+    if ObjectiveTraits.of(objective).estimates_every:
+        judging.append(f"objective {type(objective).__name__} with these settings")
     if moving and judging:
         raise ValueError(
-            f"reward {moving[0]} goes on learning of what it judges, and behaviour {judging[0]} lets it judge unfinished samples. "
+            f"reward {moving[0]} goes on learning of what it judges, and {judging[0]} lets it judge unfinished samples. "
             "Let it stay (standardise: a number of samples, or mean and std), or do without the other."
         )
     if moving and keeping:

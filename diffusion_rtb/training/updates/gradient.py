@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.chain.forward_process import signal_and_noise
 from diffusion_rtb.chain.normal import power_of_two
 from diffusion_rtb.chain.rollout import entry_of, replay_backward
+from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.sections import TrainConfig
 from diffusion_rtb.interfaces import Loss, Objective, Terms
 from diffusion_rtb.out_of_memory import doing
@@ -75,7 +77,16 @@ def terms_of(sampler: Sampler, batch: Batch) -> Terms:
         features=sampler.features(batch.prompt),
         log_behaviour=trajectory.drawn_with.to(device),
         kl=None if batch.kl is None else batch.kl.detach().clone().to(device).requires_grad_(),
+        estimate=None if batch.estimate is None else batch.estimate.to(device, batch.log_q.dtype),
+        signal=None if batch.estimate is None else _signals(sampler, trajectory, batch.estimate.shape[1]).to(device),
     )
+
+
+def _signals(sampler: Sampler, trajectory: Trajectory, states: int) -> Float[Tensor, " states"]:
+    """s = a²/(a² + b²), the signal's share of x_t, of as many states, evenly spread over the steps."""
+    a, b = signal_and_noise(sampler.prior.pipe.scheduler, trajectory.timesteps[:: trajectory.steps // states])
+    share: Tensor = a**2 / (a**2 + b**2)
+    return share
 
 
 def push_back(

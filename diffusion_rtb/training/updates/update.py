@@ -18,6 +18,7 @@ from diffusion_rtb.interfaces import AimsStates, FollowsReward, KeepsOld, Loss, 
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.copies import Copy
 from diffusion_rtb.training.metrics import check_parity, parity
+from diffusion_rtb.training.updates.estimates import with_estimates
 from diffusion_rtb.training.updates.gradient import loss_of, push_back, some_steps, terms_of
 from diffusion_rtb.training.updates.pathwise import Pathwise
 from diffusion_rtb.training.updates.regression import Regression
@@ -155,9 +156,12 @@ class Updates:
         """With both log-densities; after an update the posterior has moved."""
         if update > 0:
             parts = {name: replace(part, log_q=None, kl=None, norm_q=None) for name, part in parts.items()}
-        with_kl = ObjectiveTraits.of(self.objective).uses_kl
-        complete = self.sampler.with_kl if with_kl else self.sampler.completed
-        return {name: complete(part) for name, part in parts.items()}
+        traits = ObjectiveTraits.of(self.objective)
+        complete = self.sampler.with_kl if traits.uses_kl else self.sampler.completed
+        scored = {name: complete(part) for name, part in parts.items()}
+        if traits.estimates_every == 0:
+            return scored
+        return {name: with_estimates(self.sampler, part, traits.estimates_every) for name, part in scored.items()}
 
     def backward(
         self, parts: Sequence[Batch], terms: Terms, iteration: int, update: int
