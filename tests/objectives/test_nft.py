@@ -15,6 +15,8 @@ from diffusion_rtb.schedulers import FlowMatchSDEScheduler
 from tests.oracles.behaving import run
 from tests.oracles.states import states_of
 
+UNSEEN = [{"component": "on_policy", "measured": 0}]
+
 
 def published(
     v: torch.Tensor, old: torch.Tensor, x_t: torch.Tensor, x_0: torch.Tensor, t: float, rho: torch.Tensor
@@ -67,8 +69,10 @@ def test_rho_is_of_the_prompt_and_knows_no_beta() -> None:
 
 def test_the_old_posterior_is_the_moving_average(tmp_path: Path, shapes_unchecked: None) -> None:
     """That draws; and the reward rises beyond that of any posterior, whatever beta is."""
-    train = {"iterations": 12, "group": 32, "micro_batch": 32, "lr": 0.1}
-    trainer = run(tmp_path, objective={"component": "nft", "decay": 0.2, "kl": 0.0}, train=train, beta=0.01)
+    train = {"iterations": 8, "group": 32, "micro_batch": 32, "lr": 0.1}
+    trainer = run(
+        tmp_path, objective={"component": "nft", "decay": 0.2, "kl": 0.0}, train=train, beta=0.01, behaviours=UNSEEN
+    )
     assert trainer.updates.old is not None
     expected = {name: torch.zeros_like(parameter) for name, parameter in trainer.prior.parameters().items()}
     after = trainer.updates.settle
