@@ -18,6 +18,8 @@ from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.training.assemble import assemble, check_run
 from tests.oracles.tiny import save_tiny
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
+
 COLUMNS = ("image_w", "image_l", "prompt")
 ROWS = [("a1.png", "a0.png", "a"), ("b1.png", "b0.png", "b"), ("a2.png", "a0.png", "a")]
 

@@ -40,7 +40,6 @@ SMALL = [
 ROWS = {
     "rtb": "{component: rtb}",
     "dpo": "{component: dpo}",
-    "dpo, slope 0.1": "{component: dpo, slope: 0.1}",
     "dpo, hard": "{component: dpo, labels: hard}",
 }
 MARKS = (50, 100, 200, 400)

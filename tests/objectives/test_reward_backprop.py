@@ -17,6 +17,8 @@ from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.updates.pathwise import Pathwise
 from tests.oracles.behaving import BETA, QUADRATIC, begin_at_the_posterior, known, run
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
+
 
 def following(out: Path, steps: int = 4, train: dict[str, Any] | None = None, **sections: Any) -> Trainer:
     objective = {"component": "reward_backprop"} | sections.pop("objective", {})

@@ -75,7 +75,7 @@ def test_a_lora_stays_below_the_trained_one(places: Path) -> None:
     assert not any(p.requires_grad for n, p in prior.network.named_parameters() if n not in prior.parameters())
 
 
-def test_a_run_on_top_of_a_lora(places: Path, tmp_path: Path) -> None:
+def test_a_run_on_top_of_a_lora(places: Path, tmp_path: Path, shapes_unchecked: None) -> None:
     """The posterior starts as the base with the LoRA, the run loads both again, says both, and refuses another strength of it."""
     prior = {"component": "stable_diffusion", "path": str(places / "model"), "steps": 2, "device": "cpu"}
     below = {"lora": str(places / "lora"), "lora_scale": 0.5}

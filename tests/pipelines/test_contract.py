@@ -261,7 +261,7 @@ def test_gradients_are_those_of_autograd(cases: Callable[[str], Case], name: str
     ("name", "settings"), [("stable_diffusion", {}), ("flux", {"scheduler_arguments": {"window": [0, 2]}})]
 )
 def test_the_reward_s_gradient_goes_through_the_chain(
-    cases: Callable[[str], Case], name: str, settings: dict[str, Any]
+    cases: Callable[[str], Case], name: str, settings: dict[str, Any], shapes_unchecked: None
 ) -> None:
     """Along a direction, against differences of the loss itself: the noise of a seed is the same for each posterior.
 

@@ -22,6 +22,8 @@ from diffusion_rtb.training.assemble import check_run
 from diffusion_rtb.training.compatibility import check_owner, check_reward_memory, check_settings
 from tests.oracles.behaving import QUADRATIC
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
+
 BUFFER: dict[str, Any] = {"component": "prior_buffer", "share": 0.5}
 LINEAR: dict[str, Any] = {"component": "density", "density": QUADRATIC}
 MOVING: dict[str, Any] = {"component": "standardise", "samples": None, "reward": LINEAR}
