@@ -25,12 +25,14 @@ from diffusion_rtb.comparison.variants import load_variants
 from diffusion_rtb.files.whole import write_json
 from pipelines.fashion.build import data
 from pipelines.fashion.build.export import tile
+from tests.measurements.fashion.picture import draw_picture
 from tests.measurements.fashion.rows import CONFIG, GUIDED, TARGETS, TRAINED, Table
-from tests.measurements.fashion.table import write_table
+from tests.measurements.fashion.table import NAMES, write_table
 
 RESULTS, PAGE = Path(__file__).with_name("results.json"), Path("docs/fashion.md")
 METHODS = ("prior", "reweighted", "real", *GUIDED, *TRAINED)
 SHEET = 48
+PICTURED, PICTURE = "sneaker", Path("docs/fashion.png")
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 make(work, target, method)
                 write_table(read(), PAGE)
     write_table(read(), PAGE)
+    if (options.out / f"{PICTURED}.prior.png").is_file():
+        draw_picture(options.out, PICTURED, NAMES, PICTURE)
 
 
 def make(work: Table, target: str, method: str) -> None:
