@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from diffusion_rtb.config.load import ConfigError
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.reward_check.measures import peak_memory
 from diffusion_rtb.sampling.sampler import Sampler
@@ -46,7 +47,7 @@ class Budget:
         """From "network_calls=200000".
 
         Raises:
-            ValueError: it is something else.
+            ConfigError: it is something else.
         """
         name, _, amount = text.partition("=")
         try:
@@ -54,7 +55,7 @@ class Budget:
         except ValueError:
             number = 0.0
         if name not in COSTS or not 0 < number < float("inf"):
-            raise ValueError(
+            raise ConfigError(
                 f"A budget is one of {', '.join(COSTS)} with a positive number, e.g. network_calls=200000; got {text!r}."
             )
         return Budget(name, number)

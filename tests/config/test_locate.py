@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 import torch
 
+from diffusion_rtb import objectives
 from diffusion_rtb.config import components as module
 from diffusion_rtb.config.components import Kind, build, describe, locate, short_names
 from diffusion_rtb.config.load import Component
@@ -142,7 +143,8 @@ def test_an_entry_point_of_an_installed_package_is_found(mine: Callable[[str, st
     assert locate("brightness", "reward").__name__ == "Brightness"
 
 
-OBJECTIVES = "ddpo, dpo, dpok, grpo, reinforce_kl, reinforce_naive, rtb, trust_pcl, value_gradient"
+SHELF = Path(objectives.__file__).parent
+OBJECTIVES = ", ".join(sorted(file.stem for file in SHELF.glob("*.py") if not file.stem.startswith("_")))
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,11 @@ def examined(project: Path, *overrides: str) -> Report:
     return examine_run(run, project / "runs" / run.name)
 
 
+def files(project: Path) -> list[Path]:
+    """All but what Python makes of the modules there."""
+    return sorted(path for path in project.iterdir() if path.name != "__pycache__")
+
+
 @pytest.fixture(scope="module")
 def alone(project: Path) -> Path:
     """A run of the same config that was trained before anything was examined."""
@@ -94,9 +99,9 @@ def alone(project: Path) -> Path:
 @pytest.fixture(scope="module")
 def report(project: Path, alone: Path) -> Report:
     assert alone.is_dir()
-    before, listed = rng_state(), sorted(project.iterdir())
+    before, listed = rng_state(), files(project)
     found = examined(project)
-    assert sorted(path for path in project.iterdir() if path.name != "__pycache__") == listed
+    assert files(project) == listed
     changed = {name for name, value in rng_state().items() if not torch.equal(before[name], value)}
     assert changed <= {"python"}  # from which the type checks of the tests draw
     return found
