@@ -19,7 +19,7 @@ from diffusion_rtb.chain.rollout import rollout
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.prompt_files import decoded, json_object
-from diffusion_rtb.files.real_images import opened, read_image
+from diffusion_rtb.files.real_images import read_image, several_sizes
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler, occurrences
 
@@ -123,15 +123,8 @@ def read_pairs(file: Path, folder: Path) -> list[Pair]:
     found = [_pair(row, number, file, folder) for number, row in _rows(file)]
     if not found:
         raise ValueError(f"pairs: {file} has no rows.")
-    sizes: dict[tuple[int, int], Path] = {}
-    for path in dict.fromkeys(path for pair in found for path in (pair.better, pair.worse)):
-        with opened(path) as image:
-            sizes.setdefault(image.size, path)
-    if len(sizes) > 1:
-        shown = ", ".join(f"{path.name} {width} x {height}" for (width, height), path in list(sizes.items())[:4])
-        raise ValueError(
-            f"pairs: the pictures of {file} are of {len(sizes)} sizes ({shown}): resize or crop them to the prior's."
-        )
+    if sizes := several_sizes(dict.fromkeys(path for pair in found for path in (pair.better, pair.worse))):
+        raise ValueError(f"pairs: the pictures of {file} are of {sizes}: resize or crop them to the prior's.")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["image_files", "opened", "read_image", "read_images"]
+__all__ = ["image_files", "opened", "read_image", "read_images", "several_sizes"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
@@ -34,16 +34,21 @@ def image_files(folder: Path | str) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise ValueError(f"{folder} has no images: none of its files ends in {', '.join(SUFFIXES)}.")
-    sizes: dict[tuple[int, int], Path] = {}
-    for path in found:
-        with opened(path) as image:
-            sizes.setdefault(image.size, path)
-    if len(sizes) > 1:
-        shown = ", ".join(f"{path.name} {width} x {height}" for (width, height), path in list(sizes.items())[:4])
+    if sizes := several_sizes(found):
         raise ValueError(
-            f"The images of {folder} are of {len(sizes)} sizes ({shown}): resize or crop them to one, in the way that you mean."
+            f"The images of {folder} are of {sizes}: resize or crop them to one, in the way that you mean."
         )
     return found
+
+
+def several_sizes(paths: Iterable[Path]) -> str:
+    """Which sizes these images have, with an example of each, by their headers; empty if they are all of one."""
+    sizes: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        with opened(path) as image:
+            sizes.setdefault(image.size, path)
+    shown = ", ".join(f"{path.name} {width} x {height}" for (width, height), path in list(sizes.items())[:4])
+    return f"{len(sizes)} sizes ({shown})" if len(sizes) > 1 else ""
 
 
 def read_image(path: Path) -> Float[Tensor, "3 height width"]:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.chain.seeds import seed_of
@@ -20,7 +20,7 @@ from diffusion_rtb.exact import ExactTarget, Modes
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.sampling.sampler import Sampler
 
-__all__ = ["BATCH", "WITHIN", "draw_posterior", "look", "measured", "mode_distance", "mode_shares"]
+__all__ = ["BATCH", "WITHIN", "draw_posterior", "look", "measured", "mode_distance", "mode_shares", "of_trajectories"]
 
 BATCH = 2000
 """Samples per pipeline call; memory, not results."""
@@ -88,25 +88,34 @@ def measured(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) ->
     `log_z` is its importance-weighted estimate; `ess` a share in (0, 1]; `kl` that to the prior; nats, with `*_error` one standard
     error. `strength` and `r2` are those of `achieved_strength`, None where it has none.
     """
-    log_q, log_p = drawn.densities
-    log_w = drawn.log_weights(beta)
     distance = block_distances(x, target.sample)
     numbers: dict[str, Any] = look(x, drawn, target, beta)
     if target.modes is not None:
         numbers["shares"] = mode_shares(x, target.modes).tolist()
-    ratio = (log_q.double() - log_p.double()).sum(1)
+    return (
+        numbers
+        | of_trajectories(drawn, beta)
+        | {
+            "w2": distance.mean,
+            "w2_error": distance.standard_error,
+            "exact_log_z": target.log_z,
+            "samples": len(x),
+        }
+    )
+
+
+def of_trajectories(drawn: Drawn, beta: float, prompt: Int[Tensor, " batch"] | None = None) -> dict[str, Any]:
+    """What both log-densities of trajectories say, whatever the truth is; within prompts, or of all at once if `prompt` is None."""
+    log_q, log_p = drawn.densities
+    log_w, ratio = drawn.log_weights(beta), (log_q.double() - log_p.double()).sum(1)
     strength, r2 = achieved_strength(ratio, drawn.reward, beta, drawn.prompt)
-    return numbers | {
+    return {
         "strength": strength if math.isfinite(strength) else None,
         "r2": r2 if math.isfinite(r2) else None,
-        "w2": distance.mean,
-        "w2_error": distance.standard_error,
-        "elbo_error": standard_error(log_w),
-        "ess": ess(log_w),
-        "kl_error": standard_error(ratio),
-        "log_z": log_z_importance(log_w),
-        "exact_log_z": target.log_z,
-        "samples": len(x),
+        "elbo_error": standard_error(log_w, prompt),
+        "kl_error": standard_error(ratio, prompt),
+        "ess": ess(log_w, prompt),
+        "log_z": log_z_importance(log_w, prompt),
     }
 
 

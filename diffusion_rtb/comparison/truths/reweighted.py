@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_rtb.comparison.truths.measure import of_trajectories
 from diffusion_rtb.comparison.truths.truth import Looks, Reference, Result, Truth
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.estimates import (
-    achieved_strength,
     elbo,
     ess,
     kl,
     log_z_from_prior,
-    log_z_importance,
     reweighted_mean,
-    standard_error,
     within_prompts,
 )
 from diffusion_rtb.evaluation.kept import KeptParts
@@ -122,20 +120,9 @@ class ReweightedTruth(Truth):
     def measured(self, sampler: Sampler, config: RunConfig, count: int) -> tuple[dict[str, Any], Tensor]:
         """`tv` is the mean over factors, `tv_noise` what sampling alone makes of it; `vendi` and `distance` within a prompt."""
         drawn, _ = measure(self._side(sampler, config, count, posterior=True), self._eval, self._tools)
-        log_q, log_p = drawn.densities
-        log_w, ratio = drawn.log_weights(self._beta), (log_q.double() - log_p.double()).sum(1)
-        strength, r2 = achieved_strength(ratio, drawn.reward, self._beta, drawn.prompt)
-        numbers = _densities(drawn, self._beta) | self._shares(drawn) | _diversity(drawn)
-        return numbers | {
-            "strength": None if strength != strength else strength,
-            "r2": None if r2 != r2 else r2,
-            "elbo_error": standard_error(log_w, drawn.prompt),
-            "kl_error": standard_error(ratio, drawn.prompt),
-            "ess": ess(log_w, drawn.prompt),
-            "log_z": log_z_importance(log_w, drawn.prompt),
-            "exact_log_z": self.log_z,
-            "samples": count,
-        }, torch.zeros(len(drawn), 0)
+        numbers: dict[str, Any] = _densities(drawn, self._beta) | self._shares(drawn) | _diversity(drawn)
+        numbers |= of_trajectories(drawn, self._beta, drawn.prompt)
+        return numbers | {"exact_log_z": self.log_z, "samples": count}, torch.zeros(len(drawn), 0)
 
     def sentences(self, looks: Looks) -> list[str]:
         """How many samples carry the truth."""
