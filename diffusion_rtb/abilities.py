@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChecksIterations",
+    "ChecksPosterior",
     "ChecksPrompts",
     "ChecksSteps",
     "DecodesWithGradient",
@@ -159,6 +160,14 @@ class ChecksPrompts(Protocol):
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
         """Raise a ValueError where one of a run's prompts will not do; see `scoring/prompts.py` for when it is asked."""
+
+
+@runtime_checkable
+class ChecksPosterior(Protocol):
+    """A prior some arguments of whose `attach` do not go together, or not with its model."""
+
+    def check_posterior(self, **posterior: Any) -> None:
+        """Raise a ValueError for arguments of `attach` that no annotation can refuse; asked before anything is loaded."""
 
 
 @runtime_checkable

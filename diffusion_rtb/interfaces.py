@@ -58,8 +58,8 @@ class Reward(Protocol):
 class Prior(Protocol):
     """A stock diffusers pipeline, made stochastic, whose network also carries the trainable posterior.
 
-    The posterior is the network with its adapters on, the prior is the same network with its adapters off:
-    there is no second copy of the weights.
+    The posterior is the network with its adapters on, the prior is the same network with its adapters off: there is no second
+    copy of the weights, except of those that are trained themselves (full fine-tuning).
 
     What some priors can do besides is a protocol each, in `abilities.py` (`TwoPhase`, `ReadsPrompts`, `HasEntry`, `HasBaseModel`,
     `HasSnippet`, `HasElsewhere`) and in `exact.py` (`HasExactTarget`). All members are looked at before training
@@ -111,7 +111,8 @@ class Prior(Protocol):
         Any keys, of which the model card reads these; each is optional:
 
         * `family`, `dtype`: texts;
-        * `adapter`: None before `attach`, then a mapping; of a LoRA with `rank`, `alpha` and `target_modules`;
+        * `adapter`: None before `attach`, then a mapping; of a LoRA with `rank`, `alpha` and `target_modules`; with `full` (True)
+          where the weights themselves are trained, and then `target_modules` where not all are;
         * `guidance`: a mapping with `tilted_prior` ("guided" or "unguided"), `scale` and `negative_prompt`, for a prior with
           classifier-free guidance;
         * `sampler`: a mapping; beside `guidance` with `scheduler`, `steps` and `eta` (None: it has none).

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipelines._diffusers.kohya import elsewhere, write_kohya
 from pipelines._diffusers.lora import ATTENTION
+from pipelines._diffusers.posterior import Lora
 from pipelines._diffusers.settings import DTYPES, own_size
 from pipelines._diffusers.text_to_image import TextToImage
 from pipelines._models.proof import Parts
@@ -87,11 +88,14 @@ class StableDiffusion(TextToImage):
         return latents
 
     def export(self, folder: Path, card: str) -> None:
-        """Write the adapters for diffusers and, under kohya's names, for others; the scheduler's config; `card` as README.md."""
+        """Write what every prior does and, of a LoRA, its adapters under kohya's names for others."""
         super().export(folder, card)
-        write_kohya(self.network, Path(folder), self.fingerprint()["adapter"]["alpha"])
+        if isinstance(self._posterior, Lora):
+            write_kohya(self.network, Path(folder), self._posterior.alpha)
 
     def elsewhere(self) -> str:
-        """For the model card: which exported file is for which program, and the settings to use there."""
+        """For the model card of a LoRA: which exported file is for which program, and the settings to use there."""
+        if not isinstance(self._carried, Lora):
+            return ""
         sampler = type(self.pipe.scheduler).__name__
         return elsewhere(self.base_model, sampler, self.settings(), "Stable Diffusion 1.x and 2.x")

@@ -17,7 +17,7 @@ __all__ = ["first_of", "measure_network"]
 
 
 def measure_network(subject: Subject, part: Part, rate: float | None) -> dict[str, Any]:
-    """A batch as the pipeline itself calls it; the gradient is that of the adapters."""
+    """A batch as the pipeline itself calls it; the gradient is that of the posterior."""
     network = subject.network
     args, kwargs = subject.network_call(part.batch)
 
@@ -29,12 +29,13 @@ def measure_network(subject: Subject, part: Part, rate: float | None) -> dict[st
         first_of(network(*args, **kwargs)).float().square().mean().backward()
         subject.forget_gradients()
 
+    trained = {id(parameter) for parameter in subject.prior.parameters().values()}
     flop, flop_both = counted(forward), counted(both)
     peak = peak_memory(forward, subject.device)
     peak_both = peak_memory(both, subject.device)
     seconds, seconds_both = (timed(action, subject.device) for action in (forward, both))
     return {
-        "parameters": sum(parameter.numel() for name, parameter in network.named_parameters() if ".lora_" not in name),
+        "parameters": sum(parameter.numel() for parameter in network.parameters() if id(parameter) not in trained),
         "trained": sum(parameter.numel() for parameter in subject.prior.parameters().values()),
         "dims": list(subject.prior.dims),
         "load_seconds": subject.load_seconds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,6 +38,8 @@ class Model(Section):
 
     prior: Component
     """Without dtype, device and steps."""
+    posterior: dict[str, Any] = Field(default_factory=dict)
+    """As in a config: {full: true}, or of a LoRA what differs from the default."""
     steps: PositiveInt
     """Denoising steps where nothing else is said."""
     batches: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
@@ -59,7 +61,7 @@ class Part:
     model: str = ""
     batch: int = 0
     steps: int = 0
-    row: Model | None = None
+    row: Model | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:

@@ -42,6 +42,7 @@ def config_of(part: Part, device: str | None) -> RunConfig:
         {
             "name": "benchmark",
             "prior": prior | ({} if device is None else {"device": device}),
+            "posterior": part.row.posterior,
             "reward": {"component": "brightness"},
             "beta": 1.0,
             "prompts": {"list": list(PROMPTS)},

@@ -59,7 +59,8 @@ def train(
     A config is code: it names Python to import and call. Look at what somebody else gave you before you open it.
 
     In the run's folder: config.yaml (resolved), metrics.jsonl (one line per iteration), samples/ (pictures),
-    checkpoints/, lora/ (load it with plain diffusers: `pipe.load_lora_weights("runs/NAME/lora")`).
+    checkpoints/, lora/ (load it with plain diffusers: `pipe.load_lora_weights("runs/NAME/lora")`) or, with
+    posterior.full=true, posterior/ with the trained network; README.md there has the code.
 
     **Examples**
 
@@ -89,9 +90,9 @@ def train(
                 raise typer.Exit(INTERRUPTED)
             if trainer.processes.main:
                 with trainer.final():
-                    lora = export_posterior(run, trainer.prior, folder, trainer.progress)
+                    handed = export_posterior(run, trainer.prior, folder, trainer.progress)
                 pictures = f", pictures in {folder / 'samples'}" if (folder / "samples").is_dir() else ""
-                say(f"The posterior is in {lora}{pictures}. Next: python eval.py {folder}")
+                say(f"The posterior is in {handed}{pictures}. Next: python eval.py {folder}")
 
 
 def show_config(

@@ -29,9 +29,9 @@ from diffusion_rtb.config.component_shape import Kind, check_origin, check_shape
 __all__ = [
     "Described",
     "Kind",
+    "attach_arguments",
     "build",
     "call_arguments",
-    "check_posterior",
     "describe",
     "locate",
     "nearest",
@@ -152,15 +152,14 @@ def _arguments(kind: Kind, name: str, target: Any, given: Mapping[str, Any]) -> 
     return call_arguments(what, target, given, but=[*handed, "metadata"] if handed else ())
 
 
-def check_posterior(prior: Mapping[str, Any] | BaseModel, given: Mapping[str, Any]) -> None:
-    """Check `posterior:` of a config, the arguments of its prior's `attach`, without constructing the prior.
+def attach_arguments(prior: Described, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`posterior:` of a config, the arguments of its prior's `attach`, checked; nothing is loaded.
 
     Raises:
         ValueError: see `call_arguments`.
     """
-    name = _name(prior, "prior")
-    target = locate(name, "prior")
-    call_arguments(f"posterior: attach of prior {name!r}", MethodType(target.attach, target), given, {"seed": 0})
+    attach = MethodType(prior.target.attach, prior.target)
+    return call_arguments(f"posterior: attach of prior {prior.name!r}", attach, given, {"seed": 0})
 
 
 def build(component: Mapping[str, Any] | BaseModel, kind: Kind) -> Any:

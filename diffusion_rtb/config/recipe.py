@@ -34,7 +34,7 @@ def recipe(config: RunConfig, beta: float | None = None, iterations: str | None 
         f"beta {config.beta.value if beta is None else beta:.6g}",
         f"{config.train.iterations if iterations is None else iterations} iterations",
     ]
-    parts += [] if config.train.ema is None else [f"moving average {config.train.ema:g} of the adapters"]
+    parts += [] if config.train.ema is None else [f"moving average {config.train.ema:g} of the posterior"]
     return ", ".join(parts)
 
 

@@ -123,7 +123,7 @@ class TrainConfig(Section):
     micro_batch: PositiveInt = 32
     """Trajectories that pass through the network at once; divides prompts_per_iteration·group. Memory, not results."""
     lr: PositiveFloat = 1e-3
-    """Learning rate of the adapters (AdamW)."""
+    """Learning rate of the posterior (AdamW): that of a LoRA; trained in full (posterior.full) it wants 10 to 100 times less."""
     lr_objective: PositiveFloat = 1e-2
     """Learning rate of the objective's own parameters: log Z and value network, in nats at the first beta."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
@@ -133,7 +133,7 @@ class TrainConfig(Section):
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """AdamW's memory of squared gradients; short runs want it shorter than the usual 0.999."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of a moving average of the adapters that stays in each iteration, e.g. 0.99, at first min(ema, (1 + i) / (10 + i)) of
+    """Share of a moving average of the posterior that stays in each iteration, e.g. 0.99, at first min(ema, (1 + i) / (10 + i)) of
     iteration i; null: none. Evaluation, `sample`, the exported posterior and runs that start from this one then use the average,
     training, its log, sheets and `watch` the last numbers."""
     warmup: Natural = 0
@@ -141,7 +141,7 @@ class TrainConfig(Section):
     lr_decay: Literal["constant", "linear", "cosine"] = "constant"
     """How they fall to zero over the rest of the run; constant: not at all."""
     grad_clip: PositiveFloat = 1.0
-    """Largest norm of the adapters' gradient, that of a loss in nats; larger ones are scaled down."""
+    """Largest norm of the posterior's gradient, that of a loss in nats; larger ones are scaled down."""
     gradient_steps: PositiveInt | None = None
     """Steps per trajectory that get a gradient, drawn at random and re-weighted to stay unbiased; null: all."""
     step_weights: Annotated[tuple[PositiveFloat, ...], Field(strict=False)] | None = None
@@ -266,7 +266,8 @@ class RunConfig(Section):
     prior: Component
     """The pretrained pipeline."""
     posterior: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the prior's `attach`, which makes the trainable part: of stable_diffusion rank, alpha, target_modules."""
+    """Arguments of the prior's `attach`, which makes the trainable part: of priors on diffusers' pipelines rank, alpha and
+    target_modules of a LoRA, or full (true), which trains the weights themselves, with target_modules if not all of them."""
     start: Annotated[str | None, AfterValidator(at_home)] = None
     """The folder of a trained run of the same prior and `posterior`, whose posterior this one starts from; null: from the prior."""
     reward: Component

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from diffusion_rtb.abilities import ReadsPrompts
+from diffusion_rtb.abilities import ChecksPosterior, ReadsPrompts
 from diffusion_rtb.config.component_errors import naming
-from diffusion_rtb.config.components import Described, check_posterior, describe
+from diffusion_rtb.config.components import Described, attach_arguments, describe
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.config.prompts import PromptTable
 from diffusion_rtb.config.sections import EvalConfig, judge_name
@@ -19,6 +20,7 @@ from diffusion_rtb.scoring.prompts import check_component_prompts
 __all__ = [
     "Components",
     "EvalTools",
+    "check_posterior",
     "describe_components",
     "describe_prior",
     "describe_tools",
@@ -56,13 +58,25 @@ def describe_components(config: RunConfig) -> Components:
             prior, the reward or a judge does not take one of the prompts.
     """
     prior, reward = describe_prior(config), describe(config.reward, "reward")
-    check_posterior(config.prior, config.posterior)
+    check_posterior(prior, config.posterior)
     objective = describe(config.objective, "objective")
     for behaviour in config.behaviours:
         describe(behaviour, "behaviour")
     table = config.prompts.table()
     check_component_prompts(config.reward, table.texts, table.metadata)
     return Components(prior, reward, objective, describe_tools(config.eval, table))
+
+
+def check_posterior(prior: Described, given: Mapping[str, Any]) -> None:
+    """Check `posterior:` of a config against its prior; nothing is loaded.
+
+    Raises:
+        ValueError: see `attach_arguments` and `ChecksPosterior`.
+    """
+    taken, target = attach_arguments(prior, given), prior.target
+    if isinstance(target, type) and issubclass(target, ChecksPosterior):
+        with naming(f"posterior of prior {prior.name!r}", target):
+            prior.construct().check_posterior(**taken)
 
 
 def describe_tools(config: EvalConfig, table: PromptTable) -> EvalTools:

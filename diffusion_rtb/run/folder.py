@@ -5,7 +5,7 @@ runs/NAME/
     prompts.jsonl   its prompts and their metadata, where they were given as a file
     manifest.json   one entry per start: versions, git state, hardware, hash of the prompts
     .lock           held by the command that writes here, see `files/lock.py`
-    metrics.jsonl, checkpoints/, samples/, watch/, lora/, eval/
+    metrics.jsonl, checkpoints/, samples/, watch/, eval/, lora/ or (of full fine-tuning) posterior/
 """
 
 from __future__ import annotations

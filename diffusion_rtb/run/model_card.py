@@ -22,7 +22,7 @@ TEMPLATE = """---
 
 # {{ name|text }}
 
-{% if lora %}A LoRA that turns{% else %}Trained corrections that turn{% endif %} {{ base_model|code }} into a model of the posterior
+{{ what }} {{ base_model|code }} into a model of the posterior
 
     p*(x) = p(x) · exp(beta · r(x)) / Z        beta = {{ beta }} nats per unit of reward
 
@@ -91,7 +91,7 @@ def model_card(
         elsewhere: Markdown on further files and the programs that they are for.
         evaluation: metric -> {"prior": value, "reweighted_prior": value, "posterior": value}. A value is a number, None where it
             does not apply, or {"mean", "low", "high"}. None: not evaluated.
-        license_id: SPDX or hub id of the licence; a LoRA inherits the terms of its base model.
+        license_id: SPDX or hub id of the licence; what is trained from a model inherits its terms.
         start: What the run's manifest says of the run whose posterior it began with; None: it began with the prior.
     """
     import jinja2
@@ -102,10 +102,14 @@ def model_card(
     plain = json.loads(json.dumps(config, default=str))
     rows = evaluation or {}
     # The analytic priors of vectors have corrections of their own, and no text.
-    lora = "rank" in (fingerprint.get("adapter") or {})
-    front = _front(base_model, license_id, lora)
+    adapter = fingerprint.get("adapter") or {}
+    lora, full = "rank" in adapter, "full" in adapter
+    front = _front(base_model, license_id, lora=lora, pictures=lora or full)
     return environment.from_string(TEMPLATE).render(
         lora=lora,
+        what="A LoRA that turns"
+        if lora
+        else f"{'Fully fine-tuned weights' if full else 'Trained corrections'} that turn",
         name=config["name"],
         base_model=base_model,
         beta=f"{trained.beta:.6g}",
@@ -124,10 +128,10 @@ def model_card(
     )
 
 
-def _front(base_model: str, license_id: str, lora: bool) -> dict[str, Any]:
+def _front(base_model: str, license_id: str, *, lora: bool, pictures: bool) -> dict[str, Any]:
     # A hub refuses a card whose base_model is a local folder.
     hub = {"base_model": base_model} if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model) else {}
-    task: dict[str, Any] = {"pipeline_tag": "text-to-image"} if lora else {}
+    task: dict[str, Any] = {"pipeline_tag": "text-to-image"} if pictures else {}
     tags = [*task.values(), "diffusers", *(["lora"] if lora else []), "relative-trajectory-balance", "diffusion-rtb"]
     return hub | {"library_name": "diffusers", "license": license_id} | task | {"tags": tags}
 
@@ -142,18 +146,26 @@ def _recipe(
         "objective": _component(config["objective"]),
         **_chain(fingerprint),
         "precision of the frozen network": fingerprint.get("dtype"),
-        "LoRA rank, alpha": f"{adapter['rank']}, {adapter['alpha']:g}" if "rank" in adapter else None,
-        "LoRA modules": ", ".join(adapter.get("target_modules", ())) or None,
+        **_trained(adapter),
         **({} if start is None else {"started from": _started(start)}),
         "iterations": trained.iterations,
         "checkpoint": _checkpoint(trained),
-        **({"adapters": trained.average} if trained.average else {}),
+        **({"posterior": trained.average} if trained.average else {}),
         "trajectories per iteration": f"{train['prompts_per_iteration']} prompts x {train['group']}"
         if "group" in train
         else None,
         "learning rate": train.get("lr"),
         "seed": config.get("seed"),
     }
+
+
+def _trained(adapter: Mapping[str, Any]) -> dict[str, str | None]:
+    """What of the network was trained, and how."""
+    modules = ", ".join(adapter.get("target_modules", ())) or None
+    if "full" in adapter:
+        return {"trained in full": modules or "the whole network"}
+    rank = f"{adapter['rank']}, {adapter['alpha']:g}" if "rank" in adapter else None
+    return {"LoRA rank, alpha": rank, "LoRA modules": modules}
 
 
 def _origin(config: Mapping[str, Any], trained: Progress) -> str:

@@ -29,7 +29,7 @@ class Progress:
     chosen: str = ""
     """Why it was this checkpoint and not the latest one; empty: it was the latest."""
     ema: float | None = None
-    """Decay of the moving average of the adapters that it is; None: they are as they were trained last."""
+    """Decay of the moving average of the posterior's numbers that it is; None: they are as they were trained last."""
 
     @property
     def iterations(self) -> str:
@@ -45,7 +45,7 @@ class Progress:
         source = f"Checkpoint {self.checkpoint}{why}: " if self.checkpoint else ""
         lost = f" Newer and damaged, so passed over: {', '.join(self.passed_over)}." if self.passed_over else ""
         whole = "" if self.done >= self.asked or self.chosen else " - the run is unfinished"
-        average = f"; {self.average} of the adapters" if self.average else ""
+        average = f"; {self.average} of the posterior" if self.average else ""
         return f"{source}{self.done} of {self.asked} iterations{whole}; beta = {self.beta:.6g}{average}.{lost}"
 
     @property

@@ -19,11 +19,11 @@ def averaged(ema: float, iteration: int) -> float:
 
 
 class Copy:
-    """A second set of numbers for the adapters, of which the network can be made to use either.
+    """A second set of numbers for the posterior, of which the network can be made to use either.
 
         held <- kept·held + (1 - kept)·parameters
 
-    They lie where the parameters were when the copy was made, and begin as these.
+    They lie where the parameters were when the copy was made, and begin as these. There are never more than these two sets.
 
     Args:
         prior: Whose posterior it is.
@@ -44,19 +44,16 @@ class Copy:
     def worn(self) -> Iterator[None]:
         """Inside the block the posterior is the copy; its own numbers come back afterwards, to the last bit."""
         parameters = self.prior.parameters()
-        own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        own = {name: parameter.data for name, parameter in parameters.items()}
         try:
-            _put(parameters, self.held)
+            for name, parameter in parameters.items():
+                parameter.data = self.held[name]
             yield
         finally:
-            _put(parameters, own)
+            for name, parameter in parameters.items():
+                parameter.data = own[name]
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Be what a checkpoint has."""
-        _put(self.held, tensors)
-
-
-@torch.no_grad()
-def _put(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, tensor in into.items():
-        tensor.copy_(values[name])
+        for name, held in self.held.items():
+            held.copy_(tensors[name])

@@ -1,17 +1,18 @@
-"""What leaves the package for plain diffusers: the adapters as a LoRA file, and how to sample them."""
+"""What leaves the package for plain diffusers: the adapters as a LoRA file, and how to sample a posterior."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["loads_lora", "plain_lora", "snippet", "write_lora"]
+__all__ = ["Loading", "loading_full", "loading_lora", "plain_lora", "snippet", "write_lora"]
 
 
 def plain_lora(network: nn.Module, scale: float) -> dict[str, Tensor]:
@@ -58,14 +59,52 @@ def write_lora(pipe: Any, denoiser: str, folder: Path, scale: float) -> None:
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def only_in(window: Sequence[int]) -> str:
-    """Lines that switch the adapters off outside of a stretch of steps."""
+@dataclass(frozen=True)
+class Loading:
+    """Python that makes the posterior of the prior's `pipe`, from `folder`."""
+
+    code: str
+    names: Sequence[str] = ()
+    """Further classes of diffusers that it needs."""
+    imports: str = ""
+    """Further lines that it needs."""
+    aside: str = ""
+    """A line that puts the prior aside for `switch`."""
+    switch: Callable[[str], str] = str
+    """A line that has the posterior at work where a condition holds, and else the prior."""
+
+
+def loading_lora(pipeline: type, denoiser: str) -> Loading:
+    """A LoRA, by the pipeline's own loader or, where it has none, by peft."""
+
+    def switch(condition: str) -> str:
+        return f"(pipe.enable_lora if {condition} else pipe.disable_lora)()"
+
+    if loads_lora(pipeline, denoiser):
+        return Loading("pipe.load_lora_weights(folder)", switch=switch)
+    return Loading(
+        f"PeftModel.from_pretrained(pipe.{denoiser}, folder)", imports="from peft import PeftModel\n", switch=switch
+    )
+
+
+def loading_full(network: str, denoiser: str, dtype: str) -> Loading:
+    """A whole network, of this class of diffusers, in the place of the prior's."""
+    return Loading(
+        f"pipe.{denoiser} = posterior = {network}.from_pretrained(folder, subfolder={denoiser!r}, dtype=torch.{dtype})",
+        (network,),
+        aside=f"prior = pipe.{denoiser}\n",
+        switch=lambda condition: f"pipe.{denoiser} = posterior if {condition} else prior",
+    )
+
+
+def only_in(window: Sequence[int], loading: Loading) -> str:
+    """Lines that have the prior outside of a stretch of steps."""
     start, stop = window
     return f"""
 
 
 def adapters(step):  # they are for steps {start} to {stop - 1}; the others are the prior's
-    (pipe.enable_lora if {start} <= step < {stop} else pipe.disable_lora)()
+    {loading.switch(f"{start} <= step < {stop}")}
 
 
 def switched(pipe, step, timestep, tensors):
@@ -79,12 +118,12 @@ settings["callback_on_step_end"] = switched"""
 
 def snippet(
     pipeline: str,
-    denoiser: str,
     load: Sequence[str],
     scheduler: str,
     folder: str,
     prompt: str,
     settings: Mapping[str, Any],
+    loading: Loading,
     images: str = "images",
     window: Sequence[int] | None = None,
 ) -> str:
@@ -92,31 +131,31 @@ def snippet(
 
     Args:
         pipeline: Class in diffusers.
-        denoiser: Its part that carries the adapters.
         load: Lines that load the prior as `pipe`.
         scheduler: Class in diffusers, or in `diffusion_rtb.schedulers`; its config lies in the exported folder.
         folder: Where the export lies.
         prompt: Arguments of the pipeline's call for one prompt, as Python.
         settings: Further arguments.
+        loading: How the posterior is loaded.
         images: What the pipeline's answer calls them.
-        window: The stretch of steps that the adapters are for, where the scheduler has one; the others are the prior's.
+        window: The stretch of steps that the posterior is for, where the scheduler has one; the others are the prior's.
     """
     import diffusers
 
     options = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-    plain = loads_lora(getattr(diffusers, pipeline), denoiser)
-    adapters = "pipe.load_lora_weights(folder)" if plain else f"PeftModel.from_pretrained(pipe.{denoiser}, folder)"
     given = f"{prompt}, " if prompt else ""
-    imports = f"from diffusers import {', '.join(sorted([scheduler, pipeline]))}"
-    if not hasattr(diffusers, scheduler):
-        imports = f"from diffusers import {pipeline}\nfrom diffusion_rtb.schedulers import {scheduler}"
+    stock = hasattr(diffusers, scheduler)
+    names = sorted({pipeline, *loading.names, *([scheduler] if stock else [])})
+    imports = f"from diffusers import {', '.join(names)}"
+    if not stock:
+        imports += f"\nfrom diffusion_rtb.schedulers import {scheduler}"
     return f"""import torch
 {imports}
-{"" if plain else "from peft import PeftModel" + chr(10)}
+{loading.imports}
 folder = {folder!r}
 {chr(10).join(load)}
 pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
-{adapters}
-settings = dict({options}){"" if window is None else only_in(window)}
+{"" if window is None else loading.aside}{loading.code}
+settings = dict({options}){"" if window is None else only_in(window, loading)}
 torch.manual_seed(0)  # some pipelines give their scheduler no generator
 image = pipe({given}generator=torch.Generator().manual_seed(0), **settings).{images}[0]"""

@@ -18,8 +18,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from pipelines._diffusers.decoding import decoded, state_shape
-from pipelines._diffusers.export import snippet, write_lora
-from pipelines._diffusers.lora import adapters_off, add_lora, check_only, lora_numbers, lora_parameters
+from pipelines._diffusers.export import snippet
+from pipelines._diffusers.lora import check_only
+from pipelines._diffusers.posterior import Lora, Posterior, posterior_of
 from pipelines._diffusers.scheduler import (
     build_scheduler,
     check_eta,
@@ -106,7 +107,7 @@ class DiffusersPrior(Family):
         self._pipe: Any = None
         self._digest = ""
         self._dims: tuple[int, ...] | None = None
-        self._adapter: dict[str, Any] | None = None
+        self._posterior: Posterior | None = None
         # A hub id is not fetched before the run starts.
         self._sampler: Any = self._built_sampler() if self._model.here else None
 
@@ -197,27 +198,46 @@ class DiffusersPrior(Family):
     def attach(
         self,
         *,
-        rank: PositiveInt = 8,
-        alpha: PositiveFloat = 8.0,
+        full: bool = False,
+        rank: PositiveInt | None = None,
+        alpha: PositiveFloat | None = None,
         target_modules: Annotated[Sequence[str], Field(min_length=1)] | None = None,
         seed: int = 0,
     ) -> None:
-        """Add the posterior's LoRA to the denoiser; at the start posterior = prior.
+        """Add the posterior to the denoiser, a LoRA or, with `full`, weights of its own; at the start posterior = prior.
 
         Args:
-            rank: Rank of every LoRA matrix pair.
-            alpha: The update is scaled by alpha / rank.
-            target_modules: Ends of module names; the family's `targets` by default.
+            full: Train the weights themselves: those that are trained are held twice, the second time in float32.
+            rank: Rank of every LoRA matrix pair; 8 by default.
+            alpha: The update of a LoRA is scaled by alpha / rank; 8 by default.
+            target_modules: Ends of module names; the family's `targets` by default, with `full` the whole denoiser.
             seed: Of the initial A matrices; the global random generators are left as they were.
 
         Raises:
-            ValueError: see `pipelines._diffusers.lora.add_lora`.
+            ValueError: see `posterior_of`, `pipelines._diffusers.lora.add_lora` and `pipelines._diffusers.full.add_full`.
         """
-        targets = self.targets if target_modules is None else target_modules
+        asked = self._asked(full=full, rank=rank, alpha=alpha, target_modules=target_modules)
         if self._staging:
-            self._staging.bring(self.network)  # adapters are made where it is, and stay there
-        add_lora(self.network, rank=rank, alpha=alpha, target_modules=targets, seed=seed)
-        self._adapter = {"rank": rank, "alpha": float(alpha), "target_modules": sorted(targets)}
+            self._staging.bring(self.network)  # the posterior is made where it is, and stays there
+        asked.add(self.network, seed)
+        self._posterior = asked
+
+    def check_posterior(self, **posterior: Any) -> None:
+        """Refuse arguments of `attach` that do not go together, or that the headers of the weight files rule out; ValueError."""
+        asked, shapes = self._asked(**posterior), self._model.denoiser_shapes
+        if shapes:
+            asked.check(shapes)
+
+    def _asked(
+        self,
+        *,
+        full: bool = False,
+        rank: int | None = None,
+        alpha: float | None = None,
+        target_modules: Sequence[str] | None = None,
+        **_: Any,
+    ) -> Posterior:
+        return posterior_of(full, rank, alpha, target_modules, self.targets)
 
     def load_lora(self, path: Path) -> None:
         """Take a LoRA that any tool has made for the posterior, instead of `attach`; a file, or a folder that holds one.
@@ -234,24 +254,29 @@ class DiffusersPrior(Family):
         found.load_lora(self.pipe)
         check_only(self.pipe, self.network, path)
         self.network.eval()
-        self._adapter = {"lora": found.lora_file.name, "sha256": sha256(found.lora_file.read_bytes()).hexdigest()}
+        digest = sha256(found.lora_file.read_bytes()).hexdigest()
+        self._posterior = Lora(source={"lora": found.lora_file.name, "sha256": digest})
 
     def weight_files(self) -> dict[str, list[Path]]:
         """The safetensors files of each network; empty for a hub id that is not loaded yet, and for random weights."""
         return self._model.weight_files()
 
-    def trained_numbers(self, *, rank: int = 8, target_modules: Sequence[str] | None = None, **_: Any) -> int:
-        """How many numbers the LoRA of `attach` would have, by the headers of the denoiser's files; 0 for a hub id."""
-        targets = self.targets if target_modules is None else target_modules
-        return lora_numbers(self._model.denoiser_shapes, rank, targets)
+    def trained_numbers(self, **posterior: Any) -> int:
+        """How many numbers `attach` would make trainable, by the headers of the denoiser's files; 0 for a hub id."""
+        shapes = self._model.denoiser_shapes
+        return self._asked(**posterior).numbers(shapes) if shapes else 0
+
+    @property
+    def _carried(self) -> Posterior:
+        return self._posterior or Lora()
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The LoRA parameters by name; empty before `attach`."""
-        return lora_parameters(self.network)
+        """The LoRA parameters by name, or the trained weights by their names in the stock network; empty before `attach`."""
+        return self._carried.parameters(self.network)
 
     def as_prior(self) -> AbstractContextManager[None]:
-        """Inside the block the network is the prior (adapters off)."""
-        return adapters_off(self.network)
+        """Inside the block the network is the prior: adapters off, or its own weights."""
+        return self._carried.off(self.network)
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with, as plain JSON values; a family adds what else decides about its samples."""
@@ -268,21 +293,21 @@ class DiffusersPrior(Family):
                 "eta": float(self.eta) if takes_eta(sampler) else None,
                 "settings": own_settings(sampler),
             },
-            "adapter": self._adapter,
+            "adapter": None if self._posterior is None else self._posterior.description,
             **self.memory.fingerprint,
             **self.speed.fingerprint(),
         }
 
     def export(self, folder: Path, card: str) -> None:
-        """Write the adapters for diffusers, the scheduler's config, and `card` as README.md.
+        """Write the adapters for diffusers, or the trained denoiser; the scheduler's config; `card` as README.md.
 
         Raises:
             ValueError: there is no posterior yet.
         """
-        if self._adapter is None:
-            raise ValueError("There is no posterior to export: call attach(...) and load or train its adapters first.")
+        if self._posterior is None:
+            raise ValueError("There is no posterior to export: call attach(...) and load or train it first.")
         folder = Path(folder)
-        write_lora(self.pipe, self.denoiser, folder, self._adapter["alpha"] / self._adapter["rank"])
+        self._posterior.write(self.pipe, self.denoiser, folder)
         self.pipe.scheduler.save_pretrained(folder / "scheduler")
         (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -295,6 +320,6 @@ class DiffusersPrior(Family):
         """Python that samples an exported posterior with plain diffusers, the way this prior samples it."""
         sampler = type(self.pipe.scheduler).__name__
         load = self._model.code(self.base_model, self.dtype)
-        names = (self.pipeline, self.denoiser, load, sampler)
-        more = (self.settings(), self.answers, self.pipe.scheduler.config.get("window"))
-        return snippet(*names, folder, self.as_written(prompt), *more)
+        loading = self._carried.loading(self.pipe, self.denoiser, self.dtype)
+        names = (self.pipeline, load, sampler, folder, self.as_written(prompt), self.settings(), loading)
+        return snippet(*names, self.answers, self.pipe.scheduler.config.get("window"))

@@ -100,8 +100,8 @@ def test_it_is_what_is_evaluated_and_handed_out(averaged: tuple[Path, list[dict[
     opened = open_trained_run(folder)
     prior = opened.prior()
     assert same({name: p.detach() for name, p in prior.parameters().items()}, average)
-    assert "moving average (train.ema 0.3) of the adapters" in opened.progress.sentence
-    assert RunSubject(folder, Options()).recipe.endswith(", moving average 0.3 of the adapters")
+    assert "moving average (train.ema 0.3) of the posterior" in opened.progress.sentence
+    assert RunSubject(folder, Options()).recipe.endswith(", moving average 0.3 of the posterior")
     assert RunSubject(folder, Options()).facts["run"]["ema"] == 0.3
     again = assemble(config(folder.parent, "averaged", "train.ema=0.3"))
     again.fit()
@@ -109,7 +109,7 @@ def test_it_is_what_is_evaluated_and_handed_out(averaged: tuple[Path, list[dict[
         lora = export_posterior(again.config, again.prior, tmp_path, again.progress)
     (written,) = (load_file(path) for path in (lora / "denoiser").glob("*.safetensors"))
     assert all(torch.equal(written[f"correction.{name}"], tensor) for name, tensor in average.items())
-    assert "| adapters | moving average (train.ema 0.3) |" in (lora / "README.md").read_text()
+    assert "| posterior | moving average (train.ema 0.3) |" in (lora / "README.md").read_text()
     assert same(numbers(again), tensors(folder)["posterior"])  # it goes on from there
 
 

@@ -8,10 +8,12 @@ import shutil
 from diffusion_rtb.behaviours._stored_size import stores
 from diffusion_rtb.doctor.finding import Examined, Finding
 from diffusion_rtb.doctor.patient import Patient
+from diffusion_rtb.doctor.sizes import module_bytes
 from diffusion_rtb.doctor.words import many
 from diffusion_rtb.files.pictures import grid
 from diffusion_rtb.files.whole import size_text
 from diffusion_rtb.training.observers import PROMPTS
+from diffusion_rtb.training.rounding_floor import trained_networks
 
 __all__ = ["PLACE", "examine"]
 
@@ -37,7 +39,7 @@ def examine(patient: Patient) -> Examined:
         "checkpoints": one * (train.keep_checkpoints + 1),
         "behaviours' memories": FILES * sum(store.size for store in kept),
         "sample sheets": sheets * _sheet(patient) if sheets else 0,
-        "exported posterior": 2 * dry.checkpoint["posterior"],
+        "exported posterior": _exported(patient, dry.checkpoint["posterior"]),
         "metrics": ROW * train.iterations,
     }
     notes = {
@@ -66,6 +68,14 @@ def _judged(needed: int, free: int, place: str) -> Finding:
     if needed > free:
         return Finding("stop", text, remedy)
     return Finding("look", text, remedy) if needed > NEAR * free else Finding("ok", text)
+
+
+def _exported(patient: Patient, trained: int) -> int:
+    """Bytes of the trained networks whole, as the prior has them; of adapters twice, for diffusers and for others."""
+    prior = patient.loaded.prior
+    if "full" not in (prior.fingerprint().get("adapter") or {}):
+        return 2 * trained
+    return module_bytes(*trained_networks(prior)) - trained
 
 
 def _sheet(patient: Patient) -> int:

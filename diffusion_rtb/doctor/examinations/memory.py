@@ -40,6 +40,9 @@ FACTOR = {"adamw": 4.0, "adamw8bit": 2.5}
 REMEMBERED = "behaviours' memories"
 """Name of their line."""
 
+GONE_BACK_TO = "state before an iteration"
+"""Name of the line of what `Trainer` copies: all of the above but gradients."""
+
 SLACK = 256 * MIB
 """Of an accelerator's libraries and allocator."""
 
@@ -104,6 +107,8 @@ def _resident(patient: Patient) -> list[Part]:
     """What stays on the device from the beginning to the end."""
     prior, reward, objective = patient.loaded.prior, patient.loaded.sampler.reward, patient.loaded.objective
     trained = bytes_of(prior.parameters().values())
+    average = trained if patient.config.train.ema is not None else 0
+    older = trained if ObjectiveTraits.of(objective).keeps_old else 0
     networks = networks_of(prior.pipe).values()
     owned = bytes_of(own_parameters(objective))
     call = prior.arguments(patient.loaded.sampler.prompts[:1])
@@ -113,15 +118,12 @@ def _resident(patient: Patient) -> list[Part]:
     parts = [
         Part("prior's networks", module_bytes(*networks) - trained),
         Part("posterior, AdamW", round(factor * trained), note="numbers, gradients, two moments"),
-        Part(
-            "moving average",
-            trained if patient.config.train.ema is not None else 0,
-            note="of the posterior (train.ema)",
-        ),
-        Part("older posterior", trained if ObjectiveTraits.of(objective).keeps_old else 0, note="of the objective"),
+        Part("moving average", average, note="of the posterior (train.ema)"),
+        Part("older posterior", older, note="of the objective"),
         Part("reward's networks", module_bytes(*reward_networks(reward))),
         Part("objective, AdamW", round(factor * owned)),
         Part("embeddings", embedding * count, note=f"of {many(count, 'prompt')}"),
+        Part(GONE_BACK_TO, round((factor - 1) * (trained + owned)) + average + older, "host", "if it fails"),
     ]
     return [part for part in parts if part.bytes]
 

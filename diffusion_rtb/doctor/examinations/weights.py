@@ -1,4 +1,4 @@
-"""What the networks and the adapters will take, by the headers of their files: known before a single weight is read."""
+"""What the networks and the posterior will take, by the headers of their files: known before a single weight is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRAINED = 16
 
 
 def examine(patient: Patient) -> Examined:
-    """Weights and adapters against the memory of the device; too large, and nothing is loaded."""
+    """Weights and posterior against the memory of the device; too large, and nothing is loaded."""
     described = patient.components.prior
     prior = described.construct() if loads_weights(described.target) else None
     files = prior.weight_files() if isinstance(prior, SizedAhead) else {}
@@ -35,7 +35,7 @@ def examine(patient: Patient) -> Examined:
     weights = sum(header.loaded for header in headers.values())
     rows = [(name, _network(header, prior.dtype)) for name, header in headers.items()]
     rows.append(("posterior", f"{count_text(trained)} numbers, {size_text(TRAINED * trained)} with gradient and AdamW"))
-    finding = _judged(weights + TRAINED * trained, room, prior.dtype)
+    finding = _judged(weights + TRAINED * trained, room, prior.dtype, full=bool(patient.config.posterior.get("full")))
     if finding.verdict == "stop":
         patient.closed = "the weights do not fit"
     numbers = {
@@ -50,11 +50,12 @@ def _network(header: Header, dtype: str) -> str:
     return f"{count_text(header.numbers)} numbers, {size_text(header.loaded)} in {dtype}{stored}"
 
 
-def _judged(needed: int, room: Room, dtype: str) -> Finding:
+def _judged(needed: int, room: Room, dtype: str, *, full: bool) -> Finding:
     text = f"{size_text(needed)} by the headers of the weight files, {size_text(room.free)} of {size_text(room.total)} are free on "
     text += room.device
     remedy = "prior.dtype=bfloat16 halves the weights (docs/precision.md), or a smaller model"
     remedy = remedy if dtype == "float32" else "a smaller model, or another device"
+    remedy = f"a LoRA (posterior.full=false), posterior.target_modules, or {remedy}" if full else remedy
     if needed > room.total:
         return Finding("stop", f"{text}: they do not fit, so nothing is loaded", remedy)
     if needed > room.free:

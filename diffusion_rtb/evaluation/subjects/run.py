@@ -22,7 +22,7 @@ from diffusion_rtb.files.terminal import say
 from diffusion_rtb.files.whole import check_writable, clear_unfinished
 from diffusion_rtb.interfaces import Prior, Reward
 from diffusion_rtb.out_of_memory import remedied
-from diffusion_rtb.run.export import export_posterior
+from diffusion_rtb.run.export import export_posterior, exported
 from diffusion_rtb.run.folder import is_run
 from diffusion_rtb.run.posterior import open_trained_run
 from diffusion_rtb.sampling.sampler import Sampler
@@ -88,12 +88,12 @@ class RunSubject(Subject):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """See `Subject`; of a run also the folder lora/ is written."""
+        """See `Subject`; of a run also the folder of the exported posterior is written."""
         run = self.run
         weights = sum(t.numel() * t.element_size() for t in run.checkpoint.tensors[run.weights].values())
         check_writable(run.folder, needed=weights + PICTURE)
         check_writable(self.folder, files=("metrics.json", "side_by_side.png", "timing.json"))
-        check_writable(run.folder / "lora", files=("README.md",))
+        check_writable(exported(run.folder, run.checkpoint.state["prior"]), files=("README.md",))
         with folder_lock(run.folder), remedied(run.config, "eval"):
             for place in (run.folder, self.folder):
                 clear_unfinished(place)
