@@ -96,7 +96,7 @@ def test_one_version() -> None:
 
 LAYERS = (
     {"abilities", "config", "densities", "estimates", "files", "interfaces", "needs", "resampling", "schedulers"},
-    {"beta", "chain", "exact", "objectives", "out_of_memory", "scoring"},
+    {"beta", "chain", "exact", "objectives", "out_of_memory", "reach", "scoring"},
     {"remote_reward", "run", "sampling"},
     {"steering"},
     {"behaviours", "evaluation", "reward_check"},

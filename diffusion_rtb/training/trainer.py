@@ -18,6 +18,7 @@ from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.lock import folder_lock
 from diffusion_rtb.interfaces import Objective
 from diffusion_rtb.out_of_memory import remedied
+from diffusion_rtb.reach import Doubts
 from diffusion_rtb.run.checkpoint_reading import AVERAGE, Checkpoint, read_latest
 from diffusion_rtb.run.folder import CHECKPOINTS
 from diffusion_rtb.run.memories import Memories
@@ -111,6 +112,7 @@ class Trainer:
             f"source-{name}": tensors_alone(source.tensors, source.load) for name, (source, _) in sources.items()
         }
         self.on_disk: Memories = {}
+        self.doubts = Doubts(sampler.prompts, config.beta)
         self.iteration = 0
         self.warmed = False
         self._stop = StopSignal(together=ECHO if processes.count > 1 else 0.0)
@@ -152,7 +154,8 @@ class Trainer:
             learn_statistics(self.sampler, self.config.seed, self.processes, self._leave_if_asked)
         buffer, count = self.sources.prior
         with self._all_or_nothing(), self._leaving_buffer():
-            self.warmed = warm_up(self.objective, self.sampler, buffer, count > 0, self.beta, self._leave_if_asked)
+            between, look = self._leave_if_asked, self.doubts.look
+            self.warmed = warm_up(self.objective, self.sampler, buffer, count > 0, self.beta, between, look)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -197,6 +200,8 @@ class Trainer:
         own = self._undisturbed(rows)
         with observing(self.sampler.reward, self._gather_row), self._leaving_buffer(alone=True), self.updates.drawing():
             parts = self.sources.draw(self.sampler, rows, self.iteration, beta)
+        if self.iteration == 0:
+            self._look(own if self._aside else parts["posterior"])
         floor = self._floor(parts["posterior"] if own is None else own)
         for update in range(self.config.train.updates_per_iteration):
             aside = own if self.updates.draws_old else None
@@ -224,6 +229,10 @@ class Trainer:
         """Trajectories to look at and not to learn from, where those learned from are others; None where none are wanted."""
         own = self.sources.on_policy.own(self.sampler, rows, self.iteration) if self._aside else None
         return None if own is None else self.sampler.completed(own)
+
+    def _look(self, own: Batch | None) -> None:
+        if (seen := self.sources.of_prior(own, self.config.start)) is not None:
+            self.doubts.look(seen)
 
     def _floor(self, own: Batch) -> dict[str, float]:
         # It is measured while the posterior is the prior; one that starts from another run has that run's.

@@ -51,7 +51,13 @@ def learn_statistics(sampler: Sampler, run_seed: int, processes: Processes, betw
 
 
 def warm_up(
-    objective: Any, sampler: Sampler, buffer: PriorBuffer, keep: bool, beta: float, between: Callable[[], object]
+    objective: Any,
+    sampler: Sampler,
+    buffer: PriorBuffer,
+    keep: bool,
+    beta: float,
+    between: Callable[[], object],
+    look: Callable[[Terms], object] = lambda terms: None,
 ) -> bool:
     """Let an objective with a value network learn it from trajectories of the prior.
 
@@ -64,6 +70,7 @@ def warm_up(
         keep: The run goes on to draw from the buffer; otherwise nothing stays in it.
         beta: Of the first iteration's target; nats per unit of reward.
         between: Called before each micro-batch that is drawn, and each update on noised states.
+        look: Shown the prior's samples before anything is learned from them.
 
     Returns:
         Whether the objective warms up.
@@ -74,6 +81,7 @@ def warm_up(
     clean = traits.warm_up_states == "noised"
     drawn = buffer.everything(sampler) if keep else buffer.passing(sampler, between)
     terms = prior_terms(sampler, drawn, clean)
+    look(terms)
 
     def noise(x_0: Tensor, timesteps: Tensor, generator: torch.Generator) -> Tensor:
         between()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffusion_rtb.doctor.finding import Examined, Finding, Verdict
 from diffusion_rtb.doctor.patient import Patient
 from diffusion_rtb.doctor.words import many
+from diffusion_rtb.reach import NEXT_TO_NOTHING
 from diffusion_rtb.reward_check.report import Report, check_reward
 from diffusion_rtb.reward_check.samples import Samples
 from diffusion_rtb.reward_check.subject import Check, Status
@@ -19,9 +20,6 @@ SAMPLES = 8
 
 CHECKS = ("spread", "repeat", "one by one", "order", "prompts", "broken", "levels")
 """Of `reward_check`, beside those of the first call; the others want more samples than these, or more time."""
-
-NEXT_TO_NOTHING = 0.1
-"""Nats of beta·sd below which nobody will see a difference."""
 
 FAR = 5.0
 """Nats of beta·sd from where on hardly any prior sample looks like the posterior's, also where rewards are skewed: docs/beta.md."""
@@ -66,7 +64,8 @@ def _tilt(patient: Patient, tilt: float, several: bool) -> Finding:
     text = f"beta times the reward's spread within a prompt is {tilt:.2g} nats"
     if tilt > FAR:
         text += ": that is far from the prior, whose samples can hardly check such a posterior"
-        return Finding("look", text, "a smaller beta, or beta={value: 1.0, kl_budget: {nats: 2.0}} (docs/beta.md)")
+        less = f"beta={patient.config.beta.value * FAR / tilt:.2g} or less"
+        return Finding("look", text, f"{less}, or beta={{value: 1.0, kl_budget: {{nats: 2.0}}}} (docs/beta.md)")
     if 0 < tilt < NEXT_TO_NOTHING:
         one = f"beta={patient.config.beta.value / tilt:.2g} makes it one nat (docs/beta.md)"
         return Finding("look", f"{text}: next to nothing is asked for, the posterior will be the prior", one)
