@@ -28,6 +28,7 @@ __all__ = [
     "HasElsewhere",
     "HasEntry",
     "HasSnippet",
+    "KnowsNoise",
     "KnowsSampler",
     "Labeller",
     "LearnsValue",
@@ -251,6 +252,15 @@ class KnowsSampler(Protocol):
     @property
     def known_sampler(self) -> Any:
         """The scheduler; None where the files that say it are not here yet."""
+
+
+@runtime_checkable
+class KnowsNoise(Protocol):
+    """A prior that says, as soon as its files are here, whether its sampler draws noise."""
+
+    @property
+    def why_no_noise(self) -> str | None:
+        """Why its transitions have no density, and how they get one; empty: they have one; None: not known yet."""
 
 
 @runtime_checkable

@@ -51,7 +51,12 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
             behaviour="{component: prior_buffer, share: 0.25}",
             steering="best_of",
         ),
-        "noise": Need("steps with noise", steering="best_of"),
+        "noise": Need(
+            "steps with noise",
+            objective="value_gradient",
+            behaviour="{component: prior_buffer, share: 0.25}",
+            steering="best_of",
+        ),
     }
 )
 

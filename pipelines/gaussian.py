@@ -45,7 +45,7 @@ class Gaussian(VectorPrior):
         mean: A point.
         covariance: A symmetric positive definite matrix, its diagonal, or one variance for every direction.
         steps: Denoising steps T.
-        eta: Noise level of DDIM in (0, 1]; 1 is memoryless.
+        eta: Noise level of DDIM in [0, 1]; 1 is memoryless, 0 draws no noise.
         scheduler: "DDIMScheduler" or "DDPMScheduler".
         schedule: What differs from the default noise schedule, see `pipelines._analytic.schedule.Schedule`.
         dtype: "float32" or "float64".
@@ -157,6 +157,8 @@ class Gaussian(VectorPrior):
         """
         if not self.parameters():
             raise ValueError("There is no posterior to set: call attach() first.")
+        if not bool((self.coefficients.std > 0).any()):
+            raise ValueError("A chain without noise, eta=0, has no transitions to set: give the prior another eta.")
         with self.as_prior():
             p = self.chain()
         if q.C.shape != p.C.shape or not torch.allclose(q.C, p.C, rtol=1e-6, atol=0):
@@ -171,7 +173,8 @@ class Gaussian(VectorPrior):
     def exact_target(self, reward: Reward, beta: float) -> ExactTarget:
         """The posterior of the chain for a quadratic or linear `density`, for comparisons; it has no separate modes.
 
-        Its denoiser is that of `solve(...).best`, the best chain of the prior's variances.
+        Its denoiser is that of `solve(...).best`, the best chain of the prior's variances; of a chain without noise, eta 0, what
+        it draws is known and no denoiser is, as none makes that map end in the posterior exactly.
 
         Raises:
             ValueError: the reward is another.
@@ -191,7 +194,7 @@ class Gaussian(VectorPrior):
             return mean + torch.randn(count, len(mean), dtype=torch.float64, generator=generator) @ root.T
 
         normal = torch.distributions.MultivariateNormal(mean, scale_tril=root)
-        as_exact = partial(self._as_chain, tilt.best)
+        as_exact = partial(self._as_chain, tilt.best) if self.eta else None
         return ExactTarget(tilt.log_z, sample, as_exact, log_density=lambda x: normal.log_prob(x.double()))
 
     @contextmanager

@@ -58,7 +58,7 @@ class GMM(VectorPrior):
         weights: One per mode, sum 1; equal by default.
         variance: Of every mode.
         steps: Denoising steps T.
-        eta: Noise level of DDIM in (0, 1]; 1 is memoryless.
+        eta: Noise level of DDIM in [0, 1]; 1 is memoryless, 0 draws no noise.
         scheduler: "DDIMScheduler" or "DDPMScheduler".
         schedule: What differs from the default noise schedule, see `pipelines._analytic.schedule.Schedule`.
         width: Of the hidden layers of the posterior's network.

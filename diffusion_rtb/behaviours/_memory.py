@@ -54,9 +54,9 @@ def pack(memory: Memory, added: Mapping[int, int]) -> dict[str, Tensor]:
     if not memory:
         return {}
     held = Batch.cat([memory[row] for row in sorted(memory)])
-    assert held.log_p is not None
     trajectory = held.trajectory
-    fields = {"x": trajectory.x, "log_prob": trajectory.log_prob, "reward": held.reward, "log_p": held.log_p}
+    fields = {"x": trajectory.x, "log_prob": trajectory.log_prob, "reward": held.reward}
+    fields |= {} if held.log_p is None else {"log_p": held.log_p}
     fields["log_behaviour"] = trajectory.drawn_with
     schedule = {"timesteps": trajectory.timesteps, "std": trajectory.std}
     records = record_numbers({row: len(each) for row, each in memory.items()}, added)
@@ -67,11 +67,11 @@ def unpack(tensors: Mapping[str, Tensor]) -> tuple[Memory, dict[int, int]]:
     """What `pack` was given; every trajectory with the density it was drawn with."""
     if not tensors:
         return {}, {}
-    x, log_prob, reward, log_p, log_behaviour = (
-        tensors[f"record.{name}"] for name in ("x", "log_prob", "reward", "log_p", "log_behaviour")
+    x, log_prob, reward, log_behaviour = (
+        tensors[f"record.{name}"] for name in ("x", "log_prob", "reward", "log_behaviour")
     )
     trajectory = Trajectory(x, tensors["timesteps"], tensors["std"], log_prob, log_behaviour)
-    held = Batch(trajectory, tensors["records"][:, 0], reward, log_p=log_p)
+    held = Batch(trajectory, tensors["records"][:, 0], reward, log_p=tensors.get("record.log_p"))
     added = counted(tensors["records"])
     return {row: held[(held.prompt == row).nonzero().flatten()] for row in added}, added
 

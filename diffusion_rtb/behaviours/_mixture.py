@@ -32,6 +32,11 @@ class Mixture(dict[str, tuple[Source, int]]):
         assert isinstance(source, PriorBuffer)
         return source, count
 
+    @property
+    def drawing(self) -> list[Source]:
+        """Those that have a share."""
+        return [source for source, count in self.values() if count > 0]
+
     def draw(self, sampler: Sampler, rows: Sequence[int], iteration: int, beta: float) -> dict[str, Batch]:
         """One batch from each behaviour that has a share."""
         parts = {}

@@ -62,6 +62,8 @@ class Source(Protocol):
     """Its states are those of the forward process from samples that come, nearly, from the posterior of the run's beta."""
     ranked: bool = False
     """Its rewards are the order of the two samples of a pair and no more; these are pictures, which a prior `Encodes`."""
+    needs_noise: bool = False
+    """It asks for the density of steps, or for their noise: samplers without are refused."""
     remembers: str = ""
     """What to do about a memory that one of several processes would keep for itself. Empty: there is none."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from diffusion_rtb.chain.rollout import steps_of
+from diffusion_rtb.chain.recordable import steps_of
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.files.whole import size_text
 from diffusion_rtb.interfaces import Objective, Prior, WarmsUp

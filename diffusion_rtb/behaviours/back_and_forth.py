@@ -49,6 +49,7 @@ class BackAndForth(Source):
     density_unknown = (
         "for samples noised back: it is an integral over the good samples they may come from. Take back_and_forth out"
     )
+    needs_noise = True
     remembers = "take it out"
 
     def __init__(self, share: Share, depth: Annotated[float, Field(gt=0, le=1)] = 0.5, pool: PositiveInt = 256) -> None:

@@ -50,7 +50,7 @@ class OnPolicy(Source):
         self.until = until
         self.kind = kind
         self.measured = measured
-        self.off_policy = exploration > 0
+        self.off_policy = self.needs_noise = exploration > 0
 
     def noise_scale(self, iteration: int) -> Callable[[float], float] | None:
         """The factor on a transition's standard deviation, or None when there is no exploration."""

@@ -112,7 +112,9 @@ class Pairs(Source):
         """A chain of the prior, for its timesteps and deviations."""
         if self.schedule is None:
             with sampler.prior.as_prior():
-                self.schedule = rollout(sampler.prior, sampler.prompts[:1], [0]).to("cpu")
+                self.schedule = rollout(sampler.prior, sampler.prompts[:1], [0], needs_noise=sampler.needs_noise).to(
+                    "cpu"
+                )
         return self.schedule
 
 

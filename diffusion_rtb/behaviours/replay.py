@@ -60,6 +60,7 @@ class Replay(Source):
         self.share = share
         self.capacity = capacity
         self.priority = priority
+        self.needs_noise = priority == "importance"
         if priority != "uniform":
             self.density_unknown = (
                 f"once they are replayed by priority {priority!r}. Give replay `priority: uniform`, whose trajectories keep the "

@@ -41,6 +41,7 @@ class Steered(Source):
     name = "steered"
     density_unknown = "for chains chosen by their reward on the way. Take steered out"
     judges_estimates = True
+    needs_noise = True
 
     def __init__(
         self,

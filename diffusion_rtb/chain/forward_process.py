@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_rtb.chain.host_schedule import place_in
 from diffusion_rtb.chain.recordable import samples_flows
 from diffusion_rtb.chain.scheduler import unchanged
-from diffusion_rtb.chain.teacher_forcing import place_in
 from diffusion_rtb.needs import Kind, instead
 
-__all__ = ["denoised", "knowing", "network_predicts", "noised", "noised_chain", "signal_and_noise"]
+__all__ = [
+    "Forward",
+    "denoised",
+    "knowing",
+    "network_predicts",
+    "noised",
+    "noised_chain",
+    "signal_and_noise",
+    "transition",
+]
 
 
 def noised(
@@ -65,7 +76,7 @@ def noised_chain(
     a, b = signal_and_noise(scheduler, timesteps)
     x, a_s, b_s, states = x_0, 1.0, 0.0, []
     for i in reversed(range(len(timesteps))):
-        kept, own = _transition(scheduler, (a_s, b_s), (float(a[i]), float(b[i])))
+        kept, own = transition(scheduler, (a_s, b_s), (float(a[i]), float(b[i])))
         x = kept * x + own * noise[:, i].to(x)
         states.append(x)
         a_s, b_s = float(a[i]), float(b[i])
@@ -183,8 +194,23 @@ def knowing(
     return noise if predicts == "epsilon" else (a * noise - b * x_0) / math.hypot(a, b)
 
 
-def _transition(scheduler: Any, s: tuple[float, float], t: tuple[float, float]) -> tuple[float, float]:
-    """x_t = kept·x_s + own·noise from (a, b) of both."""
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """The forward process at the states of a chain, in the terms of its network."""
+
+    predicts: str
+    levels: Sequence[tuple[float, float]]
+    """(a_t, b_t) of each state but x_0."""
+
+    @staticmethod
+    def of(scheduler: object, timesteps: Float[Tensor, " steps"]) -> Forward:
+        """That of a scheduler; ValueError: it has none, or what its network predicts is not known."""
+        a, b = signal_and_noise(scheduler, timesteps)
+        return Forward(network_predicts(scheduler), list(zip(a.tolist(), b.tolist(), strict=True)))
+
+
+def transition(scheduler: Any, s: tuple[float, float], t: tuple[float, float]) -> tuple[float, float]:
+    """x_t = kept·x_s + own·noise from (a, b) of both. ValueError: the signal comes back."""
     kept = t[0] / s[0] if s[0] > 0 else 0.0
     own = t[1] ** 2 - (kept * s[1]) ** 2
     if kept > 1 + 1e-6 or own < -1e-6:

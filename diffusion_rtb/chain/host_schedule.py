@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["HostSchedule"]
+__all__ = ["HostSchedule", "place_in"]
 
 
 class HostSchedule:
@@ -63,3 +64,12 @@ class HostSchedule:
 def _version(tensor: Tensor) -> int | None:
     """Changes with every write into it, where torch counts them."""
     return None if tensor.is_inference() else tensor._version
+
+
+def place_in(schedule: Shaped[Tensor, " all"], timesteps: Float[Tensor, " steps"]) -> int | None:
+    """Where a recorded chain begins in a schedule of which it is a part; the last place if several fit, None if none does."""
+    found, recorded = schedule.double().cpu(), timesteps.double().cpu()
+    if len(recorded) > len(found):
+        return None
+    fits = torch.isclose(found.unfold(0, len(recorded), 1), recorded, rtol=1e-5, atol=1e-4).all(1)
+    return int(fits.nonzero()[-1]) if fits.any() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "refuse_deterministic",
     "samples_flows",
     "solver_order",
+    "steps_of",
 ]
 
 ROLES = ("model_output", "timestep", "sample")
@@ -69,6 +71,12 @@ def check_recordable(scheduler: Any) -> None:
 def solver_order(scheduler: Any) -> int:
     """How many network outputs one step combines, as its config says; 1 where it does not."""
     return int(own_setting(scheduler, "solver_order") or 1)
+
+
+def steps_of(arguments: Mapping[str, Any]) -> int | None:
+    """Denoising steps of a pipeline's call; None where it does not say."""
+    timesteps, steps = arguments.get("timesteps"), arguments.get("num_inference_steps")
+    return len(timesteps) if timesteps is not None else None if steps is None else int(steps)
 
 
 def own_setting(scheduler: Any, name: str) -> Any:

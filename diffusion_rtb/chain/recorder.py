@@ -57,12 +57,13 @@ class TrajectoryRecorder:
             passes is left as it is.
         prior: Makes a block in which the network is the prior (`Prior.as_prior`): entered for the steps that the scheduler
             leaves to the ODE. Maps without a density are then the same for prior and posterior, whatever was learned.
+        needs_noise: False for a chain of which x_0 is wanted and no density: then any step may be without noise.
 
     Raises:
-        ValueError: see `recordable.py`; a step that is not the last has no noise, unless the scheduler says that it is one of the
-            ODE (`recordable.HasODESteps`); noise comes from elsewhere than `torch.randn`, the pipeline changes the latents
-            between steps, or something is not finite; or, with `prior`, it begins inside a schedule whose first step is of the
-            other kind.
+        ValueError: see `recordable.py`; a step that is not the last has no noise, unless it needs none or the scheduler says that
+            it is one of the ODE (`recordable.HasODESteps`); noise comes from elsewhere than `torch.randn`, the pipeline changes
+            the latents between steps, or something is not finite; or, with `prior`, it begins inside a schedule whose first step is
+            of the other kind.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class TrajectoryRecorder:
         dtype: torch.dtype = torch.float32,
         generators: Sequence[torch.Generator] | None = None,
         prior: Callable[[], AbstractContextManager[None]] | None = None,
+        needs_noise: bool = True,
     ) -> None:
         self.scheduler = scheduler
+        self.needs_noise = needs_noise
         self._prior, self._as_prior = prior, ExitStack()
         self._is_prior = False
         self.noise_scale = noise_scale
@@ -156,7 +159,7 @@ class TrajectoryRecorder:
             self._check_network(call)
             return
         before, x_t = self.steps[-1], call.sample
-        if before.std == 0 and not before.left_to_ode:
+        if self.needs_noise and before.std == 0 and not before.left_to_ode:
             self._refuse(before.timestep, begun=True)
         handed, version = self._handed
         if x_t is handed and version is not None and x_t._version == version:
@@ -183,7 +186,7 @@ class TrajectoryRecorder:
                 f"{call.name} draws noise that does not come from torch.randn (timestep {call.timestep:g}), so its "
                 f"density is unknown. Use {STOCHASTIC}."
             )
-        if not self.steps and not call.left_to_ode:
+        if self.needs_noise and not self.steps and not call.left_to_ode:
             self._refuse(call.timestep, begun=False)
 
     def _refuse(self, timestep: float, *, begun: bool) -> None:

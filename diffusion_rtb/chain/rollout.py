@@ -26,27 +26,23 @@ from diffusion_rtb.chain.normal import gaussian_kl, output_norm
 from diffusion_rtb.chain.recordable import check_single_step
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.seeds import generators, global_seed, seed_of
-from diffusion_rtb.chain.teacher_forcing import TeacherForcing, Visit, Visited
+from diffusion_rtb.chain.teacher_forcing import Mean, TeacherForcing, Visit, Visited
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.interfaces import Prior
 
-__all__ = [
-    "replay",
-    "replay_backward",
-    "rollout",
-    "score",
-    "score_with_means",
-    "score_with_norms",
-    "steps_of",
-    "visit_states",
-]
+__all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means", "score_with_norms", "visit_states"]
 
 LOG_DENSITY = torch.float64
 """Inside the trainer log_q - log_p is a difference of two sums near 1e4 nats (SD at 512 px): see `normal_log_prob`."""
 
 
 def rollout(
-    prior: Prior, prompts: Sequence[str], seeds: Sequence[int], *, noise_scale: Callable[[float], float] | None = None
+    prior: Prior,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    noise_scale: Callable[[float], float] | None = None,
+    needs_noise: bool = True,
 ) -> Trajectory:
     """Sample one trajectory per prompt from the network as it is now, each from its own seed; no gradients.
 
@@ -58,6 +54,7 @@ def rollout(
         prompts: One prompt per trajectory, (batch,).
         seeds: One seed per trajectory, (batch,).
         noise_scale: Exploration, see `TrajectoryRecorder`.
+        needs_noise: False lets samplers draw whose steps have none; what they draw has no density.
 
     Returns:
         The trajectories, with float64 log-densities in nats.
@@ -67,7 +64,12 @@ def rollout(
     pipe, rows = prior.pipe, generators(seeds)
     call = only_latents(pipe) | prior.arguments(prompts) | {"generator": rows}
     recorder = TrajectoryRecorder(
-        pipe.scheduler, noise_scale=noise_scale, dtype=LOG_DENSITY, generators=rows, prior=prior.as_prior
+        pipe.scheduler,
+        noise_scale=noise_scale,
+        dtype=LOG_DENSITY,
+        generators=rows,
+        prior=prior.as_prior,
+        needs_noise=needs_noise,
     )
     with torch.no_grad(), global_seed(seed_of(0, *seeds)), recorder:
         pipe(**call)
@@ -100,8 +102,7 @@ def score_with_norms(
     prior: Prior, prompts: Sequence[str], trajectory: Trajectory
 ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
     """`score`, and `output_norm` of each step, for the same network calls; 0 for a step without a density."""
-    rows: dict[int, Tensor] = {}
-    norms: dict[int, Tensor] = {}
+    rows, norms = dict[int, Tensor](), dict[int, Tensor]()
 
     def keep(at: Visited) -> None:
         rows[at.step], norms[at.step] = at.log_prob, output_norm(at.output, LOG_DENSITY)
@@ -120,25 +121,20 @@ def visit_states(
     *,
     grad: bool = False,
     maps: bool = False,
+    mean: Mean | None = None,
 ) -> None:
     """Evaluate the network at states x[:, i] of these steps, and call `visit` inside each: one network call per step.
 
     The states need not belong together: noised samples are answered like a recorded chain. With `grad` the visitor takes the
     gradient of each step alone, as `replay_backward` does; it reaches the states too where they require it. With `maps` the
-    steps may be such as have no density, whose log_prob is then 0.
+    steps may be such as have no density, whose log_prob is then 0. With `mean` the network's answer is all that is asked of the
+    pipeline: means are those that it makes of them, whatever the scheduler is, and log_prob is 0.
     """
-    if grad:
+    if grad and mean is None:
         check_single_step(prior.pipe.scheduler)
+    how: dict[str, Any] = {"entry": entry_of(prior), "stepwise": grad, "maps": maps, "mean": mean}
     with torch.set_grad_enabled(grad):
-        call = prior.arguments(prompts)
-        entry = entry_of(prior)
-        _force(prior.pipe, states, steps, LOG_DENSITY, visit, call, entry=entry, stepwise=grad, maps=maps)
-
-
-def steps_of(arguments: Mapping[str, Any]) -> int | None:
-    """Denoising steps of a pipeline's call; None where it does not say."""
-    timesteps, steps = arguments.get("timesteps"), arguments.get("num_inference_steps")
-    return len(timesteps) if timesteps is not None else None if steps is None else int(steps)
+        _force(prior.pipe, states, steps, LOG_DENSITY, visit, prior.arguments(prompts), **how)
 
 
 def entry_of(prior: Prior) -> Entry | None:
@@ -311,6 +307,7 @@ def _force(
     entry: Entry | None,
     stepwise: bool = False,
     maps: bool = False,
+    mean: Mean | None = None,
 ) -> None:
     """Run the pipeline's own `__call__` along the recorded states; `visit` inside each evaluated step."""
     run, chosen = _loop(pipe), sorted(set(steps or ())) if maps else _steps(trajectory, steps)
@@ -318,7 +315,9 @@ def _force(
         raise ValueError(f"entry={entry!r} must be one of {', '.join(map(repr, get_args(Entry)))}, or None.")
     if not chosen:
         return
-    forcing = TeacherForcing(pipe.scheduler, trajectory, chosen, dtype, visit, stepwise=stepwise, entry=entry)
+    forcing = TeacherForcing(
+        pipe.scheduler, trajectory, chosen, dtype, visit, stepwise=stepwise, entry=entry, mean=mean
+    )
     start, block = start_at(pipe, forcing.x_t, entry, draw=False)
     given = start | dict(call) if "latents" not in start else dict(call) | start
     with forcing.installed(), block:

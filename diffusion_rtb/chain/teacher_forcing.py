@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.abilities import Entry
-from diffusion_rtb.chain.host_schedule import HostSchedule
+from diffusion_rtb.chain.host_schedule import HostSchedule, place_in
 from diffusion_rtb.chain.noise import ProbeNoise
-from diffusion_rtb.chain.normal import normal_log_prob
+from diffusion_rtb.chain.normal import normal_log_prob, precise
 from diffusion_rtb.chain.recordable import check_recordable, own_setting, solver_order
 from diffusion_rtb.chain.scheduler import StepCall, in_place_of, kept_state, previous_sample, with_previous_sample
 from diffusion_rtb.chain.trajectory import Trajectory
 
-__all__ = ["TeacherForcing", "Visit", "Visited", "is_state", "place_in"]
+__all__ = ["Mean", "TeacherForcing", "Visit", "Visited", "is_state"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,9 @@ class Visited:
 
 Visit = Callable[[Visited], None]
 
+Mean = Callable[[int, Tensor, Tensor], Tensor]
+"""Of a step's transition, by its place in the chain, x_t and the network's answer there."""
+
 
 SAME = "call the pipeline with the arguments it was recorded with"
 
@@ -57,6 +60,7 @@ class TeacherForcing:
         visit: Called inside each of them.
         stepwise: `visit` takes the gradient of each step alone.
         entry: "step": the pipeline evaluates its network once at a state of its own, and is answered with the first one.
+        mean: Of transitions that are not the scheduler's own; None: the scheduler's.
     """
 
     def __init__(
@@ -69,11 +73,13 @@ class TeacherForcing:
         *,
         stepwise: bool,
         entry: Entry | None = None,
+        mean: Mean | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.trajectory = trajectory
         self.evaluated = set(steps)
-        self.keeps_history = solver_order(scheduler) > 1
+        self.mean = mean
+        self.keeps_history = mean is None and solver_order(scheduler) > 1
         self.visited = list(range(trajectory.steps)) if self.keeps_history else steps
         self.dtype = dtype
         self.visit = visit
@@ -197,17 +203,7 @@ class TeacherForcing:
         i, x, x_t = self.current, self.trajectory.x, self.x_t
         self._check(call, i)
         exact = call.at(x_t)
-        self._check_history(exact)
-        output = exact.mean()
-        mean = previous_sample(output)
-        if i in self.evaluated:
-            self._check_std(exact.std(mean), i)
-            log_prob = self._log_prob(i, mean)
-            self.visit(
-                Visited(
-                    i, log_prob, mean, call.model_output, lambda given: previous_sample(exact.at(x_t, given).mean())
-                )
-            )
+        output = self._own(exact, i) if self.mean is None else self._answer(exact, i, self.mean)
         if self.keeps_history:
             with ProbeNoise(0.0):
                 exact.made()  # the scheduler has to remember this network output
@@ -215,8 +211,33 @@ class TeacherForcing:
         self.handed = False
         following = self.visited[self.position] if self.position < len(self.visited) else i + 1
         # With the strides that the pipeline's own x_s would have: half precision rounds others differently.
-        self.x_t = torch.empty_like(mean, dtype=x.dtype, requires_grad=False).copy_(x[:, following])
+        self.x_t = torch.empty_like(previous_sample(output), dtype=x.dtype, requires_grad=False).copy_(x[:, following])
         return with_previous_sample(output, self.x_t)
+
+    def _own(self, exact: StepCall, i: int) -> Any:
+        """The scheduler's transition, visited where it is evaluated."""
+        self._check_history(exact)
+        output = exact.mean()
+        mean = previous_sample(output)
+        if i in self.evaluated:
+            self._check_std(exact.std(mean), i)
+            given = Visited(
+                i,
+                self._log_prob(i, mean),
+                mean,
+                exact.model_output,
+                lambda answer: previous_sample(exact.at(exact.sample, answer).mean()),
+            )
+            self.visit(given)
+        return output
+
+    def _answer(self, exact: StepCall, i: int, mean: Mean) -> Any:
+        """The network's answer, visited; the scheduler is only asked for the form of what it returns."""
+        x_t, answer = precise(exact.sample), exact.model_output
+        zero = torch.zeros(len(x_t), dtype=self.dtype, device=x_t.device)
+        self.visit(Visited(i, zero, mean(i, x_t, precise(answer)), answer, lambda other: mean(i, x_t, other)))
+        with torch.no_grad():
+            return exact.noiseless()
 
     def _log_prob(self, i: int, mean: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
         """Of the recorded transition; 0 where the step has no density."""
@@ -257,15 +278,6 @@ class TeacherForcing:
                 f"Step {i} was recorded with standard deviation {self.std[i]:.6g}, and the scheduler steps with {std:.6g} now: "
                 f"another eta, scheduler or scheduler setting. Use the recorded scheduler, and {SAME}."
             )
-
-
-def place_in(schedule: Shaped[Tensor, " all"], timesteps: Float[Tensor, " steps"]) -> int | None:
-    """Where a recorded chain begins in a schedule of which it is a part; the last place if several fit, None if none does."""
-    found, recorded = schedule.double().cpu(), timesteps.double().cpu()
-    if len(recorded) > len(found):
-        return None
-    fits = torch.isclose(found.unfold(0, len(recorded), 1), recorded, rtol=1e-5, atol=1e-4).all(1)
-    return int(fits.nonzero()[-1]) if fits.any() else None
 
 
 def is_state(x: Tensor, recorded: Tensor) -> bool:

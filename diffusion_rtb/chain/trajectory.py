@@ -27,8 +27,8 @@ class Trajectory(Rows):
     r"""A batch of trajectories x_T, …, x_0 and log N(x_s; mean, std²·I) of each transition x_t -> x_s.
 
     A step whose `std` is 0 is a deterministic map for prior and posterior alike: it carries no log-density, its
-    `log_prob` is 0, and `stochastic` is False there. A final step may be of that kind, and steps that the scheduler leaves to the
-    ODE (`FlowMatchSDEScheduler` with a `window`).
+    `log_prob` is 0, and `stochastic` is False there. A final step may be of that kind, steps that the scheduler leaves to the
+    ODE (`FlowMatchSDEScheduler` with a `window`), and all steps of a chain of which only x_0 is wanted.
     """
 
     shared: ClassVar[frozenset[str]] = frozenset({"timesteps", "std"})
@@ -67,6 +67,11 @@ class Trajectory(Rows):
     def stochastic(self) -> Bool[Tensor, " steps"]:
         """True where the transition has a density."""
         return self.std > 0
+
+    @property
+    def has_density(self) -> bool:
+        """Whether any transition has one: a chain without noise is a map of x_T, and its `log_prob` says nothing."""
+        return bool(self.stochastic.any())
 
     @property
     def drawn_with(self) -> Float[Tensor, "batch steps"]:

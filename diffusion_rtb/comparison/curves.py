@@ -35,16 +35,21 @@ def colours(found: Comparison) -> dict[tuple[str, str], Any]:
 
 
 def draw_curves(figure: Any, found: Comparison) -> None:
-    """TV, where there are shares to count, and the ELBO's distance to log Z, both against the cost; then reward against KL."""
+    """TV, where there are shares to count, and the ELBO's distance to log Z, both against the cost; then reward against KL.
+
+    Without log-densities there is no ELBO and no KL: the reward then stands against the cost, and nothing against the KL.
+    """
     every = [result for runs in found.results.values() for _, result in runs]
     kinds = [("tv", "TV")] if any("tv" in result.numbers for result in every) else []
-    kinds += [("gap", "log Z − ELBO, nats")]
-    places = figure.subplots(1, len(kinds) + 1, squeeze=False)[0]
+    dense = any("elbo" in result.numbers for result in every)
+    kinds += [("gap", "log Z − ELBO, nats") if dense else ("reward", "reward")]
+    places = figure.subplots(1, len(kinds) + dense, squeeze=False)[0]
     for place, (kind, label) in zip(places, kinds, strict=False):
         _cost_curves(place, found, kind)
         place.set_xlabel(TITLES[found.plan.cost], fontsize=8)
         place.set_ylabel(label, fontsize=8)
-    _price(places[-1], found)
+    if dense:
+        _price(places[-1], found)
     for place in places:
         place.tick_params(labelsize=7, which="both")
         place.grid(True, which="major", color="#ececec", linewidth=0.6)
@@ -64,17 +69,20 @@ def _cost_curves(place: Any, found: Comparison, kind: str) -> None:
 
     colour = colours(found)
     for pair, runs in found.results.items():
-        _line(place, [_points(result, kind, found.plan.cost) for _, result in runs], colour[pair], _label(found, pair))
+        ways = [way for way in (_points(result, kind, found.plan.cost) for _, result in runs) if way]
+        if ways:
+            _line(place, ways, colour[pair], _label(found, pair))
     for reference in found.plan.truth.references[:1]:
-        heights = [
-            _height(result.numbers, kind) for _, result in reference.runs if kind == "gap" or "tv" in result.numbers
-        ]
+        needed = {"gap": "elbo"}.get(kind, kind)
+        heights = [_height(result.numbers, kind) for _, result in reference.runs if needed in result.numbers]
         if heights and sorted(heights)[len(heights) // 2] > LEAST:
             level = sorted(heights)[len(heights) // 2]
             label = f"{reference.name}: {reference.kind}"
             place.axhline(level, color=TRUE, linewidth=1, linestyle="--", label=label)
     if kind == "tv":
         place.axhline(REACHED, color=FAINT, linewidth=0.8, linestyle=":", label=f"TV {REACHED:g}")
+    if kind == "reward":
+        return
     place.set_yscale("log")
     # 0.05 instead of 5 x 10^-2, and only where labels have room.
     place.yaxis.set_major_formatter(FuncFormatter(_plain))
@@ -89,7 +97,7 @@ def _price(place: Any, found: Comparison) -> None:
         shown = median_run([result for _, result in runs])
         way = [(p["kl"], p["reward"]) for p in [*shown.curve, shown.numbers] if "kl" in p and "reward" in p]
         place.plot(*zip(*way, strict=True), color=colour[pair], linewidth=0.8, alpha=0.6) if way else None
-        ends = [(result.numbers["kl"], result.numbers["reward"]) for _, result in runs if "reward" in result.numbers]
+        ends = [(n["kl"], n["reward"]) for n in (result.numbers for _, result in runs) if "reward" in n and "kl" in n]
         place.plot(*zip(*ends, strict=True), "o", markersize=4, color=colour[pair]) if ends else None
     for reference in found.plan.truth.references[:1]:
         for _, result in reference.runs[:1]:
@@ -109,13 +117,14 @@ def _plain(value: float, _: int) -> str:
 
 def _height(point: Mapping[str, Any], kind: str, log_z: float | None = None) -> float:
     log_z = point["exact_log_z"] if log_z is None else log_z
-    return float(point["tv"]) if kind == "tv" else max(LEAST, float(log_z - point["elbo"]))
+    return max(LEAST, float(log_z - point["elbo"])) if kind == "gap" else float(point[kind])
 
 
 def _points(result: Result, kind: str, cost: str) -> list[tuple[float, float]]:
-    """(cost, value) of every look and of the end."""
-    log_z = result.numbers["exact_log_z"]
-    return [(float(point.get(cost, 0.0)), _height(point, kind, log_z)) for point in [*result.curve, result.numbers]]
+    """(cost, value) of every look and of the end that has it."""
+    log_z, needed = result.numbers["exact_log_z"], {"gap": "elbo"}.get(kind, kind)
+    points = [point for point in [*result.curve, result.numbers] if needed in point]
+    return [(float(point.get(cost, 0.0)), _height(point, kind, log_z)) for point in points]
 
 
 def _line(place: Any, runs: Sequence[Sequence[tuple[float, float]]], colour: Any, label: str) -> None:

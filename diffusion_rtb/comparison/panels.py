@@ -74,7 +74,9 @@ def _panels(found: Comparison, truth: KnownTruth) -> list[tuple[str, str, Tensor
 
 def _note(result: Result) -> str:
     n = result.numbers
-    return f"TV {n['tv']:.3f}, off {100 * n['off']:.2f} %" if "tv" in n else f"W2 {n['w2']:.3f}, ELBO {n['elbo']:.3f}"
+    if "tv" in n:
+        return f"TV {n['tv']:.3f}, off {100 * n['off']:.2f} %"
+    return f"W2 {n['w2']:.3f}" + (f", ELBO {n['elbo']:.3f}" if "elbo" in n else "")
 
 
 class _Frame:

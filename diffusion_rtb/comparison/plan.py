@@ -35,7 +35,8 @@ from diffusion_rtb.run.checks import Components, describe_components
 from diffusion_rtb.run.folder import RunFolderError, check_same, run_folder
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.scoring.memory import stateful_rewards
-from diffusion_rtb.training.compatibility import check_chain, check_settings
+from diffusion_rtb.training.chain_checks import check_chain
+from diffusion_rtb.training.compatibility import check_settings
 
 __all__ = ["held", "plan", "run", "truth_of"]
 
@@ -126,8 +127,9 @@ def truth_of(config: RunConfig, components: Components | None = None, prior: Pri
 def _check_fit(config: RunConfig, objective: Objective, prior: Prior) -> None:
     if config.beta.kl_budget is not None:
         raise ValueError("beta.kl_budget changes beta and with it the target, which all runs of a comparison share.")
-    check_settings(config, objective, sources(config))
-    check_chain(config, objective, prior)
+    mixture = sources(config)
+    check_settings(config, objective, mixture)
+    check_chain(config, objective, prior, mixture)
 
 
 def run(work: Plan, tell: Callable[[str], None], done: Callable[[Comparison], None]) -> Comparison:

@@ -55,12 +55,16 @@ def cost_to(curve: Sequence[Mapping[str, Any]], cost: str = "seconds", tv: float
     return next((point[cost] for point in curve if "tv" in point and cost in point and point["tv"] <= tv), None)
 
 
+ORDER = (("tv", 1.0), ("w2", 1.0), ("elbo", -1.0), ("reward", -1.0))
+"""What runs of one sampler are ordered by, worse numbers larger once multiplied."""
+
+
 def median_run(results: Sequence[Result]) -> Result:
-    """The run of median TV, or of median W2 where there are no shares, or of median ELBO; of two the better."""
+    """The run of median TV, or, where that was not measured, of median W2, ELBO or reward; of two the better."""
 
     def worse(result: Result) -> float:
         n = result.numbers
-        return float(n.get("tv", n.get("w2", -n["elbo"])))
+        return next(sign * float(n[name]) for name, sign in ORDER if name in n)
 
     ordered = sorted(results, key=worse)
     return ordered[(len(ordered) - 1) // 2]

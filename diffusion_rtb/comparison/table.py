@@ -89,7 +89,9 @@ def _numbers(result: Result, found: Comparison) -> dict[str, float]:
     numbers = {c.name: n[c.name] for c in COLUMNS if n.get(c.name) is not None}
     if "off" in n:
         numbers["off_percent"] = 100 * n["off"]
-    numbers |= found.plan.truth.derived(n) | {"elbo_gap": n["elbo"] - n["exact_log_z"]}
+    numbers |= found.plan.truth.derived(n)
+    if "elbo" in n:
+        numbers["elbo_gap"] = n["elbo"] - n["exact_log_z"]
     reached = cost_to([*result.curve, *([n] if cost in n else [])], cost)
     return numbers if reached is None else numbers | {"cost_to_tv": reached}
 

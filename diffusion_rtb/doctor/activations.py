@@ -5,10 +5,13 @@ bytes(n) = bytes(1) + (n − 1) · (bytes(2) − bytes(1))        n trajectories
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from diffusion_rtb.chain.reversal import Reversal
+from diffusion_rtb.chain.rollout import visit_states
 from diffusion_rtb.doctor.sizes import GraphBytes
 from diffusion_rtb.reward_check.measures import peak_memory
 from diffusion_rtb.sampling.batch import Batch
@@ -33,12 +36,7 @@ def activation_bytes(sampler: Sampler, batch: Batch, count: int) -> int:
         count: How many of them.
     """
     prior, part = sampler.prior, batch[:count]
-    step = int(part.trajectory.stochastic.nonzero()[0])
-    cotangent = torch.ones(part.trajectory.log_prob.shape, dtype=torch.float64, device=prior.device)
-
-    def gradient() -> None:
-        push_back(sampler, [part], cotangent, steps=[step])
-
+    gradient = _of_states(sampler, part) or _of_density(sampler, part)
     module: Any = None if prior.device.type == "cpu" else torch.get_device_module(prior.device)
     try:
         if hasattr(module, "max_memory_allocated"):
@@ -50,6 +48,25 @@ def activation_bytes(sampler: Sampler, batch: Batch, count: int) -> int:
     finally:
         for parameter in prior.parameters().values():
             parameter.grad = None
+
+
+def _of_density(sampler: Sampler, part: Batch) -> Callable[[], object]:
+    """The gradient of a step's log-density."""
+    step = int(part.trajectory.stochastic.nonzero()[0])
+    cotangent = torch.ones(part.trajectory.log_prob.shape, dtype=torch.float64, device=sampler.prior.device)
+    return lambda: push_back(sampler, [part], cotangent, steps=[step])
+
+
+def _of_states(sampler: Sampler, part: Batch) -> Callable[[], object] | None:
+    """That of the mean of a step which is not the sampler's own; None where it is."""
+    prior, states = sampler.prior, part.trajectory.to(sampler.prior.device)
+    reversal = Reversal.where_needed(prior.pipe.scheduler, part.trajectory)
+    if reversal is None:
+        return None
+    texts, mean = sampler.texts(part.prompt), reversal.mean
+    return lambda: visit_states(
+        prior, texts, states, [0], lambda at: at.mean.sum().backward(), grad=True, maps=True, mean=mean
+    )
 
 
 def scaled(one: int, two: int, count: int) -> int:

@@ -141,6 +141,7 @@ class Patient:
             whole.texts(rows),
             config.train.micro_batch,
             [whole.metadata[row] for row in rows],
+            needs_noise=whole.needs_noise,
         )
         wanted = max(wanting_rewards(sampler.reward).values(), default=0)
         return Loaded(sampler, objective, wanted, before)
@@ -177,7 +178,7 @@ class Patient:
         sampler.stopwatch.read()
         sampler.completed(sampler.draw(batch.prompt.tolist(), seeds, images=True))
         seconds = sampler.stopwatch.read()
-        return Timed(*(seconds[phase] / len(batch) for phase in ("rollout", "reward", "score")))
+        return Timed(*(seconds.get(phase, 0.0) / len(batch) for phase in ("rollout", "reward", "score")))
 
     @property
     def device(self) -> torch.device:

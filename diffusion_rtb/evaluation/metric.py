@@ -16,7 +16,7 @@ from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.evaluation.features import Reference
 from diffusion_rtb.evaluation.samples import Drawn, Scorer
 
-__all__ = ["NEEDS", "Metric", "Need", "metrics_of", "missing", "scorer_of"]
+__all__ = ["NEEDS", "NO_NOISE", "Metric", "Need", "metrics_of", "missing", "scorer_of"]
 
 
 RESERVED = ("beta", "left_out", "overall", "per_prompt", "prompt", "run", "samples", "schema", "subject")
@@ -34,6 +34,9 @@ NEEDS: Mapping[Need, str] = {
     "beta": "nobody said what beta the pictures are for: --config CONFIG",
 }
 """What a metric may need, and what is said where it is not there."""
+
+NO_NOISE = "steps of this sampler have no noise, so that there are no log-densities"
+"""What is said of these where a run's own sampler draws none."""
 
 
 class Metric(ABC):
@@ -136,8 +139,16 @@ def metrics_of(described: Sequence[Described]) -> list[Metric]:
     return found
 
 
-def missing(metric: Metric, prior: Drawn, posterior: Drawn, beta: float) -> str | None:
-    """Why a metric cannot be measured, or None: the first of what it needs that is not there."""
+def missing(metric: Metric, prior: Drawn, posterior: Drawn, beta: float, *, sampled: bool = False) -> str | None:
+    """Why a metric cannot be measured, or None: the first of what it needs that is not there.
+
+    Args:
+        metric: Which.
+        prior: Its samples, maybe none.
+        posterior: The other ones.
+        beta: NaN where nobody said it.
+        sampled: They were drawn here, not made elsewhere.
+    """
     needs = (metric.needs,) if isinstance(metric.needs, str) else metric.needs or ()
     sides = [side for side in (prior, posterior) if len(side)]
     there: dict[Need, bool] = {
@@ -148,7 +159,10 @@ def missing(metric: Metric, prior: Drawn, posterior: Drawn, beta: float) -> str 
         "prior": len(prior) > 0,
         "beta": math.isfinite(beta),
     }
-    return next((NEEDS[need] for need in needs if not there[need]), None)
+    lacking = next((need for need in needs if not there[need]), None)
+    if lacking is None:
+        return None
+    return NO_NOISE if sampled and lacking == "log_densities" else NEEDS[lacking]
 
 
 def scorer_of(metrics: Sequence[Metric]) -> Scorer | None:

@@ -20,12 +20,19 @@ __all__ = ["summarise"]
 
 
 def summarise(
-    prior: Drawn, posterior: Drawn, prompts: Sequence[str], beta: float, config: EvalConfig, metrics: Sequence[Metric]
+    prior: Drawn,
+    posterior: Drawn,
+    prompts: Sequence[str],
+    beta: float,
+    config: EvalConfig,
+    metrics: Sequence[Metric],
+    *,
+    sampled: bool = True,
 ) -> dict[str, Any]:
     """All numbers of the evaluation as plain JSON values.
 
     `overall` gives every prompt the same say; `per_prompt` holds the same numbers for each. What cannot be estimated from so few
-    samples is None.
+    samples is None, or needs what is not there; `left_out` says which. `sampled`: drawn here, not made elsewhere.
     """
     left_out: dict[str, str] = {}
 
@@ -33,7 +40,7 @@ def summarise(
         found = {}
         for metric in metrics:
             if metric.per_prompt == per_prompt:
-                why = missing(metric, one, other, beta)
+                why = missing(metric, one, other, beta, sampled=sampled)
                 found[metric.name] = None if why else _plain(metric.of(one, other, beta, config))
                 if found[metric.name] is None and one is prior:
                     left_out[metric.name] = why or f"it cannot be estimated from so few samples: {_counted(counts)}"

@@ -14,6 +14,9 @@ exp(beta·r)), x_0 is one of those that x_t should lead to, and gives a target w
 
     aim(x_t) = mean_p + scale·(E[x_s | x_t, x_0] - mean_p)          with scale 1 and on average over x_0 the mean of p*(x_s | x_t)
 
+Of a sampler without noise, an ODE, mean_p and std are those of its stochastic counterpart between the same noise levels
+(`chain/reversal.py`); its own states will do as x_t.
+
 `from_samples` is the share of steps, the noisiest first, that take it. There V is worst, a gradient learned from states that are
 nearly all noise, and there a class or a colour is decided. With from_samples 1 it is weighted maximum likelihood.
 

@@ -133,7 +133,7 @@ def _price(subject: Subject) -> Line:
         why = {
             "images": "images made elsewhere come without log-densities",
             "lora": "it was evaluated without log-densities",
-        }.get(subject.kind, "it was not measured")
+        }.get(subject.kind, _left_out(subject, "kl") or "it was not measured")
         return Line(question, "KL not known", "unknown", f"The KL to the prior is not known: {why}.{variety}")
     answer = f"{text(kl.mean, 2)} nats"
     if exact is None:
@@ -209,6 +209,12 @@ def _shares(checks: Any, failed: Any) -> str:
         for check in failed
     )
     return f" Shares: {said}."
+
+
+def _left_out(subject: Subject, metric: str) -> str:
+    """Why a metric has no value; empty: it was not asked for."""
+    rows = at(subject.numbers, "left_out") or []
+    return next((str(row.get("why")) for row in rows if row.get("metric") == metric), "")
 
 
 def _why_unknown(subject: Subject) -> str:

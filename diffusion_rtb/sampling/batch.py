@@ -22,9 +22,9 @@ class Batch(Rows):
     """Row of the run's prompt table."""
     reward: Float[Tensor, " batch"]
     log_q: Float[Tensor, "batch steps"] | None = None
-    """Posterior log-density, None while it has to be computed; nats."""
+    """Posterior log-density, None while it has to be computed, or where there is none (`Trajectory.has_density`); nats."""
     log_p: Float[Tensor, "batch steps"] | None = None
-    """Prior log-density, None while it has to be computed; nats."""
+    """Prior log-density, likewise; nats."""
     mean_p: Float[Tensor, "batch steps *dims"] | None = None
     """Means of the prior's transitions, where an objective uses the closed-form KL."""
     kl: Float[Tensor, "batch steps"] | None = None

@@ -38,6 +38,8 @@ def exact_profile(
         return None
     with target.as_exact():
         drawn = sampler.draw(rows, seeds)
+    if not drawn.trajectory.has_density:
+        return None
     complete = sampler.completed(drawn)
     assert complete.log_q is not None
     assert complete.log_p is not None

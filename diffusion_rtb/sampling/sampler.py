@@ -76,6 +76,7 @@ class Sampler:
         micro_batch: Trajectories per pipeline call, in rollouts and replays alike: networks round differently at other
             batch shapes, and recorded and replayed densities have to agree.
         metadata: What is known of each prompt, for rewards that take it; None: nothing.
+        needs_noise: Refuse a scheduler whose steps have none: log-densities are what the samples are for.
     """
 
     def __init__(
@@ -85,8 +86,11 @@ class Sampler:
         prompts: Sequence[str],
         micro_batch: int,
         metadata: Sequence[Metadata] | None = None,
+        *,
+        needs_noise: bool = False,
     ) -> None:
         self.prior = prior
+        self.needs_noise = needs_noise
         self.reward = reward
         self.prompts = list(prompts)
         self.metadata: list[Metadata] = [{} for _ in self.prompts] if metadata is None else list(metadata)
@@ -123,6 +127,8 @@ class Sampler:
     ) -> Batch:
         """Trajectories with their rewards, one per row and seed, of the posterior as it is now or of the prior.
 
+        Where the sampler's steps have no noise there are no log-densities, neither now nor later.
+
         Args:
             rows: Prompts.
             seeds: Of the noise; the same trajectories need the same micro-batches, too.
@@ -133,9 +139,10 @@ class Sampler:
         parts = []
         with self.stopwatch("rollout"), self.prior.as_prior() if of_prior else nullcontext():
             for chunk in self.chunks(len(rows)):
-                drawn = rollout(self.prior, self.texts(rows[chunk]), seeds[chunk], noise_scale=noise_scale)
-                parts.append(drawn.to("cpu"))
+                parts.append(self._drawn(rows[chunk], seeds[chunk], noise_scale).to("cpu"))
         batch = self.rewarded(self.joined(parts), rows, images=images)
+        if not batch.trajectory.has_density:
+            return batch
         known, norm = batch.trajectory.log_prob, batch.trajectory.output_norm
         return replace(batch, log_p=known, norm_p=norm) if of_prior else replace(batch, log_q=known, norm_q=norm)
 
@@ -147,7 +154,13 @@ class Sampler:
     def samples_of_prior(self, rows: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *dims"]:
         """x_0 of the prior, one per row and seed of one micro-batch."""
         with self.stopwatch("rollout"), self.prior.as_prior():
-            return rollout(self.prior, self.texts(rows), seeds).x_0.cpu()
+            return self._drawn(rows, seeds).x_0.cpu()
+
+    def _drawn(
+        self, rows: Sequence[int], seeds: Sequence[int], noise_scale: Callable[[float], float] | None = None
+    ) -> Trajectory:
+        texts = self.texts(rows)
+        return rollout(self.prior, texts, seeds, noise_scale=noise_scale, needs_noise=self.needs_noise)
 
     def joined(self, parts: Sequence[Trajectory]) -> Trajectory:
         """Micro-batches, on the host, as one batch; page-locked for CUDA, which then fetches them without a wait of the host."""
@@ -155,7 +168,12 @@ class Sampler:
         return replace(whole, x=whole.x.pin_memory()) if self.prior.device.type == "cuda" else whole
 
     def completed(self, batch: Batch) -> Batch:
-        """The same trajectories with both log-densities, and the norms that the network calls for these gave besides."""
+        """The same trajectories with both log-densities, and the norms that the network calls for these gave besides.
+
+        Those that have no density are as they were.
+        """
+        if not batch.trajectory.has_density:
+            return batch
         with self.stopwatch("score"):
             if batch.log_q is None:
                 log_q, norm_q = self._scored(score_with_norms, batch)

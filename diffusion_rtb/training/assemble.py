@@ -18,21 +18,20 @@ from diffusion_rtb.behaviours._stored_size import check_room
 from diffusion_rtb.beta import make_beta
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.load import RunConfig
-from diffusion_rtb.interfaces import Prior
+from diffusion_rtb.interfaces import AimsStates, Prior
 from diffusion_rtb.out_of_memory import doing, remedied
 from diffusion_rtb.run.checks import Components, describe_components, paths_explained
 from diffusion_rtb.run.folder import hold_run, name_free_again, open_run, run_folder
 from diffusion_rtb.run.posterior import TrainedRun, attach_posterior, open_start
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.prompts import check_reward_prompts
+from diffusion_rtb.training.chain_checks import check_chain, check_sampler
 from diffusion_rtb.training.compatibility import (
-    check_chain,
     check_gradient,
     check_owner,
     check_processes,
     check_ranked,
     check_reward_memory,
-    check_sampler,
     check_settings,
 )
 from diffusion_rtb.training.observers import Sheets
@@ -79,7 +78,7 @@ def check_run(config: RunConfig, folder: Path) -> tuple[Components, Mixture]:
     """Describe what the config names and refuse what does not fit together; nothing is loaded and nothing is written.
 
     Raises:
-        ValueError: see `describe_components`, `check_trackers` and `compatibility.py`.
+        ValueError: see `describe_components`, `check_trackers`, `compatibility.py` and `chain_checks.py`.
     """
     check_trackers(config.train.tracker)
     check_optimizer(config.train)
@@ -90,7 +89,7 @@ def check_run(config: RunConfig, folder: Path) -> tuple[Components, Mixture]:
     check_settings(config, components.objective.construct(), mixture)
     check_gradient(config, components)
     check_ranked(config, components, mixture)
-    check_sampler(components, mixture)
+    check_sampler(config, components, mixture)
     open_start(config, folder)
     return components, mixture
 
@@ -152,9 +151,10 @@ def load_sampler(config: RunConfig, folder: Path, components: Components, object
     check_reward_memory(reward, objective, mixture)
     with doing("loading the prior"):
         prior: Prior = components.prior.build()
-    check_chain(config, objective, prior)
+    check_chain(config, objective, prior, mixture)
     check_room(config, prior, objective, mixture, folder)
-    return Sampler(prior, reward, table.texts, config.train.micro_batch, table.metadata)
+    needs_noise = not isinstance(objective, AimsStates)
+    return Sampler(prior, reward, table.texts, config.train.micro_batch, table.metadata, needs_noise=needs_noise)
 
 
 def prepare(

@@ -1,32 +1,27 @@
-"""Does an objective fit the behaviour, the chain and the processes of a run? What does not is refused before anything is drawn.
+"""Does an objective fit the behaviours and the processes of a run? What does not is refused before anything is drawn.
 
-Each check raises a ValueError that says what does not fit, and what to use instead.
+Each check raises a ValueError that says what does not fit, and what to use instead. What a chain has to be: `chain_checks.py`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from diffusion_rtb.abilities import ChecksIterations, ChecksSteps, KnowsSampler, ObjectiveTraits, why_no_gradient
-from diffusion_rtb.chain.forward_process import network_predicts
-from diffusion_rtb.chain.recordable import check_single_step
-from diffusion_rtb.chain.rollout import steps_of
+from diffusion_rtb.abilities import ChecksIterations, ObjectiveTraits, why_no_gradient
 from diffusion_rtb.config.sections import BetaConfig, RunConfig
-from diffusion_rtb.interfaces import Objective, Prior, Reward
+from diffusion_rtb.interfaces import Objective, Reward
 from diffusion_rtb.needs import instead
 from diffusion_rtb.run.members import check_objective_members
 from diffusion_rtb.scoring.memory import moving_rewards
+from diffusion_rtb.training.chain_checks import check_configured_steps
 
 if TYPE_CHECKING:
-    from diffusion_rtb.behaviours import Source
     from diffusion_rtb.behaviours._mixture import Mixture
     from diffusion_rtb.run.checks import Components
 
 __all__ = [
     "check_behaviours",
     "check_beta",
-    "check_chain",
-    "check_configured_steps",
     "check_drawn_together",
     "check_gradient",
     "check_group",
@@ -36,11 +31,8 @@ __all__ = [
     "check_processes",
     "check_ranked",
     "check_reward_memory",
-    "check_sampler",
     "check_samples",
     "check_settings",
-    "check_step_weights",
-    "check_steps",
     "check_updates",
 ]
 
@@ -61,27 +53,19 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
         objective.check_iterations(config.train.iterations)
 
 
-def check_chain(config: RunConfig, objective: Objective, prior: Prior) -> None:
-    """The checks of a loaded prior's scheduler and steps."""
-    _check_scheduler(prior.pipe.scheduler, objective)
-    arguments = prior.arguments(config.prompts.texts()[:1])
-    check_steps(objective, arguments)
-    check_step_weights(config, arguments)
-
-
 def check_behaviours(objective: Objective, mixture: Mixture) -> None:
     """Refuse other trajectories than the posterior's own for an on-policy objective, and such as nobody knows the density of for
     one that weighs them by importance.
     """
     name = type(objective).__name__
-    others = [type(source).__name__ for source in _drawing(mixture) if source.off_policy]
+    others = [type(source).__name__ for source in mixture.drawing if source.off_policy]
     if ObjectiveTraits.of(objective).on_policy_only and others:
         raise ValueError(
             f"objective {name} is on-policy: its gradient is an average over the posterior's own trajectories, and wrong on "
             f"those of behaviours {', '.join(others)}. Take them out, and on_policy without exploration; or use an "
             f"importance-weighted objective. {instead('own', 'objective')}"
         )
-    unknown = [source.density_unknown for source in _drawing(mixture) if source.density_unknown]
+    unknown = [source.density_unknown for source in mixture.drawing if source.density_unknown]
     if ObjectiveTraits.of(objective).importance_weighted and unknown:
         raise ValueError(
             f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows {unknown[0]}. "
@@ -112,28 +96,10 @@ def check_gradient(config: RunConfig, components: Components) -> None:
             )
 
 
-def check_sampler(components: Components, mixture: Mixture) -> None:
-    """Refuse, where a prior knows its scheduler before its weights load, one without what training or a behaviour needs of it."""
-    prior = components.prior.ahead()
-    sampler = prior.known_sampler if isinstance(prior, KnowsSampler) else None
-    if sampler is None:
-        return
-    _check_scheduler(sampler, components.objective.construct())
-    if any(source.judges_estimates for source in _drawing(mixture)):
-        network_predicts(sampler, "behaviour")
-
-
-def _check_scheduler(sampler: Any, objective: Objective) -> None:
-    check_single_step(sampler)
-    traits = ObjectiveTraits.of(objective)
-    if traits.noises or traits.learns_samples or traits.estimates_every:
-        network_predicts(sampler, "objective")
-
-
 def check_ranked(config: RunConfig, components: Components, mixture: Mixture) -> None:
     """Refuse pairs from a folder for objectives that read more than their order, and priors that take no pictures; lacking ones."""
     traits = ObjectiveTraits.of(components.objective.construct())
-    drawing = _drawing(mixture)
+    drawing = mixture.drawing
     for source in drawing:
         source.check_prompts(config.prompts.texts())
     ranked = [type(source).__name__ for source in drawing if source.ranked]
@@ -156,16 +122,12 @@ def check_ranked(config: RunConfig, components: Components, mixture: Mixture) ->
 
 def check_samples(objective: Objective, mixture: Mixture) -> None:
     """Refuse an objective whose targets are samples of the posterior where no behaviour has such, noised."""
-    if ObjectiveTraits.of(objective).learns_samples and not any(source.tilted for source in _drawing(mixture)):
+    if ObjectiveTraits.of(objective).learns_samples and not any(source.tilted for source in mixture.drawing):
         raise ValueError(
             f"objective {type(objective).__name__} takes samples of the posterior as targets (from_samples), and no behaviour "
             "draws them noised: add {component: prior_buffer, share: 0.5, resample: true, noised: true} to behaviours, or set "
             f"from_samples 0. {instead('samples', 'objective')}"
         )
-
-
-def _drawing(mixture: Mixture) -> list[Source]:
-    return [source for source, count in mixture.values() if count > 0]
 
 
 def check_measured(beta: BetaConfig, objective: Objective, mixture: Mixture) -> None:
@@ -182,11 +144,11 @@ def check_measured(beta: BetaConfig, objective: Objective, mixture: Mixture) -> 
 def check_reward_memory(reward: Reward, objective: Objective, mixture: Mixture) -> None:
     """Refuse rewards that go on changing beside what is kept with the rewards of one day: trajectories, or a V learned once."""
     moving = moving_rewards(reward)
-    kept = [type(source).__name__ for source in _drawing(mixture) if source.kept(1, 1) is not None]
+    kept = [type(source).__name__ for source in mixture.drawing if source.kept(1, 1) is not None]
     keeping = [f"behaviour {name} keeps trajectories" for name in kept]
     if ObjectiveTraits.of(objective).value_stays:
         keeping.append(f"objective {type(objective).__name__} with these settings keeps its V")
-    judging = [f"behaviour {type(source).__name__}" for source in _drawing(mixture) if source.judges_estimates]
+    judging = [f"behaviour {type(source).__name__}" for source in mixture.drawing if source.judges_estimates]
     if ObjectiveTraits.of(objective).estimates_every:
         judging.append(f"objective {type(objective).__name__} with these settings")
     if moving and judging:
@@ -237,7 +199,7 @@ def check_group(objective: Objective, group: int) -> None:
 
 def check_drawn_together(config: RunConfig, mixture: Mixture) -> None:
     """Refuse behaviours that draw more trajectories of a prompt together than a micro-batch holds."""
-    for source in _drawing(mixture):
+    for source in mixture.drawing:
         if source.drawn_together > config.train.micro_batch:
             raise ValueError(
                 f"behaviour {type(source).__name__} draws {source.drawn_together} particles in one call, and train.micro_batch is "
@@ -259,34 +221,6 @@ def check_pairs(config: RunConfig, objective: Objective, mixture: Mixture) -> No
             )
 
 
-def check_steps(objective: Objective, arguments: dict[str, Any]) -> None:
-    """Let an objective with a `check_steps` (Trust-PCL's length divides them) see the steps, where a pipeline's call says them."""
-    steps = steps_of(arguments)
-    if isinstance(objective, ChecksSteps) and steps is not None:
-        objective.check_steps(steps)
-
-
-def check_step_weights(config: RunConfig, arguments: dict[str, Any]) -> None:
-    """Refuse train.step_weights that are not one per step, where a pipeline's call says how many there are."""
-    weights, steps = config.train.step_weights, steps_of(arguments)
-    if weights is not None and steps is not None and len(weights) != steps:
-        raise ValueError(
-            f"train.step_weights has {len(weights)} entries, the prior takes {steps} steps: give one for each, or null."
-        )
-
-
-def check_configured_steps(config: RunConfig, objective: Objective) -> None:
-    """`check_steps` and `check_step_weights` with the steps that the config states for its prior, before that is loaded."""
-    stated = (config.prior.model_extra or {}).get
-    timesteps, steps = stated("timesteps"), stated("steps")
-    arguments = {
-        "timesteps": timesteps if isinstance(timesteps, list) else None,
-        "num_inference_steps": steps if isinstance(steps, int) else None,
-    }
-    check_steps(objective, arguments)
-    check_step_weights(config, arguments)
-
-
 def check_processes(config: RunConfig, mixture: Mixture, processes: int) -> None:
     """Refuse several processes that cannot share the prompts evenly, or with a memory that only one of them would know."""
     if processes < 2:
@@ -299,7 +233,7 @@ def check_processes(config: RunConfig, mixture: Mixture, processes: int) -> None
             f"train.prompts_per_iteration {count} cannot be shared evenly by {processes} processes, which would give some prompts "
             f"more weight than others: {remedy}."
         )
-    for source in _drawing(mixture):
+    for source in mixture.drawing:
         if source.remembers:
             raise ValueError(
                 f"behaviour {type(source).__name__} keeps past trajectories in the process that drew them, and checkpoints keep "

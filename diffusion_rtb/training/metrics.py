@@ -15,7 +15,16 @@ from diffusion_rtb.interfaces import Loss
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.processes import Processes
 
-__all__ = ["Measured", "batch_metrics", "check_parity", "parity", "posterior_metrics", "realised"]
+__all__ = [
+    "Measured",
+    "batch_metrics",
+    "check_parity",
+    "parity",
+    "posterior_metrics",
+    "realised",
+    "reward_metrics",
+    "update_metrics",
+]
 
 
 def realised(own: Measured) -> Float[Tensor, "3"]:
@@ -63,15 +72,47 @@ def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
     profile, log_w = own.log_ratio.mean(0), beta * own.reward - own.log_ratio.sum(1)
     slope, r2 = achieved_strength(own.log_ratio.sum(1), own.reward, beta, own.prompt)
     strength = {"achieved_strength": slope, "strength_r2": r2}
+    return (
+        reward_metrics(own.reward, own.prompt)
+        | {
+            "elbo": elbo(log_w, own.prompt),
+            "kl": kl(own.log_ratio, torch.zeros_like(own.log_ratio), own.prompt),
+            "ess": ess(log_w, own.prompt),
+            "kl_peak_step": float(profile.abs().argmax()),
+            "kl_peak_share": float(profile.abs().max() / profile.abs().sum().clamp(min=1e-12)),
+        }
+        | {name: value for name, value in strength.items() if math.isfinite(value)}
+    )
+
+
+def reward_metrics(reward: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"]) -> dict[str, float]:
+    """What samples say whose chains have no density."""
     return {
-        "reward": within_prompts(lambda r: float(r.mean()), own.reward, own.prompt),
-        "reward_std": float(own.reward.std(correction=0)),
-        "elbo": elbo(log_w, own.prompt),
-        "kl": kl(own.log_ratio, torch.zeros_like(own.log_ratio), own.prompt),
-        "ess": ess(log_w, own.prompt),
-        "kl_peak_step": float(profile.abs().argmax()),
-        "kl_peak_share": float(profile.abs().max() / profile.abs().sum().clamp(min=1e-12)),
-    } | {name: value for name, value in strength.items() if math.isfinite(value)}
+        "reward": within_prompts(lambda r: float(r.mean()), reward, prompt),
+        "reward_std": float(reward.std(correction=0)),
+    }
+
+
+def update_metrics(
+    parts: Mapping[str, Batch],
+    loss: Loss | None,
+    value: float,
+    replayed: list[Float[Tensor, "_ steps"]],
+    processes: Processes,
+) -> dict[str, float]:
+    """`batch_metrics`, or, where nobody scored a trajectory, what there is without: the value of the loss."""
+    if loss is not None:
+        return batch_metrics(parts, loss, replayed, processes)
+    single = torch.tensor([[value]])
+    others = _others(parts)
+    single, *means = (x.cpu() for x in processes.gather(single, *others.values()))
+    shares = {f"{name}_share_reward": float(values.mean()) for name, values in zip(others, means, strict=True)}
+    return {"loss": float(single.mean()), "processes": float(processes.count)} | shares
+
+
+def _others(parts: Mapping[str, Batch]) -> dict[str, Float[Tensor, " batch"]]:
+    """Rewards of the behaviours besides the posterior."""
+    return {name: part.reward.double() for name, part in parts.items() if name != "posterior"}
 
 
 def batch_metrics(
@@ -85,7 +126,7 @@ def batch_metrics(
     assert first.log_q is not None
     device = loss.residual.device
     single = torch.tensor([[parity(first.log_q, replayed[0]), float(loss.loss.detach())]], device=device)
-    others = {name: part.reward.double() for name, part in parts.items() if name != "posterior"}
+    others = _others(parts)
     estimates = {name: part.log_z.double() for name, part in parts.items() if part.log_z is not None}
     gathered = processes.gather(single, loss.residual, loss.log_z, *others.values(), *estimates.values())
     single, residual, log_z, *means = (x.cpu() for x in gathered)

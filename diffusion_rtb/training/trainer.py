@@ -27,7 +27,7 @@ from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import observing, reward_tensors
 from diffusion_rtb.training.copies import Copy, averaged
-from diffusion_rtb.training.metrics import Measured, batch_metrics, posterior_metrics, realised
+from diffusion_rtb.training.metrics import Measured, posterior_metrics, realised, reward_metrics, update_metrics
 from diffusion_rtb.training.observers import Checkpoints, Observer
 from diffusion_rtb.training.processes import Processes
 from diffusion_rtb.training.rounding_floor import first_floor
@@ -210,8 +210,7 @@ class Trainer:
             norm = descend(self.optimizer, self.config.train, self.iteration, self.processes)
             if update == 0:
                 metrics = {"beta": beta, "gradient_norm": norm}
-                if done.loss is not None:
-                    metrics |= batch_metrics(done.shown, done.loss, done.replayed, self.processes)
+                metrics |= update_metrics(done.shown, done.loss, done.value, done.replayed, self.processes)
                 metrics |= self._measure(own if self._aside else parts["posterior"], beta)
         self.sources.settle(parts)
         self.updates.settle(self.iteration)
@@ -236,13 +235,15 @@ class Trainer:
 
     def _floor(self, own: Batch) -> dict[str, float]:
         # It is measured while the posterior is the prior; one that starts from another run has that run's.
-        begins = self.iteration == 0 and self.config.start is None
+        begins = self.iteration == 0 and self.config.start is None and own.trajectory.has_density
         return {} if not begins else first_floor(self.sampler, own, self.config, self.processes)
 
     def _measure(self, own: Batch | None, beta: float) -> dict[str, float]:
         """What the posterior's own trajectories say of it, and where beta goes from there."""
         if own is None:
             return {}
+        if not own.trajectory.has_density:
+            return reward_metrics(*(x.cpu() for x in self.processes.gather(own.reward.double(), own.prompt)))
         measured = Measured.of(own).gathered(self.processes)
         pace = learning_rate_factor(self.config.train, self.iteration)
         return posterior_metrics(measured, beta) | self.target.settle(realised(measured), pace)

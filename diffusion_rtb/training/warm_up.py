@@ -92,13 +92,12 @@ def warm_up(
 
 
 def prior_terms(sampler: Sampler, batches: Iterable[Batch], clean: bool) -> Terms:
-    """What an objective sees of trajectories of the prior, given with log_p; if `clean`, x is (batch, 1, *dims): x_0."""
+    """What an objective sees of trajectories that the prior drew; if `clean`, x is (batch, 1, *dims): x_0."""
     x, log_p, reward, prompt = [], [], [], []
     for batch in batches:
-        assert batch.log_p is not None
         trajectory = batch.trajectory
         x.append(trajectory.x[:, -1:].clone() if clean else trajectory.x)  # a view would hold on to all the states
-        log_p.append(batch.log_p)
+        log_p.append(trajectory.log_prob)
         reward.append(batch.reward)
         prompt.append(batch.prompt)
     device = sampler.prior.device

@@ -37,7 +37,8 @@ class VectorDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     so that the mean of a transition moves by std_t · u: u is in standard deviations of its step, log_q - log_p is
     u·z - |u|²/2 + ..., and one learning rate fits all steps. u starts at 0; without it, or inside the prior's `as_prior`,
-    the network is the prior. A step without noise has gain 0, so it stays the same map for both.
+    the network is the prior. A step without noise has gain 0, so it stays the same map for both; where all steps are without, by
+    eta 0, gains are those of eta 1.
 
     A subclass has `noise`, sets `correction`, and names the arguments of its constructor in its config. The chain
     sees standardised vectors, x = (data - shift) / scale, which have mean 0 and mean variance 1.

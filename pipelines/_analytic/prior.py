@@ -39,7 +39,7 @@ class VectorPrior(TwoPhase):
         device: Where to run; None is the CPU, which is the fastest for networks this small.
 
     Raises:
-        ValueError: a setting is unknown, out of range, or makes the chain deterministic.
+        ValueError: a setting is unknown or out of range.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class VectorPrior(TwoPhase):
     ) -> None:
         check_eta(eta)
         self._sampler = build_vector_scheduler(scheduler, schedule, steps)
-        check_sampler(self._sampler, steps, eta)
+        self.why_no_noise: str | None = check_sampler(self._sampler, steps, eta)
+        """See `KnowsNoise`."""
         check_dtype(dtype, DTYPES)
         check_device(device)
         self.family, self.density, self.schedule = family, dict(density), schedule
@@ -76,7 +77,8 @@ class VectorPrior(TwoPhase):
         with default_dtype(torch.float64):
             denoiser = self._make()
         gain = torch.zeros(self.steps + 1, dtype=torch.float64)
-        gain[self.coefficients.timesteps] = self.coefficients.std / self.coefficients.by_noise
+        by = self.coefficients if self.eta else step_coefficients(self._sampler, self.steps, 1.0)
+        gain[by.timesteps] = by.std / by.by_noise
         denoiser.follow(self._sampler.alphas_cumprod, gain)
         # diffusers' own `to` warns of casts, even where every number is meant to be cast.
         torch.nn.Module.to(denoiser, self._device, DTYPES[self.dtype]).requires_grad_(False).eval()

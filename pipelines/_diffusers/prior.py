@@ -47,7 +47,7 @@ class DiffusersPrior(Family):
         path: A diffusers folder, a hub id, the name of a bundled prior, or "random:NAME", see `random_weights`.
         steps: Denoising steps T; 50 by default.
         timesteps: Instead of `steps` the timesteps themselves, falling.
-        eta: Noise level in (0, 1] of schedulers that have one.
+        eta: Noise level in [0, 1] of schedulers that have one; 0, no noise, for objectives that learn from noised samples.
         scheduler: Class name in diffusers; the family's `sampler` by default. It keeps the pipeline's own noise schedule.
         scheduler_arguments: Constructor arguments of the scheduler that differ from the pipeline's.
         dtype: Of the frozen networks, a name of `DTYPES`. Adapters are always float32.
@@ -64,7 +64,7 @@ class DiffusersPrior(Family):
         revision: Branch, tag or commit of a hub id.
 
     Raises:
-        ValueError: a setting is out of range, the sampler is deterministic, or the folder is incomplete, damaged or of
+        ValueError: a setting is out of range, the sampler cannot be recorded, or the folder is incomplete, damaged or of
             another kind.
     """
 
@@ -108,6 +108,7 @@ class DiffusersPrior(Family):
         self._digest = ""
         self._dims: tuple[int, ...] | None = None
         self._posterior: Posterior | None = None
+        self.why_no_noise: str | None = None  # see `KnowsNoise`
         # A hub id is not fetched before the run starts.
         self._sampler: Any = self._built_sampler() if self._model.here else None
 
@@ -118,7 +119,7 @@ class DiffusersPrior(Family):
         sampler = build_scheduler(config, name, arguments, always=self.sampler_settings, predicts=self.predicts)
         self.check_scheduler(sampler)
         check_timesteps(self.pipeline, self.timesteps)
-        check_sampler(sampler, self.steps, self.eta, self.timesteps)
+        self.why_no_noise = check_sampler(sampler, self.steps, self.eta, self.timesteps)
         return sampler
 
     def load_weights(self) -> None:

@@ -1,4 +1,4 @@
-"""Choose a diffusers scheduler by name and make sure, before weights are loaded, that sampling with it is stochastic."""
+"""Choose a diffusers scheduler by name and find out, before weights are loaded, whether it can be recorded and draws noise."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from diffusion_rtb.chain.recordable import DeterministicStepError, check_single_step, samples_flows
+from diffusion_rtb.chain.recordable import DeterministicStepError, samples_flows
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
+from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.component_errors import nearest
 
 __all__ = ["build_scheduler", "check_eta", "check_sampler", "own_settings", "scheduler_class", "takes_eta"]
@@ -151,25 +152,27 @@ def own_settings(scheduler: Any) -> dict[str, Any]:
 
 
 def check_eta(eta: float) -> None:
-    """Refuse noise levels without a density.
+    """Refuse noise levels that DDIM does not have.
 
     Raises:
-        ValueError: eta is not in (0, 1].
+        ValueError: eta is not in [0, 1].
     """
-    if eta == 0:
+    if not 0 <= eta <= 1:
         raise ValueError(
-            "eta=0 makes DDIM deterministic: its transitions have no density, so neither log_q nor log_p exists. Set eta=1.0."
+            f"eta={eta} is outside [0, 1]: set eta=1.0, the noise of the DDPM posterior, or 0, no noise, for objectives that learn "
+            "from noised samples."
         )
-    if not 0 < eta <= 1:
-        raise ValueError(f"eta={eta} is outside (0, 1]: set eta=1.0, the noise of the DDPM posterior.")
 
 
-def check_sampler(scheduler: Any, steps: int, eta: float, timesteps: Sequence[int] | None = None) -> None:
+def check_sampler(scheduler: Any, steps: int, eta: float, timesteps: Sequence[int] | None = None) -> str:
     """Record a chain of the scheduler in miniature, so that what the recorder would refuse is refused before weights load.
 
+    Returns:
+        Why its transitions have no density, and how they get one; empty: they have one.
+
     Raises:
-        ValueError: its transitions have no density, or not one that can be trained step by step; `eta` is set and it has none;
-            the steps leave its schedule; it takes no `timesteps`, or they are not falling and inside its schedule.
+        ValueError: it cannot be recorded; `eta` is set and it has none; the steps leave its schedule; it takes no `timesteps`, or
+            they are not falling and inside its schedule.
     """
     name, remedy = type(scheduler).__name__, FLOW_REMEDY if samples_flows(scheduler) else REMEDY
     if timesteps is not None:
@@ -191,19 +194,17 @@ def check_sampler(scheduler: Any, steps: int, eta: float, timesteps: Sequence[in
     trial = copy.deepcopy(scheduler)
     _set(trial, steps, timesteps)
     try:
-        _record(trial, eta)
-    except DeterministicStepError as error:
-        if error.begun:
-            raise
-        raise ValueError(
-            f"{name} draws no noise as it is configured, so its transitions have no density. {remedy}"
-        ) from error
+        noisy = _draws_noise(trial, eta, remedy)
     except Exception as error:
         if isinstance(error, ValueError):
             raise  # the recorder's own: it has the reason and the remedy
         raise ValueError(f"{name} cannot make the steps of this pipeline ({_named(error)}). {remedy}") from error
-    check_single_step(scheduler)
-    _warn_of_memory(scheduler, eta)
+    if noisy:
+        _warn_of_memory(scheduler, eta)
+        return ""
+    if takes_eta(scheduler) and eta == 0:
+        return "eta=0 makes DDIM deterministic: its transitions have no density, so neither log_q nor log_p exists. Set eta=1.0."
+    return f"{name} draws no noise as it is configured, so its transitions have no density. {remedy}"
 
 
 def _check_window(scheduler: Any, steps: int) -> None:
@@ -282,16 +283,31 @@ def _shifting(scheduler: Any) -> dict[str, float]:
     return {"mu": float(scheduler.config.get("max_shift") or 1.15)} if dynamic else {}
 
 
-def _record(scheduler: Any, eta: float) -> None:
-    """All steps of a chain of four numbers under a recorder."""
+def _draws_noise(scheduler: Any, eta: float, remedy: str) -> bool:
+    """Record all steps of a chain; whether they have noise, all but those that may be without; ValueError: some others have."""
+    try:
+        _record(copy.deepcopy(scheduler), eta, needs_noise=True)
+    except DeterministicStepError as error:
+        if error.begun:
+            raise
+        if _record(scheduler, eta, needs_noise=False).has_density:
+            name = type(scheduler).__name__
+            raise ValueError(f"{name} draws noise in some of its steps only, the first has none. {remedy}") from error
+        return False
+    return True
+
+
+def _record(scheduler: Any, eta: float, *, needs_noise: bool) -> Trajectory:
+    """A chain of four numbers under a recorder."""
     generator = torch.Generator().manual_seed(0)
     call = {"eta": eta} if takes_eta(scheduler) else {}
     x = torch.randn(1, 1, 2, 2, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
     scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)  # flows have neither
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), TrajectoryRecorder(scheduler) as recorder:
+    recorder = TrajectoryRecorder(scheduler, needs_noise=needs_noise)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
         for t in scheduler.timesteps:
             x = scheduler.step(0.1 * scaled(x, t), t, x, **call, return_dict=False)[0]
-    assert recorder.trajectory.stochastic.any()
+    return recorder.trajectory
 
 
 def _named(error: Exception) -> str:

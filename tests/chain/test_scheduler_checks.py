@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffusion_rtb.chain.forward_process import noised_chain, signal_and_noise
+from diffusion_rtb.chain.recordable import check_single_step
 from pipelines._diffusers.scheduler import REMEDY, build_scheduler, check_sampler
 from tests.oracles.loops import LATENT, Loop, sampler
 from tests.oracles.tiny import tiny_ddim
@@ -27,9 +28,16 @@ FIT = {
 }
 
 
+def refuse_without_density(scheduler: Any, steps: int) -> None:
+    """What objectives that read log-densities need of a scheduler."""
+    if why := check_sampler(scheduler, steps, 1.0):
+        raise ValueError(why)
+    check_single_step(scheduler)
+
+
 def check(name: str, arguments: dict[str, Any] | None = None, steps: int = 20) -> None:
     scheduler = build_scheduler(CONFIG, name, arguments or {})
-    check_sampler(scheduler, steps, 1.0)
+    refuse_without_density(scheduler, steps)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +51,7 @@ def test_every_scheduler_of_diffusers_fits_or_is_refused_with_a_reason(name: str
 
 def flow_check(name: str, arguments: dict[str, Any] | None = None, steps: int = 20, **config: Any) -> Any:
     scheduler = build_scheduler(FLOW | config, name, arguments or {}, predicts="flow_prediction")
-    check_sampler(scheduler, steps, 1.0)
+    refuse_without_density(scheduler, steps)
     return scheduler
 
 

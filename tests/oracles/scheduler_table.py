@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from diffusion_rtb import schedulers
-from diffusion_rtb.chain.recordable import DeterministicStepError, samples_flows
+from diffusion_rtb.chain.recordable import DeterministicStepError, check_single_step, samples_flows
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.rollout import replay
 from pipelines._diffusers.scheduler import build_scheduler, check_sampler
@@ -126,7 +126,9 @@ def in_config(name: str, arguments: dict[str, Any]) -> str:
     own = {k: v for k, v in arguments.items() if k not in LATENT}
     try:
         scheduler = build_scheduler({"shift": 3.0} if flow else LATENT, name, own, predicts=predicts)
-        check_sampler(scheduler, 20, 1.0)
+        if why := check_sampler(scheduler, 20, 1.0):
+            raise ValueError(why)
+        check_single_step(scheduler)
     except ValueError as error:
         return "refused: another distribution than the model's" if "another distribution" in str(error) else "own loop"
     return "yes"

@@ -473,7 +473,7 @@ def test_importing_the_prior_imports_no_diffusers() -> None:
         ({"scheduler": "DDIMSheduler"}, "Did you mean 'DDIMScheduler'"),
         ({"scheduler": "EulerDiscreteScheduler"}, "Choose one of DDIMScheduler, DDPMScheduler"),
         ({"scheduler": "DDPMScheduler", "eta": 0.5}, "has no eta"),
-        ({"eta": 0.0}, "deterministic"),
+        ({"eta": -0.1}, r"outside \[0, 1\]"),
         ({"steps": 1}, "at least 2 steps"),
         ({"dtype": "float16"}, "Input should be 'float32' or 'float64'"),
         ({"device": "gpu"}, "not a torch device"),

@@ -431,7 +431,7 @@ def test_a_saved_posterior_is_the_same_after_loading(tmp_path: Path) -> None:
         ({"means": [[0.0, math.inf], [0.0, 1.0]]}, "every number must be finite"),
         ({"width": 0}, "at least 1"),
         ({"scheduler": "DDIM"}, "Choose one of"),
-        ({"eta": 0.0}, "deterministic"),
+        ({"eta": -0.1}, r"outside \[0, 1\]"),
         ({"schedule": {"center": 1.0}}, "Did you mean 'centre'"),
     ],
 )

@@ -22,7 +22,7 @@ from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import ConfigError, RunConfig, load_config
 from diffusion_rtb.sampling.images import draw_images
 from diffusion_rtb.sampling.sampler import DecodingError, decoded
-from diffusion_rtb.training.compatibility import check_configured_steps
+from diffusion_rtb.training.chain_checks import check_configured_steps
 from pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.pixel import PixelPrior
 from tests.oracles.tiny import WIDTH, save_tiny, tiny_unet

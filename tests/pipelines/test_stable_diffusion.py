@@ -330,7 +330,6 @@ def test_fingerprint_survives_json_and_names_what_differs(folder: str, tmp_path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"eta": 0.0}, r"eta=0 .*Set eta=1\.0"),
         ({"eta": 1.5}, r"eta=1\.5 is outside"),
         ({"steps": 0}, "steps=0"),
         ({"steps": 3, "timesteps": [9, 5]}, r"steps=3, but there are 2 timesteps"),
@@ -355,18 +354,13 @@ def test_bad_settings_are_refused_before_any_file_is_read(settings: dict[str, An
 
 
 def test_the_constructor_checks_too() -> None:
-    with pytest.raises(ValueError, match="eta=0"):
-        StableDiffusion("no-such-folder", eta=0.0)
+    with pytest.raises(ValueError, match=r"eta=1\.5"):
+        StableDiffusion("no-such-folder", eta=1.5)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"scheduler": "EulerDiscreteScheduler"},
-            r"EulerDiscreteScheduler draws no noise.*DDIMScheduler \(with eta 1\.0\)",
-        ),
-        ({"scheduler": "DPMSolverMultistepScheduler"}, "sde-dpmsolver"),
         ({"scheduler_arguments": {"timesteps_spacing": "trailing"}}, "Did you mean 'timestep_spacing'"),
         ({"scheduler": "DDPMScheduler", "eta": 0.5}, "DDPMScheduler has no eta"),
         ({"steps": 2000}, "0 to 999"),
@@ -384,6 +378,24 @@ def test_bad_samplers_are_refused_before_weights_are_loaded(
     monkeypatch.setattr("diffusers.StableDiffusionPipeline.from_pretrained", loads)
     with pytest.raises(ValueError, match=message):
         load(folder, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (
+            {"scheduler": "EulerDiscreteScheduler"},
+            r"EulerDiscreteScheduler draws no noise.*DDIMScheduler \(with eta 1\.0\)",
+        ),
+        ({"scheduler": "DPMSolverMultistepScheduler"}, "sde-dpmsolver"),
+        ({"eta": 0.0}, r"eta=0 .*Set eta=1\.0"),
+        ({}, "^$"),
+    ],
+)
+def test_a_sampler_says_why_it_has_no_density(folder: str, settings: dict[str, Any], why: str) -> None:
+    said = load(folder, **settings).why_no_noise
+    assert said is not None
+    assert re.search(why, said)
 
 
 def test_eta_below_one_warns(folder: str) -> None:

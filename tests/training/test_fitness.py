@@ -22,13 +22,13 @@ from diffusion_rtb.run.checks import describe_components
 from diffusion_rtb.run.folder import open_run
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.training.assemble import assemble
+from diffusion_rtb.training.chain_checks import check_steps
 from diffusion_rtb.training.compatibility import (
     check_behaviours,
     check_beta,
     check_owner,
     check_processes,
     check_reward_memory,
-    check_steps,
     check_updates,
 )
 from pipelines.gaussian import Gaussian

@@ -68,13 +68,12 @@ def draw_posterior(
 
 
 def look(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) -> dict[str, float]:
-    """What a curve shows: TV and off where the target has modes, the ELBO and the KL, nats, and the mean reward."""
-    log_q, log_p = drawn.densities
-    numbers = {
-        "elbo": elbo(drawn.log_weights(beta)),
-        "kl": kl(log_q, log_p),
-        "reward": float(drawn.reward.double().mean()),
-    }
+    """What a curve shows: TV and off where the target has modes, the ELBO and the KL, nats, where there are log-densities, and
+    the mean reward.
+    """
+    numbers = {"reward": float(drawn.reward.double().mean())}
+    if drawn.log_q is not None:
+        numbers |= {"elbo": elbo(drawn.log_weights(beta)), "kl": kl(*drawn.densities)}
     if target.modes is not None:
         shares = mode_shares(x, target.modes)
         numbers |= {"tv": mode_distance(shares, target.modes), "off": float(shares[-1])}
@@ -105,7 +104,12 @@ def measured(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) ->
 
 
 def of_trajectories(drawn: Drawn, beta: float, prompt: Int[Tensor, " batch"] | None = None) -> dict[str, Any]:
-    """What both log-densities of trajectories say, whatever the truth is; within prompts, or of all at once if `prompt` is None."""
+    """What both log-densities of trajectories say, whatever the truth is; within prompts, or of all at once if `prompt` is None.
+
+    Nothing, where a sampler without noise drew them.
+    """
+    if drawn.log_q is None:
+        return {}
     log_q, log_p = drawn.densities
     log_w, ratio = drawn.log_weights(beta), (log_q.double() - log_p.double()).sum(1)
     strength, r2 = achieved_strength(ratio, drawn.reward, beta, drawn.prompt)

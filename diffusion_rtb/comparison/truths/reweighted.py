@@ -156,9 +156,10 @@ def _diversity(drawn: Drawn, log_w: Tensor | None = None) -> dict[str, float]:
 
 
 def _densities(drawn: Drawn, beta: float) -> dict[str, float]:
-    log_q, log_p = drawn.densities
-    found = {"elbo": elbo(drawn.log_weights(beta), drawn.prompt), "kl": kl(log_q, log_p, drawn.prompt)}
-    return found | {"reward": _mean(drawn.reward.double(), drawn.prompt)}
+    found = {"reward": _mean(drawn.reward.double(), drawn.prompt)}
+    if drawn.log_q is None:
+        return found
+    return {"elbo": elbo(drawn.log_weights(beta), drawn.prompt), "kl": kl(*drawn.densities, drawn.prompt)} | found
 
 
 def _mean(values: Tensor, prompt: Tensor) -> float:

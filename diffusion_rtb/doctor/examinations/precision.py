@@ -18,6 +18,9 @@ PLACE = 60
 def examine(patient: Patient) -> Examined:
     """`parity` of a dry iteration, and the rounding floor on one micro-batch."""
     train, loaded = patient.config.train, patient.loaded
+    if not patient.samples.trajectory.has_density:
+        said = "steps of the sampler have no noise: there are no log-densities, so no replay has to meet a rollout"
+        return Examined([Finding("ok", said)])
     parity, floor, tilt = patient.dry.first["parity"], _floor(patient), asked_tilt(patient.config, patient.samples)
     precision = reduced_precision(loaded.prior)
     limit = train.parity_tolerance

@@ -34,17 +34,17 @@ FEW = 30
 
 
 class LogZMetric(Metric):
-    """log Z from posterior trajectories, and from prior samples with its jackknife bias and interval."""
+    """log Z from posterior trajectories that have log-densities, and from prior samples with its jackknife bias and interval."""
 
     name, unit = "log_z", "nats"
-    needs = ("prior", "log_densities", "beta")
+    needs = ("prior", "beta")
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, float]:
-        """Both estimates; NaN where one sample per prompt says nothing of the spread."""
-        log_w = posterior.log_weights(beta)
+        """Both estimates; NaN where one sample per prompt says nothing of the spread, or where there is no density."""
+        dense = posterior.log_q is not None
         found = log_z_with_error(prior.reward, beta, prior.prompt, config.confidence)
         return {
-            "from_posterior": log_z_importance(log_w, posterior.prompt),
+            "from_posterior": log_z_importance(posterior.log_weights(beta), posterior.prompt) if dense else math.nan,
             "from_prior": found.estimate,
             "from_prior_low": found.low,
             "from_prior_high": found.high,

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffusion_rtb.chain.forward_process import denoised
+from diffusion_rtb.chain.forward_process import Forward, denoised
 from diffusion_rtb.chain.normal import precise
 from diffusion_rtb.chain.rollout import visit_states
 from diffusion_rtb.chain.teacher_forcing import Visited
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.sampling.batch import Batch
-from diffusion_rtb.training.updates.states import Forward
 
 if TYPE_CHECKING:
     from diffusion_rtb.sampling.sampler import Sampler

@@ -4,13 +4,14 @@
 
 One network call of each network that the objective compares with and one of the posterior, with its gradient, per state; no
 trajectory is scored. States are what trajectories went through, or samples noised by the forward process: both are led through the
-pipeline like a recorded chain, so that conditioning and guidance need no code here.
+pipeline like a recorded chain, so that conditioning and guidance need no code here. A sampler whose steps have no noise, or combine
+several network answers, is only asked for its levels: mean and std are then those of `chain/reversal.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,14 +19,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.abilities import ObjectiveTraits
+from diffusion_rtb.chain.forward_process import Forward
 from diffusion_rtb.chain.normal import gaussian_kl, precise
+from diffusion_rtb.chain.reversal import Reversal
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.chain.teacher_forcing import Visited
 from diffusion_rtb.interfaces import AimsStates, Samples, WeighsSamples
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.noising import noised_anew
 from diffusion_rtb.training.schedules import dealt
-from diffusion_rtb.training.updates.states import Forward, Micro, Networks
+from diffusion_rtb.training.updates.states import Micro, Networks
 
 if TYPE_CHECKING:
     from diffusion_rtb.sampling.sampler import Sampler
@@ -70,11 +73,11 @@ class Regression:
         for parameter in parameters:
             parameter.grad = None
         with self.sampler.stopwatch("backward"):
-            parts = self._noised(parts, seed)
+            parts, reversal = self._in_steps(self._noised(parts, seed))
             cut = list(self._cut(parts))
             dense = cut[0][1].trajectory.stochastic.nonzero().flatten().tolist()
             steps = dealt(dense, count, len(cut), seed)
-            total = sum(self._push(micro) for micro in self._micro_batches(cut, steps, seed))
+            total = sum(self._push(micro) for micro in self._micro_batches(cut, steps, seed, reversal))
             # Afterwards: a half-precision network passes gradients of single states on without underflow.
             scale = len(dense) / sum(len(mine) * len(part) for mine, (_, part) in zip(steps, cut, strict=True))
             for parameter in parameters:
@@ -90,12 +93,25 @@ class Regression:
         shared = ObjectiveTraits.of(self.aims).pairs_states
         return {name: noised_anew(self.sampler, part, seeds[name], shared=shared) for name, part in parts.items()}
 
+    def _in_steps(self, parts: Mapping[str, Batch]) -> tuple[Mapping[str, Batch], Reversal | None]:
+        """The same with the deviations of the steps that are learned, and these steps where they are not the sampler's own."""
+        chain = next(iter(parts.values())).trajectory
+        reversal = Reversal.where_needed(self.sampler.prior.pipe.scheduler, chain)
+        if reversal is None:
+            return parts, None
+        chains = {name: replace(part.trajectory, std=reversal.std) for name, part in parts.items()}
+        return {name: replace(part, trajectory=chains[name]) for name, part in parts.items()}, reversal
+
     @property
     def _traits(self) -> ObjectiveTraits:
         return ObjectiveTraits.of(self.aims)
 
     def _micro_batches(
-        self, cut: Sequence[tuple[str, Batch]], steps: Sequence[list[int]], seed: int
+        self,
+        cut: Sequence[tuple[str, Batch]],
+        steps: Sequence[list[int]],
+        seed: int,
+        reversal: Reversal | None,
     ) -> Iterator[Micro]:
         """One after the other, so that the device holds one."""
         known = [self._traits.noises or name in self.tilted for name, _ in cut]
@@ -104,7 +120,7 @@ class Regression:
         generator = torch.Generator().manual_seed(seed)
 
         def micro(i: int, weight: Tensor | None) -> Micro:
-            return Micro(self.sampler, cut[i][1], steps[i], forward if known[i] else None, weight, generator)
+            return Micro(self.sampler, cut[i][1], steps[i], forward if known[i] else None, weight, generator, reversal)
 
         bounds = None
         if self._traits.reads_bounds:

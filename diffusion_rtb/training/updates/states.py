@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_rtb.chain.forward_process import knowing, network_predicts, signal_and_noise
+from diffusion_rtb.chain.forward_process import Forward, knowing
 from diffusion_rtb.chain.normal import precise
+from diffusion_rtb.chain.reversal import Reversal
 from diffusion_rtb.chain.rollout import visit_states
 from diffusion_rtb.chain.teacher_forcing import Visit, Visited
 from diffusion_rtb.interfaces import States
@@ -21,25 +21,10 @@ from diffusion_rtb.sampling.batch import Batch
 if TYPE_CHECKING:
     from diffusion_rtb.sampling.sampler import Sampler
 
-__all__ = ["Forward", "Micro", "Networks"]
+__all__ = ["Micro", "Networks"]
 
 Networks = Mapping[str, Callable[[], AbstractContextManager[None]]]
 """Makes, for each network that an objective compares with, a block in which the posterior is that one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Forward:
-    """The forward process at the states of a chain, in the terms of its network."""
-
-    predicts: str
-    levels: Sequence[tuple[float, float]]
-    """(a_t, b_t) of each state but x_0."""
-
-    @staticmethod
-    def of(scheduler: object, timesteps: Float[Tensor, " steps"]) -> Forward:
-        """That of a scheduler; ValueError: it has none, or what its network predicts is not known."""
-        a, b = signal_and_noise(scheduler, timesteps)
-        return Forward(network_predicts(scheduler), list(zip(a.tolist(), b.tolist(), strict=True)))
 
 
 class Micro:
@@ -52,6 +37,7 @@ class Micro:
         forward: Where its states were noised from x_0 and x_0 is a target; else None.
         weight: The objective's own of each sample, if it has any.
         generator: For what the objective draws.
+        reversal: In whose steps it is learned from them; None: in the sampler's own.
     """
 
     def __init__(
@@ -62,6 +48,7 @@ class Micro:
         forward: Forward | None,
         weight: Float[Tensor, " batch"] | None,
         generator: torch.Generator,
+        reversal: Reversal | None = None,
     ) -> None:
         device = sampler.prior.device
         self.prior, self.prompts = sampler.prior, sampler.texts(part.prompt)
@@ -71,12 +58,13 @@ class Micro:
         self.x_0 = precise(self.states.x_0)
         self.std = self.states.std.tolist()
         self.following = [*self.states.timesteps.tolist()[1:], 0.0]
-        self.steps, self.forward, self.generator = steps, forward, generator
+        self.steps, self.forward, self.generator, self.reversal = steps, forward, generator, reversal
         self.weight = None if weight is None else weight.to(device)
 
     def visit(self, visit: Visit, *, grad: bool = False) -> None:
         """One network call per step; with `grad` the visitor takes the gradient of each alone."""
-        visit_states(self.prior, self.prompts, self.states, self.steps, visit, grad=grad)
+        mean = None if self.reversal is None else self.reversal.mean
+        visit_states(self.prior, self.prompts, self.states, self.steps, visit, grad=grad, mean=mean)
 
     def means(self, networks: Networks) -> dict[int, dict[str, Tensor]]:
         """Of the transitions of each step, by these networks."""
@@ -90,7 +78,9 @@ class Micro:
         """The mean by a network that knows x_0; None where x_0 is no target."""
         if self.forward is None:
             return None
-        if at.step + 1 == self.states.steps:  # it leads to x_0 itself, whatever noise that had
+        if (
+            self.reversal is None and at.step + 1 == self.states.steps
+        ):  # it leads to x_0 itself, whatever noise that had
             return self.x_0
         x_t = precise(self.states.x[:, at.step])
         return at.mean_of(knowing(self.forward.predicts, self.x_0, x_t, *self.forward.levels[at.step]))

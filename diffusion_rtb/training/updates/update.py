@@ -40,9 +40,11 @@ class Update:
     shown: dict[str, Batch]
     """The same for the log, the posterior's own trajectories with log_q."""
     loss: Loss | None
-    """What the objective says of them; None where there is nothing to say: after the first update on states."""
+    """What the objective says of them; None where there is nothing to say: after the first update on states, or without density."""
     replayed: list[Float[Tensor, "_ steps"]]
     """log_q as the gradient pass saw it, of each part; 0 where it saw none."""
+    value: float
+    """Of the loss; that of states in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,8 @@ class Updates:
             return self._of_reward(parts, self.objective, beta, iteration, update)
         scored = self._scored(parts, update)
         terms, loss = loss_of(self.sampler, self.objective, list(scored.values()), beta)
-        return Update(scored, scored, loss, self.backward(list(scored.values()), terms, iteration, update))
+        replayed = self.backward(list(scored.values()), terms, iteration, update)
+        return Update(scored, scored, loss, replayed, float(loss.loss.detach()))
 
     def _of_states(
         self,
@@ -111,22 +114,22 @@ class Updates:
         update: int,
         own: Batch | None,
     ) -> Update:
-        """The posterior's own trajectories are scored once, to be looked at, and no others."""
+        """The posterior's own trajectories are scored once, to be looked at, and no others; none where they have no density."""
         scored, shown, measured = dict(parts), dict(parts), None
         if update == 0 and (own is not None or not self.draws_old):
             shown[self.own] = self.sampler.completed(parts[self.own] if own is None else own)
             scored[self.own] = shown[self.own] if own is None else scored[self.own]
-            measured = self._measured(shown[self.own], beta)
+            measured = self._measured(shown[self.own], beta) if shown[self.own].log_q is not None else None
         train = self.config.train
         regression = Regression(self.sampler, aims, beta, self._networks(), self.tilted, train.step_weights)
         leaves = ObjectiveTraits.of(self.objective).leaves_own
         learned = {name: part for name, part in scored.items() if not (leaves and name == self.own)}
         loss = regression.push(learned, train.gradient_steps, seed_of(self.config.seed, "states", iteration, update))
         if measured is None:
-            return Update(scored, shown, None, [])
+            return Update(scored, shown, None, [], loss)
         log_q = shown[self.own].log_q
         assert log_q is not None
-        return Update(scored, shown, replace(measured, loss=torch.tensor(loss)), [torch.zeros_like(log_q)])
+        return Update(scored, shown, replace(measured, loss=torch.tensor(loss)), [torch.zeros_like(log_q)], loss)
 
     def _of_reward(
         self, parts: Mapping[str, Batch], follows: FollowsReward, beta: float, iteration: int, update: int
@@ -138,7 +141,7 @@ class Updates:
         assert own.log_q is not None
         measured = replace(self._measured(own, beta), loss=torch.tensor(loss))
         shown = {**parts, self.own: own}
-        return Update(shown, shown, measured, [torch.zeros_like(own.log_q)])
+        return Update(shown, shown, measured, [torch.zeros_like(own.log_q)], loss)
 
     def _measured(self, own: Batch, beta: float) -> Loss:
         """What the objective says of the posterior's own trajectories, for the log."""
