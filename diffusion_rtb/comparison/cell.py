@@ -42,6 +42,6 @@ def train_and_measure(config: RunConfig, truth: Truth, looks: Looks, budget: Bud
 def timed(config: RunConfig, truth: Truth, looks: Looks, budget: Budget | None = None) -> tuple[Trainer, Clock]:
     """The trainer of a run, and the clock that it tells how it goes; see `Clock`."""
     trainer = assemble(config)
-    clock = Clock(trainer.sampler, truth, config, trainer.folder, Meter(trainer.sampler), looks, budget)
+    clock = Clock(trainer, truth, Meter(trainer.sampler), looks, budget)
     trainer.observers.insert(0, clock)
     return trainer, clock

@@ -5,15 +5,12 @@ What it counts is of warm-up and iterations: not of loading, of checkpoints or o
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from diffusion_rtb.comparison.cost import COSTS, TITLES, WATCHED, Budget, Meter
 from diffusion_rtb.comparison.files import CURVE
 from diffusion_rtb.comparison.truths.truth import Looks, Truth
-from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows, read_rows
-from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.observers import Observer
+from diffusion_rtb.training.trainer import Trainer
 
 __all__ = ["Clock"]
 
@@ -24,10 +21,8 @@ class Clock(Observer):
     It comes before the tracker, which writes the costs down, as training_seconds and so on.
 
     Args:
-        sampler: Holds the posterior that is trained.
+        trainer: Of the run, whose posterior is looked at as it would be handed out.
         truth: What it is held against.
-        config: The run.
-        folder: The run's.
         meter: Counts.
         looks: How often and how closely to look, evenly over the iterations.
         budget: After which the run ends; None: with its last iteration.
@@ -35,17 +30,15 @@ class Clock(Observer):
 
     def __init__(
         self,
-        sampler: Sampler,
+        trainer: Trainer,
         truth: Truth,
-        config: RunConfig,
-        folder: Path,
         meter: Meter,
         looks: Looks,
         budget: Budget | None = None,
     ) -> None:
-        self._sampler, self._truth, self._config, self._folder = sampler, truth, config, folder
+        self._trainer, self._truth, self._folder = trainer, truth, trainer.folder
         self._meter, self._budget = meter, budget
-        self._due = {round(k * config.train.iterations / looks.points) for k in range(looks.points)}
+        self._due = {round(k * trainer.config.train.iterations / looks.points) for k in range(looks.points)}
         self._samples = looks.point_samples
 
     @property
@@ -87,5 +80,6 @@ class Clock(Observer):
             self.stop = f"its budget of {self._budget.amount:g} {TITLES[self._budget.cost]} is spent"
 
     def _look(self, iteration: int) -> None:
-        point = self._truth.look(self._sampler, self._config, self._samples)
+        with self._trainer.final():
+            point = self._truth.look(self._trainer.sampler, self._trainer.config, self._samples)
         append_row(self._folder / CURVE, iteration, self.costs | point)

@@ -134,8 +134,8 @@ class TrainConfig(Section):
     """AdamW's memory of squared gradients; short runs want it shorter than the usual 0.999."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of a moving average of the posterior that stays in each iteration, e.g. 0.99, at first min(ema, (1 + i) / (10 + i)) of
-    iteration i; null: none. Evaluation, `sample`, the exported posterior and runs that start from this one then use the average,
-    training, its log, sheets and `watch` the last numbers."""
+    iteration i; null: none. The average is then what is looked at and handed out: by sheets, `watch`, evaluation, `sample`, the
+    exported posterior and runs that start from this one; training, and the log of its own trajectories, have the last numbers."""
     warmup: Natural = 0
     """Iterations over which both learning rates grow linearly to their value."""
     lr_decay: Literal["constant", "linear", "cosine"] = "constant"

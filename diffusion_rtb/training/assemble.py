@@ -126,11 +126,14 @@ def _built(config: RunConfig, folder: Path, components: Components, mixture: Mix
             tools = _tools(config) if processes.main else None
             sampler = load_sampler(config, folder, components, objective, mixture)
             prepare(config, sampler, objective, processes, start)
-    observers = [tracker, _sheets(config, folder, sampler, tracker)] if processes.main else [tracker]
     beta, updates = make_beta(config.beta), Updates.of(config, sampler, objective, mixture)
-    trainer = Trainer(config, folder, sampler, objective, mixture, beta, processes, updates, observers, begun)
+    trainer = Trainer(config, folder, sampler, objective, mixture, beta, processes, updates, [tracker], begun)
+    if processes.main:  # after the tracker, before the checkpoints
+        trainer.observers.insert(1, _sheets(trainer, tracker))
     if tools is not None:  # first: what it sees is in the row that the tracker writes
-        hands = Hands(lambda: trainer.beta, trainer.save, trainer.leave_alone, tracker.extra, tracker.image)
+        hands = Hands(
+            trainer.final, lambda: trainer.beta, trainer.save, trainer.leave_alone, tracker.extra, tracker.image
+        )
         trainer.observers.insert(0, Watch(config, folder, sampler, tools, hands))
     return trainer
 
@@ -178,13 +181,14 @@ def prepare_objective(config: RunConfig, sampler: Sampler, objective: Any) -> No
         objective.to(prior.device)
 
 
-def _sheets(config: RunConfig, folder: Path, sampler: Sampler, tracker: Tracker) -> Sheets:
-    train = config.train
+def _sheets(trainer: Trainer, tracker: Tracker) -> Sheets:
+    train = trainer.config.train
     return Sheets(
-        sampler,
-        config.seed,
+        trainer.sampler,
+        trainer.final,
+        trainer.config.seed,
         count=train.grid_samples,
         every=train.grid_every,
-        folder=folder / "samples",
+        folder=trainer.folder / "samples",
         show=tracker.image,
     )

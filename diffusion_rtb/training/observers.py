@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from diffusion_rtb.chain.seeds import seed_of
@@ -56,10 +57,11 @@ class Checkpoints(Observer):
 
 
 class Sheets(Observer):
-    """Draw now and then samples of the posterior as it is, one row per prompt, always at the same noise.
+    """Draw now and then samples of the posterior that would be handed out, one row per prompt, always at the same noise.
 
     Args:
         sampler: Holds the posterior and the prompts.
+        final: The block in which the posterior is what is handed out, see `Trainer.final`.
         run_seed: The run's seed.
         count: Samples per prompt.
         every: Iterations between two sheets; 0: none.
@@ -70,6 +72,7 @@ class Sheets(Observer):
     def __init__(
         self,
         sampler: Sampler,
+        final: Callable[[], AbstractContextManager[None]],
         run_seed: int,
         *,
         count: int,
@@ -78,6 +81,7 @@ class Sheets(Observer):
         show: Callable[[str, Path, int], None],
     ) -> None:
         self._sampler = sampler
+        self._final = final
         self._seed = run_seed
         self._count = count
         self._every = every
@@ -98,7 +102,8 @@ class Sheets(Observer):
         rows = range(min(PROMPTS, len(sampler.prompts)))
         pairs = numbered(rows, self._count)
         seeds = [seed_of(self._seed, "grid", *pair) for pair in pairs]
-        batch = sampler.draw([row for row, _ in pairs], seeds, images=True)
+        with self._final():
+            batch = sampler.draw([row for row, _ in pairs], seeds, images=True)
         assert batch.images is not None
         rewards = [f"{value:.2f}" for value in batch.reward.tolist()]
         save_png(grid(batch.images, self._count, captions=rewards, rows=sampler.texts(rows)), path)

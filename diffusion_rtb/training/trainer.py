@@ -263,7 +263,7 @@ class Trainer:
         )
 
     def final(self) -> AbstractContextManager[None]:
-        """A block in which the posterior is what is evaluated and handed out: with `train.ema` the average."""
+        """A block in which the posterior is what is looked at, evaluated and handed out: with `train.ema` the average."""
         return nullcontext() if self.average is None else self.average.worn()
 
     # State

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffusion_rtb.comparison.cell import timed
+from diffusion_rtb.comparison.plan import truth_of
+from diffusion_rtb.comparison.truths.truth import Looks
 from diffusion_rtb.config.load import ConfigError, RunConfig, load_config
 from diffusion_rtb.evaluation.subject import Options
 from diffusion_rtb.evaluation.subjects.run import RunSubject
+from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint_reading import read_latest
 from diffusion_rtb.run.export import export_posterior
 from diffusion_rtb.run.posterior import open_trained_run
+from diffusion_rtb.run.process_state import load_parameters
+from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.assemble import assemble, training
 from diffusion_rtb.training.copies import Copy
+from diffusion_rtb.training.observers import Sheets
 from diffusion_rtb.training.trainer import Trainer
+from diffusion_rtb.training.watch.look import numbers as look_numbers
+from diffusion_rtb.training.watch.look import plan, take
+from diffusion_rtb.training.watch.tools import Tools
 
 SMALL = ["prior.steps=4", "train.group=8", "train.micro_batch=8", "train.checkpoint_every=4", "train.grid_every=0"]
 SMALL += ["train.lr_decay=constant"]
@@ -111,6 +122,46 @@ def test_it_is_what_is_evaluated_and_handed_out(averaged: tuple[Path, list[dict[
     assert all(torch.equal(written[f"correction.{name}"], tensor) for name, tensor in average.items())
     assert "| posterior | moving average (train.ema 0.3) |" in (lora / "README.md").read_text()
     assert same(numbers(again), tensors(folder)["posterior"])  # it goes on from there
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_looks_are_at_what_is_handed_out(tmp_path: Path) -> None:
+    """Of sheets, `watch` and comparisons: the same pictures and numbers as of the run's checkpoints, opened as any command does."""
+    keep = ["train.checkpoint_every=1", "train.keep_checkpoints=3", "train.grid_every=3", "train.grid_samples=16"]
+    keep += ["watch={every: 2, samples: 4, policy: elbo}", "train.ema=0.9", "train.lr=0.5", "train.iterations=3"]
+    wanted = config(tmp_path, "seen", *keep)
+    truth, looks = truth_of(wanted), Looks(1, 3, 40)
+    trainer, _ = timed(wanted, truth, looks)
+    trainer.fit()
+    folder, last = trainer.folder, numbers(trainer)
+    seen = {name: value for name, value in lines(folder / "metrics.jsonl")[-1].items() if name.startswith("watch/")}
+    point = lines(folder / "curve.jsonl")[-1]
+    assert (seen.pop("watch/alarm"), point["iteration"]) == (0, 2)
+
+    def looked(prior: Prior, place: Path) -> tuple[dict[str, float], bytes]:
+        sampler = Sampler(prior, trainer.sampler.reward, wanted.prompts.texts(), 8)
+        sheets = Sheets(sampler, nullcontext, wanted.seed, count=16, every=3, folder=place, show=lambda *_: None)
+        place.mkdir()
+        sheets.after(2, {})
+        assert wanted.watch is not None
+        look = take(sampler, Tools({}), *plan(wanted, wanted.watch), of_prior=False)
+        found = {f"watch/{name}": value for name, value in look_numbers(look, wanted.beta.value).items()}
+        return found, (place / "000003.png").read_bytes()
+
+    handed_out = open_trained_run(folder).prior()
+    sheet = (folder / "samples" / "000003.png").read_bytes()
+    assert looked(handed_out, tmp_path / "average") == (seen, sheet)
+    load_parameters(handed_out, last)
+    numbers_of_last, sheet_of_last = looked(handed_out, tmp_path / "last")
+    assert numbers_of_last["watch/kl"] != seen["watch/kl"]
+    assert sheet_of_last != sheet
+    before = open_trained_run(folder, checkpoint="2").prior()
+    again = truth.look(Sampler(before, trainer.sampler.reward, wanted.prompts.texts(), 8), wanted, looks.point_samples)
+    assert {name: point[name] for name in again} == again
+
+
+def lines(file: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_a_run_that_starts_from_it_starts_from_the_average(

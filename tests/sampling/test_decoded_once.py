@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def comparison(prior: Prior, folder: Path) -> None:
 
 def sheet(prior: Prior, folder: Path) -> None:
     sampler = Sampler(prior, green, PROMPTS, 3)
-    Sheets(sampler, 0, count=4, every=1, folder=folder, show=lambda *_: None).after(0, {})
+    Sheets(sampler, nullcontext, 0, count=4, every=1, folder=folder, show=lambda *_: None).after(0, {})
 
 
 def pictures(prior: Prior, folder: Path) -> None:

@@ -58,7 +58,7 @@ def test_gradients_are_averaged_over_processes(tmp_path: Path) -> None:
 
 
 def made(out: Path, **train: Any) -> Trainer:
-    """Statistics, a buffer, exploration, a budget, several updates; in an iteration the second pass over 3 prompts begins."""
+    """Statistics, a buffer, exploration, a budget, updates, an average; in an iteration the second pass over 3 prompts begins."""
     return run(
         out,
         reward={
@@ -78,7 +78,14 @@ def made(out: Path, **train: Any) -> Trainer:
             "embedder": "tests.oracles.watching:raised",
             "samples": 4,
         },
-        train={"iterations": 5, "prompts_per_iteration": 2, "updates_per_iteration": 2, "checkpoint_every": 1} | train,
+        train={
+            "iterations": 5,
+            "prompts_per_iteration": 2,
+            "updates_per_iteration": 2,
+            "checkpoint_every": 1,
+            "ema": 0.6,
+        }
+        | train,
     )
 
 
@@ -150,6 +157,7 @@ def test_two_processes_log_and_learn_what_one_does(pair: Trainer, tmp_path: Path
         assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
     one, two = state(alone), state(pair)
     assert one.keys() >= two.keys()
+    assert any(name.startswith("ema.") for name in two)
     for name in two:
         if not name.startswith("source-prior"):  # the main process has the buffers of its own prompts
             torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 class Hands:
     """What the observer does to the run."""
 
+    final: Callable[[], AbstractContextManager[None]]
+    """The block in which the posterior is what is handed out, see `Trainer.final`; nothing is saved in there."""
+
     beta: Callable[[], float]
     """beta as it is; nats per unit of reward."""
     save: Callable[[], None]
@@ -48,9 +52,9 @@ class Hands:
 
 
 class Watch(Observer):
-    """A look before every n-th iteration and after the last. The numbers are in the row of the iteration that follows: of the
-    posterior with so many iterations behind it, which is also its checkpoint's number. At iteration 0 that is the
-    prior, unless the run starts from another one's posterior.
+    """A look, at the posterior that would be handed out, before every n-th iteration and after the last. The numbers are in the row
+    of the iteration that follows: with so many iterations behind it, which is also its checkpoint's number. At iteration 0 it is
+    the prior, unless the run starts from another one's posterior.
 
     Args:
         config: The run, with a section `watch`.
@@ -109,7 +113,10 @@ class Watch(Observer):
         return {f"watch/{name}": value for name, value in seen.items()} | {"watch/alarm": float(bool(found.wrong))}
 
     def _take(self, *, of_prior: bool) -> Look:
-        return take(self._sampler, self._tools, self._rows, self._seeds, of_prior=of_prior, between=self._hands.between)
+        with self._hands.final():
+            return take(
+                self._sampler, self._tools, self._rows, self._seeds, of_prior=of_prior, between=self._hands.between
+            )
 
     def _scored_anew(self, prior: Look) -> Look:
         """Of a reward whose answers move both sides are to have today's."""

@@ -42,6 +42,7 @@ LATENTS = {
         "checkpoint_every": 1,
         "grid_every": 2,
         "grid_samples": 1,
+        "ema": 0.5,
     },
     "eval": {"samples": 4, "prior_samples": 4, "batch": 8, "embedder": None},
 }
@@ -85,12 +86,15 @@ def check_same_numbers(here: Path, there: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the same run of a tiny Stable Diffusion on both devices, the pretended one stopped and resumed."""
+    """A folder with the same run of a tiny Stable Diffusion on both devices, the pretended one stopped and resumed.
+
+    Its networks take turns there, and it keeps a moving average, which is what is looked at, evaluated and handed out.
+    """
     folder = tmp_path_factory.mktemp("pictures")
     prior = {"component": "stable_diffusion", "path": str(save_tiny(folder / "tiny")), "steps": 2}
     config = LATENTS | {"prior": prior}
     trained(folder, config, "cpu")
-    stopped = trained(folder, config, DEVICE, ["train.iterations=1"])
+    stopped = trained(folder, config, DEVICE, ["train.iterations=1", "prior.memory.offload=all"])
     run("train", str(stopped), "train.iterations=2")
     return folder
 
@@ -100,6 +104,11 @@ def test_training_and_resuming_give_the_numbers_of_the_cpu(pictures: Path) -> No
     check_same_numbers(here, there)
     adapters = [load_file(next((folder / "lora").glob("pytorch_lora_weights.safetensors"))) for folder in (here, there)]
     torch.testing.assert_close(adapters[0], adapters[1], rtol=0, atol=2e-3)
+    for group in ("ema", "posterior"):
+        held = [load_file(folder / "checkpoints/00000002" / f"{group}.safetensors") for folder in (here, there)]
+        torch.testing.assert_close(held[0], held[1], rtol=0, atol=2e-3)
+    sheets = [np.asarray(Image.open(folder / "samples/000002.png"), dtype=int) for folder in (here, there)]
+    assert abs(sheets[0] - sheets[1]).max() <= 1
 
 
 def test_evaluation_gives_the_numbers_of_the_cpu(pictures: Path) -> None:
