@@ -46,7 +46,9 @@ class Trained(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The posterior's weight, rounded to the network's precision; the prior's where it is off."""
-        return self.value.to(weight.dtype) if self.on else weight
+        used = self.value.to(weight.dtype) if self.on else weight
+        # torch multiplies in another order, and rounds otherwise, where a weight requires gradients: none does where none are taken.
+        return used if torch.is_grad_enabled() else used.detach()
 
 
 def trained_names(names: Collection[str], target_modules: Sequence[str] | None) -> list[str]:

@@ -20,7 +20,7 @@ from diffusion_rtb.run.checks import check_posterior
 from pipelines._diffusers.full import add_full, full_parameters, plain_weights, prior_weights
 from pipelines._diffusers.lora import ATTENTION
 from pipelines.stable_diffusion import StableDiffusion
-from tests.oracles.tiny import save_tiny
+from tests.oracles.tiny import save_tiny, tiny_ddpm
 
 PROMPTS, SEEDS, STEPS = ["a red heart", "a dog"], [0, 1], 2
 
@@ -61,12 +61,25 @@ def gradients(prior: StableDiffusion) -> tuple[Trajectory, dict[str, Tensor]]:
 # What it computes
 
 
-@pytest.mark.parametrize(("dtype", "targets"), [("float32", None), ("bfloat16", ["to_q", "norm1"])])
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With attention whose inputs lie in memory so that torch multiplies in another order where weights require gradients."""
+    folder = tmp_path_factory.mktemp("pixels")
+    tiny_ddpm().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "targets"),
+    [({"guidance": 2.0}, None), ({"guidance": 2.0, "dtype": "bfloat16"}, ["to_q", "norm1"]), ({}, None)],
+    ids=["latents", "some modules in bfloat16", "pixels"],
+)
 def test_the_posterior_starts_as_the_prior_which_never_moves(
-    folder: str, dtype: str, targets: list[str] | None
+    folder: str, pixels: str, settings: dict[str, Any], targets: list[str] | None
 ) -> None:
     """To the last bit, with guidance; and the prior inside a posterior that has moved is what it was."""
-    prior = load(folder, dtype=dtype, guidance=2.0)
+    own = {} if settings else {"component": "unconditional"}
+    prior = load(folder if settings else pixels, **settings, **own)
     before = rollout(prior, PROMPTS, SEEDS)
     prior.attach(full=True, target_modules=targets)
     after = rollout(prior, PROMPTS, SEEDS)
