@@ -319,6 +319,8 @@ def _force(
         pipe.scheduler, trajectory, chosen, dtype, visit, stepwise=stepwise, entry=entry, mean=mean
     )
     start, block = start_at(pipe, forcing.x_t, entry, draw=False)
+    if isinstance(block, GivenStart):
+        forcing.called = block.end
     given = start | dict(call) if "latents" not in start else dict(call) | start
     with forcing.installed(), block:
         run(**only_latents(pipe) | given)

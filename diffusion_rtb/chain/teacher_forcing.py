@@ -93,6 +93,8 @@ class TeacherForcing:
         self.host = HostSchedule(scheduler)
         self.schedule: Tensor | None = None
         self.first: int | None = None
+        self.called: Callable[[], None] = lambda: None
+        """Called whenever the pipeline calls its scheduler."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -130,6 +132,7 @@ class TeacherForcing:
         return self.visited[min(self.position, len(self.visited) - 1)]
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        self.called()
         self.set_timesteps(*args, **kwargs)
         if not self._cut():
             raise ValueError(
@@ -188,6 +191,7 @@ class TeacherForcing:
         return scaled
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
+        self.called()
         call = StepCall(self.scheduler, self.step, *args, **kwargs)
         call.to_host(self.host.copy, passed=self.host.exact)
         with self._resumed():

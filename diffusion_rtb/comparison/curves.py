@@ -75,8 +75,8 @@ def _cost_curves(place: Any, found: Comparison, kind: str) -> None:
     for reference in found.plan.truth.references[:1]:
         needed = {"gap": "elbo"}.get(kind, kind)
         heights = [_height(result.numbers, kind) for _, result in reference.runs if needed in result.numbers]
-        if heights and sorted(heights)[len(heights) // 2] > LEAST:
-            level = sorted(heights)[len(heights) // 2]
+        level = sorted(heights)[len(heights) // 2] if heights else LEAST
+        if level > LEAST:
             label = f"{reference.name}: {reference.kind}"
             place.axhline(level, color=TRUE, linewidth=1, linestyle="--", label=label)
     if kind == "tv":

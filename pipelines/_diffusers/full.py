@@ -47,7 +47,7 @@ class Trained(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The posterior's weight, rounded to the network's precision; the prior's where it is off."""
         used = self.value.to(weight.dtype) if self.on else weight
-        # torch multiplies in another order, and rounds otherwise, where a weight requires gradients: none does where none are taken.
+        # torch multiplies in another order, and rounds otherwise, where a weight requires gradients: outside of training none does.
         return used if torch.is_grad_enabled() else used.detach()
 
 

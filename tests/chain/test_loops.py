@@ -10,7 +10,9 @@ import diffusers
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
+from diffusion_rtb.chain.noise import GivenStart
 from diffusion_rtb.chain.recorder import TrajectoryRecorder
 from diffusion_rtb.chain.rollout import replay, replay_backward
 from diffusion_rtb.chain.trajectory import Trajectory
@@ -68,6 +70,38 @@ def test_loops_that_draw_their_first_state_are_replayed(start: str) -> None:
     assert torch.equal(replay(loop, trajectory), trajectory.log_prob)
     part = replay(loop, trajectory, steps=[1, 3])
     assert torch.equal(part[:, [1, 3]], trajectory.log_prob[:, [1, 3]])
+
+
+def test_the_rest_of_a_loop_is_left_alone_once_its_start_is_given() -> None:
+    """What answers the first draw is gone by the second step, under modes of the caller's and whether or not the loop fails."""
+
+    class Caller(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    class Looking(Own):
+        def __call__(self) -> Tensor:
+            seen.clear()
+            self.scheduler.set_timesteps(STEPS)
+            x = self.start()
+            for t in self.scheduler.timesteps:
+                seen.append(type(_get_current_function_mode()))
+                x = self.scheduler.step(torch.tanh(self.weight * x), t, x, eta=1.0).prev_sample
+                if self.options["fails"]:
+                    raise KeyError
+            return x
+
+    seen: list[type] = []
+    loop = Looking(STARTS["randn"], fails=False)
+    trajectory = recorded(loop)
+    with Caller():
+        assert torch.equal(replay(loop, trajectory), trajectory.log_prob)
+        assert seen == [GivenStart, Caller, Caller, Caller]
+        loop.options["fails"] = True
+        with pytest.raises(KeyError):
+            replay(loop, trajectory)
+        assert type(_get_current_function_mode()) is Caller
+    assert _get_current_function_mode() is None
 
 
 @pytest.mark.parametrize(
