@@ -144,6 +144,9 @@ class TrainConfig(Section):
     """Largest norm of the posterior's gradient, that of a loss in nats; larger ones are scaled down."""
     gradient_steps: PositiveInt | None = None
     """Steps per trajectory that get a gradient, drawn at random and re-weighted to stay unbiased; null: all."""
+    step_choice: Literal["stratified", "importance"] = "stratified"
+    """How these steps are drawn: all equally often, or, of objectives of noised samples, by the size of their gradients so far,
+    with a weight each that keeps it unbiased. importance needs `gradient_steps`."""
     step_weights: Annotated[tuple[PositiveFloat, ...], Field(strict=False)] | None = None
     """One positive weight per denoising step on its gradient; null: all 1. The optimum, where every residual is 0, is the same."""
     updates_per_iteration: PositiveInt = 1
@@ -165,6 +168,12 @@ class TrainConfig(Section):
     """Iterations between sheets of samples; 0: none."""
     grid_samples: PositiveInt = 8
     """Samples per prompt on such a sheet."""
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> TrainConfig:
+        if self.step_choice == "importance" and self.gradient_steps is None:
+            raise ValueError("step_choice importance has nothing to choose from all steps: set gradient_steps, e.g. 4")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches(self) -> TrainConfig:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_rtb.abilities import ChecksIterations, ObjectiveTraits, why_no_gradient
 from diffusion_rtb.config.sections import BetaConfig, RunConfig
-from diffusion_rtb.interfaces import Objective, Reward
+from diffusion_rtb.interfaces import AimsStates, Objective, Reward
 from diffusion_rtb.needs import instead
 from diffusion_rtb.run.members import check_objective_members
 from diffusion_rtb.scoring.memory import moving_rewards
@@ -33,6 +33,7 @@ __all__ = [
     "check_reward_memory",
     "check_samples",
     "check_settings",
+    "check_step_choice",
     "check_updates",
 ]
 
@@ -49,8 +50,18 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
     check_drawn_together(config, mixture)
     check_pairs(config, objective, mixture)
     check_configured_steps(config, objective)
+    check_step_choice(config, objective)
     if isinstance(objective, ChecksIterations):
         objective.check_iterations(config.train.iterations)
+
+
+def check_step_choice(config: RunConfig, objective: Objective) -> None:
+    """Refuse to draw steps by their gradients for an objective whose gradient is that of whole trajectories."""
+    if config.train.step_choice == "importance" and not isinstance(objective, AimsStates):
+        raise ValueError(
+            f"train.step_choice importance is for objectives of noised samples (value_gradient, ram, reward_weighted, ...), and "
+            f"{config.objective.component} is none: set it to stratified."
+        )
 
 
 def check_behaviours(objective: Objective, mixture: Mixture) -> None:

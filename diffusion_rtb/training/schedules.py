@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from diffusion_rtb.chain.seeds import seed_of
-from diffusion_rtb.config.load import TrainConfig
+
+if TYPE_CHECKING:
+    from diffusion_rtb.config.sections import TrainConfig
 
 __all__ = ["dealt", "learning_rate_factor", "nth_prompt", "prompt_rows"]
 

@@ -105,6 +105,8 @@ class Trainer:
         self.parts = parts_of(sampler, objective, self.optimizer) | {"beta": beta}
         if (old := updates.old) is not None:
             self.parts["old"] = tensors_alone(lambda: old.held, old.load)
+        if (choice := updates.choice) is not None:
+            self.parts["steps"] = tensors_alone(choice.tensors, choice.load)
         self.average = average = None if config.train.ema is None else Copy(self.prior)
         if average is not None:
             self.parts[AVERAGE] = tensors_alone(lambda: average.held, average.load)
@@ -214,6 +216,8 @@ class Trainer:
                 metrics |= self._measure(own if self._aside else parts["posterior"], beta)
         self.sources.settle(parts)
         self.updates.settle(self.iteration)
+        if (choice := self.updates.choice) is not None:
+            choice.settle(self.processes.mean)
         if self.average is not None and self.config.train.ema is not None:
             self.average.move(averaged(self.config.train.ema, self.iteration))
         seconds = self.sampler.stopwatch.read()

@@ -11,6 +11,7 @@ several network answers, is only asked for its levels: mean and std are then tho
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ from diffusion_rtb.chain.teacher_forcing import Visited
 from diffusion_rtb.interfaces import AimsStates, Samples, WeighsSamples
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.noising import noised_anew
-from diffusion_rtb.training.schedules import dealt
 from diffusion_rtb.training.updates.states import Micro, Networks
+from diffusion_rtb.training.updates.step_choice import Chosen, StepChoice, stratified
 
 if TYPE_CHECKING:
     from diffusion_rtb.sampling.sampler import Sampler
@@ -47,6 +48,7 @@ class Regression:
         networks: Those that the objective compares with.
         tilted: Names of the parts whose states were noised from samples of the posterior.
         weights: One per step on its gradient; None: all 1.
+        choice: Of the steps, by what is known of their gradients; None: all alike.
     """
 
     sampler: Sampler
@@ -55,6 +57,7 @@ class Regression:
     networks: Networks
     tilted: frozenset[str] = frozenset()
     weights: Sequence[float] | None = None
+    choice: StepChoice | None = None
 
     def push(self, parts: Mapping[str, Batch], count: int | None, seed: int) -> float:
         """The gradient of the loss replaces `.grad` of the posterior's parameters.
@@ -63,7 +66,7 @@ class Regression:
 
         Args:
             parts: Trajectories, or chains of noised samples, by behaviour.
-            count: Steps that a micro-batch gets, drawn at random and re-weighted to stay unbiased; None: all.
+            count: Steps that a micro-batch gets, see `step_choice.py`; None: all.
             seed: Of the steps, of new noise, and of what the objective draws.
 
         Returns:
@@ -72,11 +75,12 @@ class Regression:
         parameters = list(self.sampler.prior.parameters().values())
         for parameter in parameters:
             parameter.grad = None
-        with self.sampler.stopwatch("backward"):
+        watching = nullcontext() if self.choice is None else self.choice.watching(parameters)
+        with self.sampler.stopwatch("backward"), watching:
             parts, reversal = self._in_steps(self._noised(parts, seed))
             cut = list(self._cut(parts))
             dense = cut[0][1].trajectory.stochastic.nonzero().flatten().tolist()
-            steps = dealt(dense, count, len(cut), seed)
+            steps = (self.choice.chosen if self.choice else stratified)(dense, count, len(cut), seed)
             total = sum(self._push(micro) for micro in self._micro_batches(cut, steps, seed, reversal))
             # Afterwards: a half-precision network passes gradients of single states on without underflow.
             scale = len(dense) / sum(len(mine) * len(part) for mine, (_, part) in zip(steps, cut, strict=True))
@@ -109,7 +113,7 @@ class Regression:
     def _micro_batches(
         self,
         cut: Sequence[tuple[str, Batch]],
-        steps: Sequence[list[int]],
+        steps: Sequence[Chosen],
         seed: int,
         reversal: Reversal | None,
     ) -> Iterator[Micro]:
@@ -156,7 +160,7 @@ class Regression:
         for step, mean in micro.means(self.networks).items():
             (other,) = mean.values()
             mean_0, error = known[step]
-            less += (gaussian_kl(mean_0, other, micro.std[step], torch.float64) - error).cpu()
+            less += micro.steps[step] * (gaussian_kl(mean_0, other, micro.std[step], torch.float64) - error).cpu()
         return less
 
     def _push(self, micro: Micro) -> float:
@@ -167,8 +171,11 @@ class Regression:
         def backward(at: Visited) -> None:
             aim = self.aims.aim(micro.described(at, means[at.step]), self.beta).detach()
             loss = gaussian_kl(at.mean, precise(aim), micro.std[at.step], torch.float64)
-            (loss.sum() * (1.0 if self.weights is None else self.weights[at.step])).backward()
-            losses.append(loss.detach().sum())
+            factor = micro.steps[at.step]
+            (loss.sum() * (factor if self.weights is None else factor * self.weights[at.step])).backward()
+            losses.append(loss.detach().sum() * factor)
+            if self.choice is not None:
+                self.choice.note(at.step, factor * len(loss))
 
         micro.visit(backward, grad=True)
         return float(torch.stack(losses).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ class Micro:
     Args:
         sampler: Whose posterior it is.
         part: Trajectories, or chains of noised samples.
-        steps: Of them.
+        steps: Of them, with their factors.
         forward: Where its states were noised from x_0 and x_0 is a target; else None.
         weight: The objective's own of each sample, if it has any.
         generator: For what the objective draws.
@@ -44,7 +44,7 @@ class Micro:
         self,
         sampler: Sampler,
         part: Batch,
-        steps: Sequence[int],
+        steps: Mapping[int, float],
         forward: Forward | None,
         weight: Float[Tensor, " batch"] | None,
         generator: torch.Generator,
@@ -64,7 +64,7 @@ class Micro:
     def visit(self, visit: Visit, *, grad: bool = False) -> None:
         """One network call per step; with `grad` the visitor takes the gradient of each alone."""
         mean = None if self.reversal is None else self.reversal.mean
-        visit_states(self.prior, self.prompts, self.states, self.steps, visit, grad=grad, mean=mean)
+        visit_states(self.prior, self.prompts, self.states, list(self.steps), visit, grad=grad, mean=mean)
 
     def means(self, networks: Networks) -> dict[int, dict[str, Tensor]]:
         """Of the transitions of each step, by these networks."""

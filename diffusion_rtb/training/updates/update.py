@@ -23,6 +23,7 @@ from diffusion_rtb.training.updates.gradient import loss_of, push_back, some_ste
 from diffusion_rtb.training.updates.pathwise import Pathwise
 from diffusion_rtb.training.updates.regression import Regression
 from diffusion_rtb.training.updates.states import Networks
+from diffusion_rtb.training.updates.step_choice import StepChoice
 
 if TYPE_CHECKING:
     from diffusion_rtb.behaviours._mixture import Mixture
@@ -58,6 +59,7 @@ class Updates:
         own: Name of the part that is the posterior's own.
         tilted: Names of the parts whose states were noised from samples of the posterior.
         old: The older posterior of an objective that keeps one.
+        choice: Of the steps, where it follows their gradients (`train.step_choice`).
     """
 
     config: RunConfig
@@ -66,13 +68,15 @@ class Updates:
     own: str
     tilted: frozenset[str] = frozenset()
     old: Copy | None = None
+    choice: StepChoice | None = None
 
     @staticmethod
     def of(config: RunConfig, sampler: Sampler, objective: Objective, mixture: Mixture) -> Updates:
         """Those of a run, whose posterior is attached."""
         tilted = frozenset(name for name, (source, _) in mixture.items() if source.tilted)
         old = Copy(sampler.prior) if ObjectiveTraits.of(objective).keeps_old else None
-        return Updates(config, sampler, objective, mixture.on_policy.name, tilted, old)
+        choice = StepChoice() if config.train.step_choice == "importance" else None
+        return Updates(config, sampler, objective, mixture.on_policy.name, tilted, old, choice)
 
     # The older posterior
 
@@ -121,7 +125,9 @@ class Updates:
             scored[self.own] = shown[self.own] if own is None else scored[self.own]
             measured = self._measured(shown[self.own], beta) if shown[self.own].log_q is not None else None
         train = self.config.train
-        regression = Regression(self.sampler, aims, beta, self._networks(), self.tilted, train.step_weights)
+        regression = Regression(
+            self.sampler, aims, beta, self._networks(), self.tilted, train.step_weights, self.choice
+        )
         leaves = ObjectiveTraits.of(self.objective).leaves_own
         learned = {name: part for name, part in scored.items() if not (leaves and name == self.own)}
         loss = regression.push(learned, train.gradient_steps, seed_of(self.config.seed, "states", iteration, update))
