@@ -123,7 +123,7 @@ class TrainConfig(Section):
     micro_batch: PositiveInt = 32
     """Trajectories that pass through the network at once; divides prompts_per_iteration·group. Memory, not results."""
     lr: PositiveFloat = 1e-3
-    """Learning rate of the posterior (AdamW): that of a LoRA; trained in full (posterior.full) it wants 10 to 100 times less."""
+    """Learning rate of the posterior (AdamW): that of a LoRA; whole weights (posterior.full) want far less, such as 1e-5."""
     lr_objective: PositiveFloat = 1e-2
     """Learning rate of the objective's own parameters: log Z and value network, in nats at the first beta."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from pipelines._models.proof import quiet
+
 __all__ = [
     "add_full",
     "full_numbers",
@@ -152,4 +154,5 @@ def write_full(network: Any, folder: Path) -> None:
     with init_empty_weights():
         stock = network_class(network).from_config(network.config)
     stock.load_state_dict(plain_weights(network), assign=True)
-    stock.save_pretrained(folder, safe_serialization=True)
+    with quiet():
+        stock.save_pretrained(folder, safe_serialization=True)

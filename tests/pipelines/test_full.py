@@ -197,30 +197,28 @@ def test_a_weight_that_modules_share_stays_shared() -> None:
 # What is handed out
 
 
-@pytest.mark.parametrize(("dtype", "targets"), [("float32", None), ("bfloat16", ["to_q", "conv1"])])
-def test_a_stock_pipeline_draws_the_posterior_from_what_is_written(
-    folder: str, tmp_path: Path, dtype: str, targets: list[str] | None
-) -> None:
-    prior = moved(folder, targets, dtype=dtype, guidance=2.0)
+def test_a_stock_pipeline_draws_the_posterior_from_what_is_written(folder: str, tmp_path: Path) -> None:
+    """Of some modules, in half precision; the snippet below has the whole network in float32."""
+    dtype = torch.bfloat16
+    prior = moved(folder, ["to_q", "conv1"], dtype="bfloat16", guidance=2.0)
     call = prior.arguments(PROMPTS[:1]) | {"output_type": "pt"}
     expected = prior.pipe(**call, generator=torch.Generator().manual_seed(0)).images
     prior.export(tmp_path, "card")
     assert (tmp_path / "README.md").read_text() == "card"
-    stock = StableDiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
+    stock = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype)
     stock.scheduler = prior.pipe.scheduler
     stock.set_progress_bar_config(disable=True)
     untrained = stock.unet
-    stock.unet = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet", dtype=getattr(torch, dtype))
+    stock.unet = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet", dtype=dtype)
     assert torch.equal(stock(**call, generator=torch.Generator().manual_seed(0)).images, expected)
     # The names of what a checkpoint holds are the network's own, too.
     held = {name: value.detach() for name, value in prior.parameters().items()}
     told = untrained.load_state_dict(held, strict=False)
     assert not told.unexpected_keys
-    assert bool(told.missing_keys) == (targets is not None)
     stock.unet = untrained
     assert torch.equal(stock(**call, generator=torch.Generator().manual_seed(0)).images, expected)
     weights = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
-    assert {value.dtype for value in weights.values()} == {getattr(torch, dtype)}
+    assert {value.dtype for value in weights.values()} == {dtype}
 
 
 def test_the_snippet_of_the_card_draws_the_posterior(folder: str, tmp_path: Path) -> None:

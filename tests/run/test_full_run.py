@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from diffusion_rtb.evaluation.subjects.run import RunSubject
 from diffusion_rtb.run.checkpoint_reading import CheckpointError
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.assemble import assemble, check_run, training
-from diffusion_rtb.training.rounding_floor import rounding_floor
+from diffusion_rtb.training.rounding_floor import OWN_SIZE, moved, rounding_floor
 from rewards.brightness import Brightness
 from tests.oracles.tiny import save_tiny
 
@@ -126,7 +127,7 @@ def test_the_doctor_counts_it(project: Path, trained: Path) -> None:
     assert parts["prior's networks"] == module_bytes(plain.pipe.unet, plain.pipe.vae, plain.pipe.text_encoder)
     assert ahead["networks"]["unet"]["loaded"] == 2 * size
     # The copy to go back to: the posterior and two moments.
-    assert parts["state before an iteration"] == 12 * size
+    assert parts["copy to go back to"] == 12 * size
 
 
 def test_what_cannot_go_together_is_refused_before_anything_loads(project: Path) -> None:
@@ -138,13 +139,14 @@ def test_what_cannot_go_together_is_refused_before_anything_loads(project: Path)
         check_run(analytic, project / "runs" / "wrong")
 
 
-def test_the_rounding_floor_is_rounding(project: Path) -> None:
-    """In float32 the change that it is measured with makes next to nothing; in bfloat16 most of it is rounding."""
-    floors = {}
-    for dtype in ("float32", "bfloat16"):
-        prior: Any = build(config(project).prior.model_dump() | {"dtype": dtype}, "prior")
-        prior.attach(full=True)
-        sampler = Sampler(prior, Brightness(), ["a cat", "a dog"], 2)
-        floors[dtype] = rounding_floor(sampler, sampler.draw([0, 1], [0, 1]))
-    assert floors["float32"] < 0.01 * floors["bfloat16"]
-    assert floors["bfloat16"] > 0
+def test_the_rounding_floor_is_measured_with_next_to_no_change(project: Path) -> None:
+    """In float32 nothing but the change itself is there: moved ten times as far, networks differ by a hundred times as much."""
+    prior: Any = build(config(project).prior, "prior")
+    prior.attach(full=True)
+    sampler = Sampler(prior, Brightness(), ["a cat", "a dog"], 2)
+    own = sampler.draw([0, 1], [0, 1])
+    floor = rounding_floor(sampler, own)
+    with moved(prior.parameters(), 10 * OWN_SIZE):
+        kl = sampler.with_kl(replace(own, log_q=None, log_p=None, mean_p=None, kl=None)).kl
+    assert kl is not None
+    assert float(kl.sum(1).mean()) == pytest.approx(100 * floor, rel=0.1)

@@ -40,7 +40,7 @@ FACTOR = {"adamw": 4.0, "adamw8bit": 2.5}
 REMEMBERED = "behaviours' memories"
 """Name of their line."""
 
-GONE_BACK_TO = "state before an iteration"
+GONE_BACK_TO = "copy to go back to"
 """Name of the line of what `Trainer` copies: all of the above but gradients."""
 
 SLACK = 256 * MIB
