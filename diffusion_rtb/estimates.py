@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
+    "VAGUE",
     "achieved_strength",
     "elbo",
     "ess",
@@ -35,6 +36,7 @@ __all__ = [
     "reweighted_mean",
     "reweighted_shares",
     "standard_error",
+    "strength_error",
     "tilt_moments",
     "total_variation",
     "within_prompts",
@@ -154,6 +156,29 @@ def achieved_strength(
         return math.nan, math.nan
     r2 = covariance**2 / (variance * spread) if spread > rounding[1] else math.nan
     return covariance / (beta * variance), r2
+
+
+VAGUE = 0.5
+"""Standard error of the slope from where on its interval of 95 % is wider than from none of the tilt to twice of it: rewards of a
+prompt that are nearly equal make a slope of any size, which tells nothing."""
+
+
+def strength_error(
+    log_ratio: Float[Tensor, " batch"], reward: Float[Tensor, " batch"], beta: float, prompt: Int[Tensor, " batch"]
+) -> float:
+    """Standard error of the slope of `achieved_strength`: that of least squares, whose noise is alike at all rewards.
+
+        sqrt( (Var(l) - Cov(l, beta·r)² / Var(beta·r)) / (Var(beta·r)·(n - prompts - 1)) )
+
+    The noise of l over the spread of beta·r: where a prompt's rewards are nearly equal it says that the slope is none. NaN where
+    there is no slope, or no sample is left to tell its noise.
+    """
+    ratio, r = log_ratio.detach().double(), reward.detach().double()
+    _, covariance, variance, spread = tilt_moments(ratio, r, prompt).tolist()
+    left = len(r) - len(torch.unique(prompt)) - 1
+    if left < 1 or variance <= (1e-12 * float(r.abs().max())) ** 2:
+        return math.nan
+    return math.sqrt(max(0.0, spread - covariance**2 / variance) / (beta**2 * variance * left))
 
 
 def log_z_importance(log_w: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"] | None = None) -> float:

@@ -216,5 +216,9 @@ def test_every_logged_metric_is_explained_and_logged(tmp_path: Path, monkeypatch
     logged = {re.sub(r"/.*", "/…", name) for name in json.loads(line)} - {"iteration"}
     rows = [row.split("|")[1] for row in page("metrics.md").splitlines() if row.startswith("| `")]
     explained = {name for row in rows for name in re.findall(r"`(.+?)`", row)}
-    absent = {"achieved_strength", "strength_r2"}  # of an untrained posterior whose rewards are all the same
+    absent = {
+        "achieved_strength",
+        "strength_r2",
+        "strength_error",
+    }  # of an untrained posterior whose rewards are all the same
     assert {name for name in explained - absent if not name.startswith("watch/")} == logged  # `watch` is off

@@ -90,6 +90,8 @@ def tiles(subject: Subject) -> Iterator[Tile]:
         value = text(share[0].mean, 2) if asked is None else f"{text(share[0].mean * asked, 2)} of {asked:.3g}"
         r2 = "" if share[1] is None else f", r² {text(share[1], 2)}"
         yield Tile("achieved strength", value, f"{text(100 * share[0].mean, 0)} % of the beta that was asked for{r2}")
+    elif why := at(overall, "strength", "why"):
+        yield Tile("achieved strength", "unknown", str(why))
     reward = at(overall, "reward")
     if number(reward, "posterior", "mean") is not None:
         before = number(reward, "prior", "mean")

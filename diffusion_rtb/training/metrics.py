@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion_rtb.estimates import achieved_strength, elbo, ess, kl, tilt_moments, within_prompts
+from diffusion_rtb.estimates import achieved_strength, elbo, ess, kl, strength_error, tilt_moments, within_prompts
 from diffusion_rtb.interfaces import Loss
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.processes import Processes
@@ -70,8 +70,9 @@ class Measured:
 def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
     """What an iteration says of the posterior, from its own trajectories without exploration noise; prompts have the same say."""
     profile, log_w = own.log_ratio.mean(0), beta * own.reward - own.log_ratio.sum(1)
-    slope, r2 = achieved_strength(own.log_ratio.sum(1), own.reward, beta, own.prompt)
-    strength = {"achieved_strength": slope, "strength_r2": r2}
+    pairs = own.log_ratio.sum(1), own.reward, beta, own.prompt
+    slope, r2 = achieved_strength(*pairs)
+    strength = {"achieved_strength": slope, "strength_r2": r2, "strength_error": strength_error(*pairs)}
     return (
         reward_metrics(own.reward, own.prompt)
         | {

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from diffusion_rtb.config.section import leaves
+from diffusion_rtb.estimates import VAGUE
 from diffusion_rtb.files.terminal import console
 from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.run.metrics_file import METRICS, append_row, cut_rows
@@ -115,7 +116,10 @@ class Tracker(Observer):
         self._tell_if_flat(iteration, metrics)
         if self.accelerator is not None:
             self.accelerator.log(dict(metrics), step=iteration)
-        text = "  ".join(f"{label} {_short(metrics[name])}" for name, label in SHOWN.items() if name in metrics)
+        shown = {name: _short(metrics[name]) for name in SHOWN if name in metrics}
+        if metrics.get("strength_error", 0.0) > VAGUE:
+            shown["achieved_strength"] += f" ± {_short(metrics['strength_error'])}, untold"
+        text = "  ".join(f"{label} {shown[name]}" for name, label in SHOWN.items() if name in shown)
         if self.progress is not None:
             self.progress.update(self.task, completed=iteration + 1, numbers=text)
         else:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from diffusion_rtb.chain.rollout import rollout, score
+from diffusion_rtb.comparison.truths.measure import of_trajectories
 from diffusion_rtb.config.load import EvalConfig
-from diffusion_rtb.estimates import achieved_strength, tilt_moments
+from diffusion_rtb.estimates import achieved_strength, strength_error, tilt_moments
 from diffusion_rtb.evaluation.metrics.achieved_strength import AchievedStrength, strength_interval
 from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.training.metrics import Measured, posterior_metrics, realised
@@ -138,3 +139,30 @@ def test_the_sentence_says_what_was_asked_and_what_came() -> None:
     found = AchievedStrength().of(posterior, posterior, 2.0, CONFIG)
     text = AchievedStrength().sentence(found, 2.0)
     assert text.startswith("Asked for beta 2, got 1.3 [1.3, 1.3], a strength of 0.65; 0% of what the chain moved")
+
+
+def test_the_error_is_that_of_least_squares() -> None:
+    """Against numpy's own covariance of a straight line, one prompt; and against draws."""
+    reward, prompt, beta = normal(40), torch.zeros(40, dtype=torch.long), 1.7
+    ratio = 2 * reward + normal(40, 1)
+    _, covariance = np.polyfit((beta * reward).numpy(), ratio.numpy(), 1, cov=True)
+    assert strength_error(ratio, reward, beta, prompt) == pytest.approx(covariance[0, 0] ** 0.5, rel=1e-6)
+    slopes = [achieved_strength(2 * reward + normal(40, seed), reward, beta, prompt)[0] for seed in range(2, 402)]
+    assert float(np.std(slopes)) == pytest.approx(1 / (beta * float(reward.std(correction=0)) * 40**0.5), rel=0.15)
+
+
+def test_rewards_that_are_nearly_equal_make_no_number() -> None:
+    """A classifier that is sure of all samples: a slope of any size, with the noise of log q - log p over next to no spread."""
+    reward, prompt = 1 - 1e-3 * normal(64).abs(), torch.zeros(64, dtype=torch.long)
+    ratio = normal(64, 1)
+    slope, error = achieved_strength(ratio, reward, 2.0, prompt)[0], strength_error(ratio, reward, 2.0, prompt)
+    assert abs(slope) > 10
+    assert error > abs(slope) / 4
+    posterior = side(ratio, reward, prompt)
+    found = AchievedStrength().of(posterior, posterior, 2.0, CONFIG)
+    assert found["slope"] is None
+    assert "does not tell none of the tilt from all of it" in AchievedStrength().sentence(found, 2.0)
+    assert of_trajectories(posterior, 2.0)["strength"] is None
+    logged = posterior_metrics(Measured(prompt, reward.double(), ratio[:, None].double()), 2.0)
+    assert logged["achieved_strength"] == pytest.approx(slope, rel=1e-4)  # as before, with its error beside it
+    assert logged["strength_error"] == pytest.approx(error, rel=1e-4)

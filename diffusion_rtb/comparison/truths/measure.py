@@ -14,7 +14,17 @@ from torch import Tensor
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.comparison.truths.transport import block_distances
 from diffusion_rtb.config.prompts import Metadata
-from diffusion_rtb.estimates import achieved_strength, elbo, ess, kl, log_z_importance, standard_error, total_variation
+from diffusion_rtb.estimates import (
+    VAGUE,
+    achieved_strength,
+    elbo,
+    ess,
+    kl,
+    log_z_importance,
+    standard_error,
+    strength_error,
+    total_variation,
+)
 from diffusion_rtb.evaluation.samples import Drawn
 from diffusion_rtb.exact import ExactTarget, Modes
 from diffusion_rtb.interfaces import Prior, Reward
@@ -85,7 +95,7 @@ def measured(x: torch.Tensor, drawn: Drawn, target: ExactTarget, beta: float) ->
 
     `tv`, `off` and `shares` are absent where the target has no modes. `elbo` <= `exact_log_z`, with equality at the posterior;
     `log_z` is its importance-weighted estimate; `ess` a share in (0, 1]; `kl` that to the prior; nats, with `*_error` one standard
-    error. `strength` and `r2` are those of `achieved_strength`, None where it has none.
+    error. `strength` and `r2` are those of `achieved_strength`, None where it has none, or with an error above `VAGUE`.
     """
     distance = block_distances(x, target.sample)
     numbers: dict[str, Any] = look(x, drawn, target, beta)
@@ -113,6 +123,8 @@ def of_trajectories(drawn: Drawn, beta: float, prompt: Int[Tensor, " batch"] | N
     log_q, log_p = drawn.densities
     log_w, ratio = drawn.log_weights(beta), (log_q.double() - log_p.double()).sum(1)
     strength, r2 = achieved_strength(ratio, drawn.reward, beta, drawn.prompt)
+    if strength_error(ratio, drawn.reward, beta, drawn.prompt) > VAGUE:
+        strength = r2 = math.nan
     return {
         "strength": strength if math.isfinite(strength) else None,
         "r2": r2 if math.isfinite(r2) else None,

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.config.sections import EvalConfig
-from diffusion_rtb.estimates import achieved_strength
+from diffusion_rtb.estimates import VAGUE, achieved_strength, strength_error, tilt_moments
 from diffusion_rtb.evaluation.bootstrap import Interval, percentile_interval, resampled_means
 from diffusion_rtb.evaluation.metric import Metric
 from diffusion_rtb.evaluation.samples import Drawn
@@ -30,12 +30,17 @@ class AchievedStrength(Metric):
     needs = ("log_densities", "beta")
 
     def of(self, prior: Drawn, posterior: Drawn, beta: float, config: EvalConfig) -> dict[str, Any]:
-        """Slope, the beta that this is, and r²; what a prior has and what a perfect model would. Without a slope it says why."""
+        """Slope, the beta that this is, and r²; what a prior has and what a perfect model would.
+
+        Without a slope, or with one that tells nothing (`VAGUE`), it says why.
+        """
         log_q, log_p = posterior.densities
         ratio = (log_q.double() - log_p.double()).sum(1)
         slope, r2 = achieved_strength(ratio, posterior.reward, beta, posterior.prompt)
         if slope != slope:
             return {"slope": None, "r2": None, "why": _why(posterior)}
+        if (error := strength_error(ratio, posterior.reward, beta, posterior.prompt)) > VAGUE:
+            return {"slope": None, "r2": None, "why": _vague(slope, error, ratio, posterior, beta)}
         groups = (posterior.reward.double(), posterior.prompt, config.confidence, config.bootstrap)
         interval = strength_interval(slope, ratio, beta, *groups)
         return {
@@ -75,6 +80,14 @@ def _why(posterior: Drawn) -> str:
     if int(counts.max()) < 2:
         return "one sample per prompt has nothing to be compared with (eval.samples)"
     return "the rewards of a prompt's samples are all the same"
+
+
+def _vague(slope: float, error: float, ratio: Float[Tensor, " batch"], posterior: Drawn, beta: float) -> str:
+    _, _, variance, spread = tilt_moments(ratio, posterior.reward.double(), posterior.prompt).tolist()
+    return (
+        f"within a prompt beta·r spreads over {beta * variance**0.5:.2g} nats and log q - log p over {spread**0.5:.2g}, so that "
+        f"{slope:.3g} ± {error:.2g} does not tell none of the tilt from all of it; see whether rewards differ, or draw more"
+    )
 
 
 def strength_interval(
