@@ -151,6 +151,9 @@ class TrainConfig(Section):
     """One positive weight per denoising step on its gradient; null: all 1. The optimum, where every residual is 0, is the same."""
     updates_per_iteration: PositiveInt = 1
     """Optimizer updates on the trajectories of one iteration."""
+    measure_every: PositiveInt = 1
+    """Iterations from one to the next whose trajectories objectives of noised samples score for the log (KL, ELBO, strength, ESS):
+    as many network calls as drawing them. They learn nothing from it; of the iterations between only rewards are logged."""
     parity_tolerance: PositiveFloat = 1e-3
     """Largest |recorded − replayed| log-density of a trajectory, nats, before training stops."""
     process_timeout: PositiveFloat = 1800.0

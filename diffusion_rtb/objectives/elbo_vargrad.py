@@ -18,7 +18,11 @@ unbiased in l; the pull of each is then multiplied by the noise of the other, an
 `refresh` lets the reference follow, as in CRD: every n iterations it becomes the posterior, each round asks for beta·r more, and no
 posterior is its end; a baseline, stopped early.
 
-It calls the posterior once more than others do: what a sample's d is has to be known before its states can be pulled.
+It calls the posterior once more than others do: what a sample's d is, from all of its steps and its whole group, has to be known
+before the first of its states can be pulled. One call of each state would do only with the graphs of all steps of a micro-batch
+kept at once, and with a second backward for the group's mean, which comes last: memory in proportion to the steps, and a backward
+costs twice the call that it saves. What was drawn with does not help: its states are not the noised ones. And the d of the
+iteration before is that of other samples.
 
 Sources: CRD, 2026, https://arxiv.org/abs/2603.14128; VarGrad, Richter et al. 2020, https://arxiv.org/abs/2010.10436
 """

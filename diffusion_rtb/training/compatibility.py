@@ -34,6 +34,7 @@ __all__ = [
     "check_samples",
     "check_settings",
     "check_step_choice",
+    "check_unmeasured",
     "check_updates",
 ]
 
@@ -51,8 +52,25 @@ def check_settings(config: RunConfig, objective: Objective, mixture: Mixture) ->
     check_pairs(config, objective, mixture)
     check_configured_steps(config, objective)
     check_step_choice(config, objective)
+    check_unmeasured(config, objective, mixture)
     if isinstance(objective, ChecksIterations):
         objective.check_iterations(config.train.iterations)
+
+
+def check_unmeasured(config: RunConfig, objective: Objective, mixture: Mixture) -> None:
+    """Refuse to leave trajectories unscored that something other than the log reads the densities of."""
+    every, told = (
+        config.train.measure_every,
+        f"train.measure_every {config.train.measure_every} leaves trajectories unscored, and",
+    )
+    if every == 1:
+        return
+    if not isinstance(objective, AimsStates):
+        raise ValueError(f"{told} objective {config.objective.component} learns from their densities: set it to 1.")
+    if config.beta.kl_budget is not None:
+        raise ValueError(f"{told} beta.kl_budget follows their KL: set it to 1, or kl_budget to null.")
+    if any(source.name == "replay" for source in mixture.drawing):
+        raise ValueError(f"{told} behaviour replay keeps them with their densities: set it to 1, or take replay out.")
 
 
 def check_step_choice(config: RunConfig, objective: Objective) -> None:

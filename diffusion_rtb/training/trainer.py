@@ -230,7 +230,8 @@ class Trainer:
 
     def _undisturbed(self, rows: list[int]) -> Batch | None:
         """Trajectories to look at and not to learn from, where those learned from are others; None where none are wanted."""
-        own = self.sources.on_policy.own(self.sampler, rows, self.iteration) if self._aside else None
+        wanted = self._aside and self.updates.measures(self.iteration)
+        own = self.sources.on_policy.own(self.sampler, rows, self.iteration) if wanted else None
         return None if own is None else self.sampler.completed(own)
 
     def _look(self, own: Batch | None) -> None:
@@ -246,7 +247,7 @@ class Trainer:
         """What the posterior's own trajectories say of it, and where beta goes from there."""
         if own is None:
             return {}
-        if not own.trajectory.has_density:
+        if own.log_q is None or own.log_p is None:
             return reward_metrics(*(x.cpu() for x in self.processes.gather(own.reward.double(), own.prompt)))
         measured = Measured.of(own).gathered(self.processes)
         pace = learning_rate_factor(self.config.train, self.iteration)

@@ -198,6 +198,41 @@ def test_an_update_costs_its_states_and_no_trajectory(tiny: Path, tmp_path: Path
     assert draw_images(trainer.prior, ["a cat"], 2).shape == (2, 3, 64, 64)
 
 
+def test_trajectories_that_nobody_reads_are_not_scored(tmp_path: Path) -> None:
+    """With noise: what is learned is the same to the bit, and an iteration between two measured ones makes no call for its log."""
+    found: dict[int, tuple[dict[str, Tensor], list[int]]] = {}
+    for every in (1, 2):
+        train = {"iterations": 4, "group": 8, "micro_batch": 8, "measure_every": every}
+        objective = {"component": "value_gradient", "warm_up_updates": 5}
+        trainer = run(tmp_path / str(every), objective=objective, beta=BETA, train=train)
+        calls: list[int] = []
+        (network,) = trained_networks(trainer.prior)
+        handle = network.register_forward_pre_hook(lambda *_, calls=calls: calls.append(0))
+        trainer.fit()
+        handle.remove()
+        found[every] = state(trainer), calls
+        logged = ["kl" in row for row in rows(trainer)]
+        assert logged == ([True] * 4 if every == 1 else [True, False, True, False])
+    steps = 4
+    assert len(found[1][1]) - len(found[2][1]) == 2 * steps  # log p of two iterations; log q came with the drawing
+    assert differing(found[1][0], found[2][0]) == []
+
+
+UNREAD: list[tuple[dict[str, Any], str]] = [
+    ({"objective": {"component": "rtb"}}, "rtb learns from their densities"),
+    ({"beta": {"value": 1.0, "kl_budget": {"nats": 1.0}}}, "kl_budget follows their KL"),
+    ({"behaviours": [{"component": "replay", "share": 0.5}]}, "replay keeps them"),
+]
+
+
+@pytest.mark.parametrize(("changed", "why"), UNREAD)
+def test_what_reads_them_is_refused(tmp_path: Path, changed: dict[str, Any], why: str) -> None:
+    given: dict[str, Any] = {"objective": {"component": "diffusion_dpo"}, "train": {"measure_every": 2}}
+    given |= changed
+    with pytest.raises(ValueError, match=why):
+        run(tmp_path, **given)
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"component": "rtb"}}, NEEDS["noise"].objective),
     ({"objective": {"component": "reward_backprop"}}, NEEDS["noise"].objective),

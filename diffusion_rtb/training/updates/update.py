@@ -85,6 +85,10 @@ class Updates:
         """The samples of an iteration are the older posterior's."""
         return self.old is not None and ObjectiveTraits.of(self.objective).draws_old
 
+    def measures(self, iteration: int) -> bool:
+        """The posterior's own trajectories of this iteration are scored for the log."""
+        return iteration % self.config.train.measure_every == 0
+
     def drawing(self) -> AbstractContextManager[None]:
         """The block in which they are drawn."""
         return self.old.worn() if self.old is not None and self.draws_old else nullcontext()
@@ -118,9 +122,9 @@ class Updates:
         update: int,
         own: Batch | None,
     ) -> Update:
-        """The posterior's own trajectories are scored once, to be looked at, and no others; none where they have no density."""
+        """The posterior's own trajectories are scored once, to be looked at, and no others; none where nobody looks."""
         scored, shown, measured = dict(parts), dict(parts), None
-        if update == 0 and (own is not None or not self.draws_old):
+        if update == 0 and self.measures(iteration) and (own is not None or not self.draws_old):
             shown[self.own] = self.sampler.completed(parts[self.own] if own is None else own)
             scored[self.own] = shown[self.own] if own is None else scored[self.own]
             measured = self._measured(shown[self.own], beta) if shown[self.own].log_q is not None else None
