@@ -129,7 +129,7 @@ def _built(config: RunConfig, folder: Path, components: Components, mixture: Mix
     beta, updates = make_beta(config.beta), Updates.of(config, sampler, objective, mixture)
     trainer = Trainer(config, folder, sampler, objective, mixture, beta, processes, updates, [tracker], begun)
     if processes.main:  # after the tracker, before the checkpoints
-        trainer.observers.insert(1, _sheets(trainer, tracker))
+        trainer.observers.insert(1, _sheets(config, trainer, tracker))
     if tools is not None:  # first: what it sees is in the row that the tracker writes
         hands = Hands(
             trainer.final, lambda: trainer.beta, trainer.save, trainer.leave_alone, tracker.extra, tracker.image
@@ -181,12 +181,12 @@ def prepare_objective(config: RunConfig, sampler: Sampler, objective: Any) -> No
         objective.to(prior.device)
 
 
-def _sheets(trainer: Trainer, tracker: Tracker) -> Sheets:
-    train = trainer.config.train
+def _sheets(config: RunConfig, trainer: Trainer, tracker: Tracker) -> Sheets:
+    train = config.train
     return Sheets(
         trainer.sampler,
         trainer.final,
-        trainer.config.seed,
+        config.seed,
         count=train.grid_samples,
         every=train.grid_every,
         folder=trainer.folder / "samples",

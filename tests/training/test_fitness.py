@@ -277,7 +277,7 @@ def test_an_unknown_behaviour_or_setting_names_the_nearest(key: str, meant: str,
         describe_components(load_config(tmp_path / "run", [key]))
 
 
-LORA = "It has: rank, alpha, target_modules, seed"
+LORA = "It has: full, rank, alpha, target_modules, seed"
 
 
 @pytest.mark.parametrize(
