@@ -166,13 +166,21 @@ def _stopped_after(seconds: float) -> Iterator[None]:
         yield
         return
 
+    fired: list[bool] = []
+
     def stop(number: int, frame: Any) -> None:
+        fired.append(True)
         raise _TooLongError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    before, first = signal.signal(signal.SIGALRM, stop), max(seconds, 0.001)
+    # Again and again: whoever is running may swallow the error.
+    signal.setitimer(signal.ITIMER_REAL, first, min(first, 1.0))
     try:
         yield
+    except Exception as error:
+        if fired:  # or have made another one of it
+            raise _TooLongError from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import torch
 from diffusion_rtb.benchmark.compiled import measure_compiled
 from diffusion_rtb.benchmark.device import counted, precision
 from diffusion_rtb.benchmark.expected import expected_seconds
+from diffusion_rtb.benchmark.network import measure_network
 from diffusion_rtb.benchmark.plan import Model, Part, load_models, plan
 from diffusion_rtb.benchmark.results import Results
-from diffusion_rtb.benchmark.run import Budget, measure_parts
-from diffusion_rtb.benchmark.subject import Subject
+from diffusion_rtb.benchmark.run import Budget, _stopped_after, _TooLongError, measure_parts
+from diffusion_rtb.benchmark.subject import Subject, config_of
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.components import describe
 from tests.oracles.architecture import save_architecture
@@ -223,6 +226,22 @@ def test_a_part_that_takes_longer_than_it_may_is_stopped(rows: Path, tmp_path: P
     assert not results.done(part.name)
 
 
+def swallowing_then_renaming() -> None:
+    with suppress(Exception):
+        time.sleep(60)
+    try:
+        time.sleep(60)
+    except Exception as error:
+        raise LookupError("of a library") from error
+
+
+def test_a_stop_that_a_library_swallows_or_renames_is_one_all_the_same() -> None:
+    with pytest.raises(_TooLongError), _stopped_after(0.01):
+        swallowing_then_renaming()
+    with pytest.raises(LookupError), _stopped_after(60.0):
+        raise LookupError("before its time")
+
+
 def test_numbers_of_two_machines_are_not_mixed(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(rows, tmp_path, "--model", "tiny", "--part", "float32-rate", "--minutes", "0") == 0
     file = tmp_path / "benchmark.json"
@@ -294,3 +313,12 @@ def test_what_a_part_is_going_to_take() -> None:
     iteration = Part("iteration", "float16", "m", 1, 3, row)  # of another dtype: what is known of this one
     assert expected_seconds(iteration, results, loaded=True) == pytest.approx(3 * 2 * 3 * (2 * 0.1 + 0.3))
     assert expected_seconds(Part("compiled", "bfloat16", "m", 1, 2, row), {}, loaded=True) == 65.0
+
+
+def test_a_row_may_have_a_posterior_of_its_own(architecture: Path) -> None:
+    """Numbers of the network without what is trained, and of what is trained: the same, where that is the network."""
+    row = load_row(architecture) | {"posterior": {"full": True}}
+    part = Part("network", "float32", "tiny", 1, 2, Model.model_validate(row))
+    assert config_of(part, "cpu").posterior == {"full": True}
+    found = measure_network(Subject(part, "cpu"), part, None)
+    assert found["parameters"] == found["trained"] > 0

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.components import build
 from diffusion_rtb.config.load import RunConfig, load_config
-from diffusion_rtb.doctor.examinations import memory, weights
+from diffusion_rtb.doctor.examinations import gradient, memory, weights
 from diffusion_rtb.doctor.patient import Patient
 from diffusion_rtb.doctor.sizes import module_bytes
 from diffusion_rtb.evaluation.subject import Options
@@ -118,7 +118,9 @@ def test_another_kind_of_posterior_cannot_start_from_it(project: Path, trained: 
 def test_the_doctor_counts_it(project: Path, trained: Path) -> None:
     """Weights twice, the second time in float32, gradients and two moments: 16 bytes and the prior's own, per number."""
     size = sum(value.numel() for value in held(trained, "posterior").values())
-    patient = Patient(config(project, "name=asked", "prior.dtype=bfloat16", "train.ema=null"), project / "asked")
+    patient = Patient(
+        config(project, "name=asked", "prior.dtype=bfloat16", "train.ema=null", "train.lr=1e-3"), project / "asked"
+    )
     ahead = weights.examine(patient).numbers
     assert (ahead["trained"], ahead["trained_bytes"]) == (size, 16 * size)
     parts = {part["name"]: part["bytes"] for part in memory.examine(patient).numbers["parts"]}
@@ -126,6 +128,12 @@ def test_the_doctor_counts_it(project: Path, trained: Path) -> None:
     plain: Any = build(patient.config.prior, "prior")
     assert parts["prior's networks"] == module_bytes(plain.pipe.unet, plain.pipe.vae, plain.pipe.text_encoder)
     assert ahead["networks"]["unet"]["loaded"] == 2 * size
+    # An update by 1e-3 is hasty for numbers of this size.
+    step = gradient.examine(patient)
+    flat = torch.cat([parameter.detach().flatten() for parameter in plain.pipe.unet.parameters()]).float()
+    assert step.numbers["step"] == pytest.approx(1e-3 / float(flat.square().mean().sqrt()))
+    assert step.numbers["step"] > gradient.HASTY
+    assert "train.lr=" in step.findings[-1].remedy
     # The copy to go back to: the posterior and two moments.
     assert parts["copy to go back to"] == 12 * size
 
