@@ -100,11 +100,11 @@ class Table:
             shown_first = slice(None) if weights is None else systematic_draw(weights / weights.sum(), DRAWN, 0)
             return judge.of(images, weights), images[shown_first]
         spent = {} if trainer is None else self.train(trainer)
-        batch = (
-            self.guided(sampler, judge, method, beta)
-            if trainer is None
-            else drawn(sampler, DRAWN_NEAR.get(method, DRAWN))
-        )
+        if trainer is None:
+            batch = self.guided(sampler, judge, method, beta)
+        else:
+            with trainer.final():
+                batch = drawn(sampler, DRAWN_NEAR.get(method, DRAWN))
         assert batch.images is not None
         assert batch.log_q is not None
         assert batch.log_p is not None
