@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -59,12 +60,13 @@ class Doubts:
         self.beta = None if beta.kl_budget is not None else beta.value
         self.looked = False
 
-    def look(self, seen: Rewarded) -> None:
+    def look(self, *seen: Rewarded) -> None:
         """Say what samples of the prior say of the target, once."""
-        if self.looked:
+        if self.looked or not seen:
             return
         self.looked = True
-        for doubt in doubts(seen.reward, seen.prompt, self.texts, self.beta):
+        reward, prompt = torch.cat([each.reward for each in seen]), torch.cat([each.prompt for each in seen])
+        for doubt in doubts(reward, prompt, self.texts, self.beta):
             log.warning("%s", doubt)
 
 

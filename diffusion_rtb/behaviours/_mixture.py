@@ -45,8 +45,8 @@ class Mixture(dict[str, tuple[Source, int]]):
                 parts[name] = source.draw(sampler, rows, count, iteration, beta)
         return parts
 
-    def of_prior(self, own: Batch | None, start: str | None) -> Batch | None:
-        """Samples of the prior that are there once the first iteration has drawn, as they were drawn; None where there are none.
+    def of_prior(self, own: Batch | None, start: str | None) -> list[Batch]:
+        """Samples of the prior that are there once the first iteration has drawn, as they were drawn.
 
         Args:
             own: The posterior's own undisturbed trajectories.
@@ -54,8 +54,8 @@ class Mixture(dict[str, tuple[Source, int]]):
         """
         buffer, count = self.prior
         if count > 0:
-            return Batch.cat(list(buffer.extended[0].values()))
-        return own if start is None else None
+            return list(buffer.extended[0].values())
+        return [own] if own is not None and start is None else []
 
     def settle(self, parts: Mapping[str, Batch]) -> None:
         """Tell every behaviour what the iteration's trajectories were; one without a share has nothing to remember."""

@@ -203,7 +203,8 @@ class Trainer:
         with observing(self.sampler.reward, self._gather_row), self._leaving_buffer(alone=True), self.updates.drawing():
             parts = self.sources.draw(self.sampler, rows, self.iteration, beta)
         if self.iteration == 0:
-            self._look(own if self._aside else parts["posterior"])
+            undisturbed = own if self._aside else parts["posterior"]
+            self.doubts.look(*self.sources.of_prior(undisturbed, self.config.start))
         floor = self._floor(parts["posterior"] if own is None else own)
         for update in range(self.config.train.updates_per_iteration):
             aside = own if self.updates.draws_old else None
@@ -233,10 +234,6 @@ class Trainer:
         wanted = self._aside and self.updates.measures(self.iteration)
         own = self.sources.on_policy.own(self.sampler, rows, self.iteration) if wanted else None
         return None if own is None else self.sampler.completed(own)
-
-    def _look(self, own: Batch | None) -> None:
-        if (seen := self.sources.of_prior(own, self.config.start)) is not None:
-            self.doubts.look(seen)
 
     def _floor(self, own: Batch) -> dict[str, float]:
         # It is measured while the posterior is the prior; one that starts from another run has that run's.
