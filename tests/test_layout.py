@@ -95,7 +95,18 @@ def test_one_version() -> None:
 
 
 LAYERS = (
-    {"abilities", "config", "densities", "estimates", "files", "interfaces", "needs", "resampling", "schedulers"},
+    {
+        "abilities",
+        "config",
+        "densities",
+        "estimates",
+        "files",
+        "interfaces",
+        "needs",
+        "not_finite",
+        "resampling",
+        "schedulers",
+    },
     {"beta", "chain", "exact", "objectives", "out_of_memory", "reach", "scoring"},
     {"remote_reward", "run", "sampling"},
     {"steering"},

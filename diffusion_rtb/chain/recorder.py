@@ -18,6 +18,7 @@ from diffusion_rtb.chain.normal import normal_log_prob, output_norm
 from diffusion_rtb.chain.recordable import STOCHASTIC, check_recordable, is_ode_step, refuse_deterministic
 from diffusion_rtb.chain.scheduler import StepCall, in_place_of, previous_sample, with_previous_sample
 from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.not_finite import NotFiniteError
 
 __all__ = ["Step", "TrajectoryRecorder"]
 
@@ -213,7 +214,7 @@ class TrajectoryRecorder:
 
         Raises:
             RuntimeError: no step was recorded.
-            ValueError: a state is not finite.
+            NotFiniteError: a state is.
         """
         if self._x_T is None:
             raise RuntimeError("Nothing was recorded: call the pipeline whose scheduler this is inside the with block.")
@@ -235,7 +236,7 @@ class TrajectoryRecorder:
         finite = x.isfinite().transpose(0, 1).flatten(1).all(1)
         if not finite.all():
             i = int((~finite).nonzero()[0]) - 1
-            raise ValueError(
+            raise NotFiniteError(
                 f"The state after step {i} (timestep {self.steps[i].timestep:g}) is NaN or infinity in {x.dtype}, from a finite "
                 "network output: use float32."
             )

@@ -25,6 +25,7 @@ from torch import Tensor
 from diffusion_rtb.chain.noise import ProbeNoise, signs
 from diffusion_rtb.chain.normal import precise
 from diffusion_rtb.chain.recordable import ROLES, is_ode_step
+from diffusion_rtb.not_finite import NotFiniteError
 
 __all__ = [
     "StepCall",
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 PROBE = 2.0**20
+EQUAL = 1e-4  # share by which deviations of one step may differ between dimensions
+ROUNDINGS = 10  # that a step of a scheduler may add up
 NO_NOISE = 1e-5  # no schedule steps this finely; noise from elsewhere than randn leaves about 1/PROBE here
 
 
@@ -172,25 +175,36 @@ class StepCall:
             mean: Previous sample of `mean()`.
 
         Raises:
-            ValueError: the noise is not independent with one deviation in each dimension (a network that predicts its own
-                variance), or something is not finite: the message says what.
+            NotFiniteError: something is not finite, or so large that the noise vanishes beside it: the message says what.
+            ValueError: the noise is not independent with one deviation in each dimension: a network that predicts its own variance.
         """
         far = previous_sample(self._asked(PROBE, **self._precisely()))
         std = ((far.double() - mean.detach().double()) / PROBE).abs()
         low, high, median = torch.stack([std.min(), std.max(), std[0].median()]).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(self._not_finite())
+            raise NotFiniteError(self._not_finite())
         if high < NO_NOISE:
             self.residue, self.left_to_ode = high, is_ode_step(self.scheduler, self.get(self.names[1]))
             return 0.0
-        if math.isclose(low, high, rel_tol=1e-4):
+        if math.isclose(low, high, rel_tol=EQUAL):
             # Rounded to the trajectory's dtype, so that a deviation read back from it is the same number: replayed = recorded.
             return float(torch.tensor(median, dtype=precise(self.sample).dtype))
+        self._check_size(far, median)
         raise ValueError(
             f"{self.name} has a different standard deviation in each dimension ({low:.3g} to {high:.3g}) at timestep "
             f"{self.timestep:g}: the network predicts its variance, or the noise is not independent in each dimension. Build the "
             "scheduler with variance_type='fixed_small', or use DDIMScheduler with eta=1.0."
         )
+
+    def _check_size(self, far: Tensor, std: float) -> None:
+        """NotFiniteError: `far`, states with a noise of PROBE deviations, is so large that its rounding hides the deviation."""
+        largest = float(far.abs().max())
+        if ROUNDINGS * torch.finfo(far.dtype).eps * largest > EQUAL * PROBE * std:
+            raise NotFiniteError(
+                f"The states have come to {largest:.3g} at timestep {self.timestep:g}, where {far.dtype} cannot tell noise of "
+                f"deviation {std:.3g} any more: the network leads away from where it was trained. Training has diverged: lower "
+                "train.lr or beta, and begin before that."
+            )
 
     def _precisely(self) -> dict[str, Tensor]:
         return {self.names[0]: precise(self.model_output), self.names[2]: precise(self.sample)}

@@ -130,6 +130,8 @@ def compare(
                 figure = draw_figure(found)
                 typer.echo(markdown(found), nl=False)
                 say(f"Tables and {figure.name} are in {work.folder}.")
+            if found.diverged and not found.results:
+                raise ValueError("No run came to an end: " + "; ".join(dict.fromkeys(found.diverged.values())))
             if not found.complete:
                 say(f"Stopped in a run; of {len(work.cells)} runs the same command goes on with what is left.")
                 raise typer.Exit(INTERRUPTED)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_rtb.behaviours._mixture import sources
-from diffusion_rtb.comparison.cell import finished, train_and_measure
+from diffusion_rtb.comparison.cell import DivergedError, finished, train_and_measure
 from diffusion_rtb.comparison.cost import Budget, Cost
 from diffusion_rtb.comparison.results import Comparison, Plan
 from diffusion_rtb.comparison.truths.known import KnownTruth
@@ -135,6 +135,8 @@ def _check_fit(config: RunConfig, objective: Objective, prior: Prior) -> None:
 def run(work: Plan, tell: Callable[[str], None], done: Callable[[Comparison], None]) -> Comparison:
     """Train and measure what is not finished yet; stops early where a signal came, see `Comparison.complete`.
 
+    A run that diverges is told of and left out, the others go on.
+
     Args:
         work: The plan.
         tell: Told in one line what is going on.
@@ -153,7 +155,12 @@ def run(work: Plan, tell: Callable[[str], None], done: Callable[[Comparison], No
             where = f"{number}/{len(work.cells)}: {cell.objective}, {cell.behaviour}, seed {cell.config.seed}"
             result = finished(cell.config, work.budget)
             tell(f"{where}{' is finished' if result else ''}")
-            result = result or train_and_measure(cell.config, work.truth, work.looks, work.budget)
+            try:
+                result = result or train_and_measure(cell.config, work.truth, work.looks, work.budget)
+            except DivergedError as error:
+                found.diverged[*cell.pair, cell.config.seed] = str(error)
+                tell(f"{where}: {error}")
+                continue
             if result is None:
                 break
             found.results.setdefault(cell.pair, []).append((cell.config.seed, result))

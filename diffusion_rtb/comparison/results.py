@@ -41,9 +41,12 @@ class Comparison:
     results: dict[tuple[str, str], list[tuple[int, Result]]] = field(default_factory=dict)
     """Objective and behaviour -> seed and result of each of its runs that is finished."""
 
+    diverged: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    """Objective, behaviour and seed -> where and how, of runs that came to no end."""
+
     @property
     def complete(self) -> bool:
-        return sum(map(len, self.results.values())) == len(self.plan.cells)
+        return sum(map(len, self.results.values())) + len(self.diverged) == len(self.plan.cells)
 
 
 REACHED = 0.05

@@ -144,6 +144,7 @@ def _every(found: Comparison) -> int:
 
 def _not_run(found: Comparison) -> list[str]:
     lines = [f"* {a} with {b} was not run: {markdown_text(reason)}" for (a, b), reason in found.plan.refused.items()]
+    lines += [f"* {a} with {b}, seed {seed}, {markdown_text(how)}" for (a, b, seed), how in found.diverged.items()]
     done = sum(map(len, found.results.values()))
     if not found.complete:
         lines.append(f"* Unfinished: {done} of {len(found.plan.cells)} runs; the same command goes on.")

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_rtb.interfaces import Terms
+from diffusion_rtb.not_finite import NotFiniteError
 
 __all__ = ["check_beta", "check_choice", "check_clip_range", "check_policy_terms", "check_positive", "check_terms"]
 
@@ -97,14 +98,14 @@ def check_form(name: str, values: Tensor, shape: tuple[int, ...], terms: Terms) 
 
 
 def check_finite(name: str, values: Float[Tensor, "batch *steps"]) -> None:
-    """Refuse values that are NaN or infinite; the ValueError names the first trajectory, and the step where there is one."""
+    """Refuse values that are NaN or infinite; the NotFiniteError names the first trajectory, and the step where there is one."""
     finite = torch.isfinite(values)
     if bool(finite.all()):
         return
     rows = (~finite).reshape(len(values), -1).any(dim=1)
     first = (~finite).nonzero()[0].tolist()
     step = f", step {first[1]}," if len(first) > 1 else ""
-    raise ValueError(
+    raise NotFiniteError(
         f"{name} of trajectory {first[0]}{step} is {values[tuple(first)].item()} "
         f"({int(rows.sum())} of {len(values)} trajectories are not finite). {REMEDIES.get(name, REMEDY)}"
     )

@@ -17,6 +17,7 @@ from diffusion_rtb.chain.rollout import rollout, score_with_means, score_with_no
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Prior, Reward
+from diffusion_rtb.not_finite import NotFiniteError
 from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.scoring.call import evaluate_reward
@@ -234,7 +235,7 @@ class Sampler:
         return torch.cat(parts)
 
 
-class DecodingError(RuntimeError):
+class DecodingError(NotFiniteError):
     """Samples or pictures that are not numbers; the message says which part of the prior made them."""
 
 

@@ -7,9 +7,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from torch import Tensor
 
 from diffusion_rtb.chain.forward_process import noised_chain, signal_and_noise
 from diffusion_rtb.chain.recordable import check_single_step
+from diffusion_rtb.chain.scheduler import StepCall, previous_sample
+from diffusion_rtb.not_finite import NotFiniteError
 from pipelines._diffusers.scheduler import REMEDY, build_scheduler, check_sampler
 from tests.oracles.loops import LATENT, Loop, sampler
 from tests.oracles.tiny import tiny_ddim
@@ -245,3 +248,20 @@ def test_states_at_repeated_timesteps_have_the_noise_of_their_place(sigmas: str)
     noise = torch.randn(20_000, 50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     chain = noised_chain(scheduler, torch.zeros(20_000, 1, dtype=torch.float64), timesteps, noise)
     torch.testing.assert_close(chain[:, :, 0].std(0), b, rtol=0.03, atol=0)
+
+
+def test_states_beside_which_the_noise_vanishes_are_not_taken_for_a_learned_variance() -> None:
+    """A posterior that diverged once was told to set variance_type."""
+    chain = tiny_ddim()
+    chain.set_timesteps(10)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def std(states: Tensor) -> float:
+        call = StepCall(chain, chain.step, torch.zeros_like(x), chain.timesteps[-1], states, eta=1.0)
+        return call.std(previous_sample(call.mean()))
+
+    assert std(1e4 * x) == pytest.approx(std(x), rel=1e-4)
+    with pytest.raises(
+        NotFiniteError, match=r"come to \d\.?\d*e\+\d+ at timestep .* cannot tell noise .* lower train\.lr"
+    ):
+        std(1e9 * x)

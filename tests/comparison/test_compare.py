@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -381,6 +382,26 @@ def test_pairs_that_do_not_fit_are_left_out_with_the_reason(project: Path, capsy
     assert "reinforce_kl with noisy is left out: objective ReinforceKL is on-policy" in said.err
     assert "* reinforce_kl with noisy was not run: objective ReinforceKL is on-policy" in said.out
     assert [path.name for path in (project / "runs" / "two-compare" / "runs").iterdir()] == ["rtb.noisy.0"]
+
+
+def test_a_run_that_diverges_does_not_take_the_others_with_it(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = "objectives: {wild: {objective: {component: ddpo}, behaviours: [], train: {lr: 1.0e+4, warmup: 0, grad_clip: 1.0e+9}}}"
+    (project / "wild.yaml").write_text(wild)
+    argv = ["two.yaml", "--variants", "wild.yaml", "--behaviours", "config", "--seeds", "1", *QUICK]
+    assert left_with([*argv, "--objectives", "wild", "rtb"]) == 0
+    printed = capsys.readouterr()
+    rows = {row["objective"]: row for row in numbers(project / "runs" / "two-compare")}
+    assert rows["rtb"]["tv"]
+    assert "wild" not in rows
+    assert re.search(
+        r"\* wild with config, seed 0, diverged in iteration \d: .*[Ll]ower (train\.lr|the learning rate)", printed.out
+    )
+    assert "Unfinished" not in printed.out
+    assert "wild, config, seed 0: diverged in iteration" in " ".join(printed.err.split())
+    assert left_with([*argv, "--objectives", "wild"]) == 1
+    assert "No run came to an end: diverged in iteration" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_comparisons_folder_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from diffusion_rtb.chain.rollout import entry_of, replay_backward
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.sections import TrainConfig
 from diffusion_rtb.interfaces import Loss, Objective, Terms
+from diffusion_rtb.not_finite import NotFiniteError
 from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.processes import Processes
@@ -223,7 +224,7 @@ def descend(optimizer: torch.optim.Optimizer, train: TrainConfig, iteration: int
     No DDP wrapper sees these gradients, because backward runs inside the sampler.
 
     Raises:
-        ValueError: the gradient is not finite; the parameters are as they were.
+        NotFiniteError: the gradient is; the parameters are as they were.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     given = [parameter for parameter in parameters if parameter.grad is not None]
@@ -242,11 +243,11 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float, itera
     """Scale the gradient down to a norm of `limit` where it is larger; returns the norm that it had.
 
     Raises:
-        ValueError: the norm is not finite.
+        NotFiniteError: the norm is.
     """
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     if not torch.isfinite(norm):
-        raise ValueError(
+        raise NotFiniteError(
             f"The gradient norm is {float(norm)} at iteration {iteration}; the parameters were left as they were. Lower "
             "train.lr or beta, or score in float32."
         )
