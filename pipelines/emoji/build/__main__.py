@@ -1,11 +1,11 @@
-"""Rebuild the bundled priors `emoji` and `emoji_flow` and the reward model `emoji-clip` from the npm registry.
+"""Rebuild the bundled priors `emoji` and `emoji_flow` and the reward models `emoji-clip` and `emoji-taste` from the npm registry.
 
     python -m pipelines.emoji.build --work runs/emoji                # everything, one stage after another
     python -m pipelines.emoji.build --work runs/emoji --stage unet   # one stage; run it again to continue
 
 Needs npm and resvg_py. Stages resume from atomic checkpoints in the work folder; a training's budget (`--minutes`) is
 wall time over all its runs. `decoder`, `clip` and `unet` need only `vae` and may run side by side; `flow` needs `data` and the
-exported `emoji` and `emoji-clip`.
+exported `emoji` and `emoji-clip`, `taste` the exported two alone.
 
 Measured on 2 virtual cores of an AMD EPYC with AVX-512 bf16, shared with other jobs, one thread per training: data 15 s,
 vae 20 min (1,450 steps), decoder 36 min (3,000), unet 55 min (3,447), clip 23.5 min (1,432), export and sheet 1 min, report
@@ -20,16 +20,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.emoji import FLOW, PATH
-from pipelines.emoji.build import clip, drawings, export, flow, unet, vae
+from pipelines.emoji.build import clip, drawings, export, flow, taste, unet, vae
 from pipelines.emoji.build.folder import export_prior
 from pipelines.emoji.build.stages import run_stages
 
 MINUTES = {"vae": 20.0, "decoder": 36.0, "clip": 23.5, "unet": 55.0, "flow": 55.0}
 STAGES = (
-    *("data", "vae", "latents", "decoder", "unet", "clip", "export", "export-clip", "sheet", "report"),
+    *("data", "vae", "latents", "decoder", "unet", "clip", "export", "export-clip", "sheet", "report", "taste"),
     *("flow", "export-flow", "sheet-flow", "report-flow"),
 )
 CLIP_PATH = PATH.parents[2] / "rewards" / "emoji_clip"
+TASTE_PATH = CLIP_PATH.with_name("emoji_taste")
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
         "prior": (PATH, "where to write the prior"),
         "flow": (FLOW, "where to write the flow prior"),
         "clip": (CLIP_PATH, "where to write emoji-clip"),
+        "taste": (TASTE_PATH, "where to write emoji-taste"),
     }
     run_stages(__doc__, STAGES, run, folders)
 
@@ -45,6 +47,9 @@ def main() -> None:
 def run(stage: str, options: argparse.Namespace) -> None:
     """Run one stage."""
     work: Path = options.work
+    if stage == "taste":  # of the exported models alone
+        taste.make(options.prior, options.clip, options.taste)
+        return
     data = drawings.load(work)
     minutes = options.minutes or MINUTES.get(stage, 0)
 
