@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -219,6 +219,8 @@ class States:
     """For what an objective draws; on the host."""
     weight: Float[Tensor, " batch"] | None = None
     """What the objective's `weights` said of each sample, if it has any."""
+    adjoint: Float[Tensor, "batch *dims"] | None = None
+    """Of the state that this one went to, for an objective that `ReadsAdjoint`: minus the slope of what is still to be earned."""
 
 
 @runtime_checkable
@@ -260,6 +262,13 @@ class KeepsOld(Protocol):
 
     def keeps_old(self, iteration: int) -> float:
         """What share of the old one stays after this iteration, the rest being the posterior's; 0 to 1. It begins as that."""
+
+
+@runtime_checkable
+class ReadsAdjoint(Protocol):
+    """An objective of states that reads `States.adjoint`, of its own trajectories: `training/updates/adjoint.py`."""
+
+    adjoint: Literal["lean", "full"]
 
 
 @runtime_checkable

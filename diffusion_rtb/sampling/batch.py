@@ -37,5 +37,7 @@ class Batch(Rows):
     """Estimate of log Z by the particles that the trajectory was one of (`behaviours/steered.py`); nats."""
     estimate: Float[Tensor, "batch states"] | None = None
     """r of the prior's x0_hat at some of the states, where an objective reads it; reward units."""
+    adjoint: Float[Tensor, "batch steps *dims"] | None = None
+    """Of the state that each step leads to, for an objective that aims by it; nats per unit of x."""
     images: Float[Tensor, "batch *shape"] | None = None
     """What the reward saw, kept where it was asked for."""

@@ -12,7 +12,7 @@ from diffusion_rtb.chain.forward_process import network_predicts
 from diffusion_rtb.chain.recordable import check_single_step, solver_order, steps_of
 from diffusion_rtb.chain.reversal import Reversal
 from diffusion_rtb.config.sections import RunConfig
-from diffusion_rtb.interfaces import AimsStates, Objective, Prior
+from diffusion_rtb.interfaces import AimsStates, Objective, Prior, ReadsAdjoint
 from diffusion_rtb.needs import instead
 
 if TYPE_CHECKING:
@@ -61,10 +61,9 @@ def check_noise(config: RunConfig, prior: object, objective: Objective, mixture:
     why = why_no_noise(prior)
     if not why:
         return
-    if not isinstance(objective, AimsStates):
-        raise ValueError(
-            f"objective {config.objective.component} reads log-densities of steps. {why} {instead('noise', 'objective')}"
-        )
+    if not _takes_any_sampler(objective):
+        reads = "is led along steps with noise" if isinstance(objective, AimsStates) else "reads log-densities of steps"
+        raise ValueError(f"objective {config.objective.component} {reads}. {why} {instead('noise', 'objective')}")
     for source in mixture.drawing:
         if source.needs_noise:
             own = "on_policy with exploration" if source is mixture.on_policy else type(source).__name__
@@ -74,8 +73,13 @@ def check_noise(config: RunConfig, prior: object, objective: Objective, mixture:
             raise ValueError(f"{name} measures the KL, from log-densities of steps. {why} Or set {name} to null.")
 
 
+def _takes_any_sampler(objective: Objective) -> bool:
+    """It asks a sampler for its levels alone: an objective of states, but those that are led along the recorded steps."""
+    return isinstance(objective, AimsStates) and not isinstance(objective, ReadsAdjoint)
+
+
 def _check_scheduler(sampler: Any, objective: Objective, *, noise: bool) -> None:
-    aims, traits = isinstance(objective, AimsStates), ObjectiveTraits.of(objective)
+    aims, traits = _takes_any_sampler(objective), ObjectiveTraits.of(objective)
     if not aims:
         check_single_step(sampler)
     reversed_steps = aims and (not noise or solver_order(sampler) > 1)

@@ -117,7 +117,7 @@ def check_gradient(config: RunConfig, components: Components) -> None:
             f"objective {objective} needs images with a gradient in x_0, and prior {config.prior.component!r} has no method "
             f"decode_with_gradient (abilities.DecodesWithGradient): write it. {instead('decoder', 'objective')}"
         )
-    for name in ("gradient_steps", "step_weights"):
+    for name in () if hasattr(components.objective.target, "aim") else ("gradient_steps", "step_weights"):
         if getattr(config.train, name) is not None:
             raise ValueError(
                 f"objective {objective} takes one gradient through all of its last steps, and train.{name} is for gradients of "
@@ -205,10 +205,11 @@ def check_beta(objective: Objective, beta: BetaConfig) -> None:
 def check_updates(objective: Objective, updates: int) -> None:
     """Refuse several updates on the same trajectories for an on-policy objective that does not notice the posterior moving.
 
-    Those that clip ratios to the chain that drew do, and those that learn from an older posterior's samples have no other.
+    Those that clip ratios to the chain that drew do, those that learn from an older posterior's samples have no other, and some
+    have targets that hold for a while (`bears_updates`).
     """
     traits = ObjectiveTraits.of(objective)
-    if updates > 1 and traits.on_policy_only and not (traits.clips_ratios or traits.draws_old):
+    if updates > 1 and traits.on_policy_only and not (traits.clips_ratios or traits.draws_old or traits.bears_updates):
         raise ValueError(
             f"objective {type(objective).__name__} is on-policy and has no ratios to the chain that drew: from the second of "
             f"train.updates_per_iteration {updates} on, the trajectories are those of another posterior. Set that to 1, or use "

@@ -112,7 +112,7 @@ def test_the_rebuild_goes_on_where_it_stopped(
     with caplog.at_level(logging.INFO):
         for minutes in ("1e-9", "1e-9", "1e9"):  # one step; none more; interrupted below
             if minutes == "1e9":
-                monkeypatch.setattr("pipelines.emoji.build.training.Training.step", interrupted)
+                monkeypatch.setattr("pipelines.emoji.build.learning.training.Training.step", interrupted)
             for stage in ("prior", "classifier"):
                 run = [*common, *folders, "--stage", stage, "--minutes", minutes]
                 if minutes == "1e9":

@@ -239,6 +239,10 @@ def test_what_reads_them_is_refused(tmp_path: Path, changed: dict[str, Any], why
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"component": "rtb"}}, NEEDS["noise"].objective),
     ({"objective": {"component": "reward_backprop"}}, NEEDS["noise"].objective),
+    (
+        {"objective": {"component": "adjoint_matching"}, "reward": {"component": "colour", "colour": "red"}},
+        NEEDS["noise"].objective,
+    ),
     ({"behaviours": [{"component": "back_and_forth", "share": 0.5}]}, NEEDS["noise"].behaviour),
     ({"behaviours": [{"component": "steered", "share": 0.5, "particles": 4}]}, NEEDS["noise"].behaviour),
     ({"behaviours": [{"component": "replay", "share": 0.5, "priority": "importance"}]}, NEEDS["noise"].behaviour),

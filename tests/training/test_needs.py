@@ -70,10 +70,23 @@ WEIGHED: list[dict[str, Any]] = [
     {"component": "reinforce_kl", "importance": "exact"},
     {"component": "trust_pcl", "length": 1, "value_loss": "returns"},
 ]
-POLICY = ("reinforce_kl", "reinforce_naive", "grpo", "dpok", "ddpo", "reward_backprop", "reward_weighted")
+POLICY = (
+    "reinforce_kl",
+    "reinforce_naive",
+    "grpo",
+    "dpok",
+    "ddpo",
+    "reward_backprop",
+    "adjoint_matching",
+    "reward_weighted",
+)
 OBJECTIVES: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
-    ("gradient", named("reward_backprop"), {"reward": {"component": "jpeg"}}),
-    ("decoder", named("reward_backprop"), {"prior": {"component": "tests.oracles.third_party_prior:WalkPrior"}}),
+    ("gradient", named("reward_backprop", "adjoint_matching"), {"reward": {"component": "jpeg"}}),
+    (
+        "decoder",
+        named("reward_backprop", "adjoint_matching"),
+        {"prior": {"component": "tests.oracles.third_party_prior:WalkPrior"}},
+    ),
     *[("own", named(*POLICY), {"behaviours": [other]}) for other in OFF_POLICY],
     *[("density", WEIGHED, {"behaviours": [other]}) for other in CHOSEN],
     ("newest", named("reinforce_kl", "reinforce_naive", "reward_backprop"), {"train": {"updates_per_iteration": 2}}),

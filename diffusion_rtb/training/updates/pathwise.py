@@ -35,7 +35,7 @@ from diffusion_rtb.scoring.call import differentiable_reward
 if TYPE_CHECKING:
     from diffusion_rtb.sampling.sampler import Sampler
 
-__all__ = ["Pathwise", "reward_slope"]
+__all__ = ["Chain", "Pathwise", "reward_slope", "slopes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Pathwise:
         for parameter in parameters:
             parameter.grad = None
         with self.sampler.stopwatch("reward"):
-            slope = self._slopes(part)
+            slope = slopes(self.sampler, part, self.beta)
         # Half-precision networks and states pass gradients on in their own dtype: see `push_back`.
         unit = power_of_two(float(slope.abs().max()))
         paid = 0.0
@@ -76,16 +76,11 @@ class Pathwise:
                     parameter.grad.mul_(unit / len(part))
         return paid / len(part) - self.beta * float(part.reward.double().mean())
 
-    def _slopes(self, part: Batch) -> Float[Tensor, "batch *dims"]:
-        """-beta·grad r(x_0) of each trajectory, on the host, float32 or better."""
-        found = [-self.beta * reward_slope(self.sampler, part[chunk]).cpu() for chunk in self.sampler.chunks(len(part))]
-        return torch.cat(found)
-
     def _through(self, part: Batch, slope: Float[Tensor, "batch *dims"], unit: float, last: int) -> float:
         """Back through the last steps of one micro-batch; returns the sum of their KLs, nats."""
         states = part.trajectory.to(self.sampler.prior.device)
         steps = range(states.steps - last, states.steps)
-        chain = _Chain(self.sampler, self.sampler.texts(part.prompt), states, unit)
+        chain = Chain(self.sampler, self.sampler.texts(part.prompt), states, unit)
         chain.look(steps)
         along = slope.to(self.sampler.prior.device) / unit
         for i in reversed(steps):
@@ -94,7 +89,7 @@ class Pathwise:
 
 
 @dataclass(eq=False)
-class _Chain:
+class Chain:
     """One micro-batch on its way back."""
 
     sampler: Sampler
@@ -124,31 +119,61 @@ class _Chain:
 
     def back(self, i: int, along: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         """The gradient in x_t of one step from that in x_s, and the parameters' added up; both divided by `unit`."""
-        std = float(self.states.std[i])
-        if std == 0:
-            with self.sampler.prior.as_prior() if i in self.of_prior else nullcontext():
-                return self._pulled(i, along)
+        if float(self.states.std[i]) == 0:
+            return self._through_map(i, along)
         x = self.states.x.detach().requires_grad_()
         apart: list[Tensor] = []
 
         def backward(at: Visited) -> None:
             self._check_network(at, x)
-            kl = gaussian_kl(at.mean, self.means[i], std, torch.float64).sum()
+            kl = gaussian_kl(at.mean, self.means[i], float(self.states.std[i]), torch.float64).sum()
             ((along * at.mean).sum() + kl / self.unit).backward()
             self.paid += float(kl.detach())
-            apart.append((at.mean.detach() - self.means[i]) / (std**2 * self.unit))
+            apart.append(self._apart(at, i))
 
         self._visit(i, x, backward)
         assert x.grad is not None
         with self.sampler.prior.as_prior():  # mean_p moves with x_t too
-            return precise(x.grad[:, i]) - self._pulled(i, apart[0])
+            return precise(x.grad[:, i]) - self.pulled(i, apart[0])
 
-    def _pulled(self, i: int, along: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+    def full(self, i: int, along: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+        """The gradient of `back` in x_t, and nothing in the parameters."""
+        if float(self.states.std[i]) == 0:
+            return self._through_map(i, along)
+        x = self.states.x.detach().requires_grad_()
+        found: list[Tensor] = []
+
+        def pull(at: Visited) -> None:
+            self._check_network(at, x)
+            apart = self._apart(at, i)
+            found.extend([apart, *torch.autograd.grad(((along + apart) * at.mean).sum(), x)])
+
+        self._visit(i, x, pull)
+        apart, slope = found
+        with self.sampler.prior.as_prior():
+            return precise(slope[:, i]) - self.pulled(i, apart)
+
+    def lean(self, i: int, along: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+        """The gradient in x_t of <along, mean_p(x_t)>."""
+        with self.sampler.prior.as_prior():
+            return self.pulled(i, along)
+
+    def _apart(self, at: Visited, i: int) -> Float[Tensor, "batch *dims"]:
+        """(mean_q - mean_p) / std², divided by `unit`."""
+        return (at.mean.detach() - self.means[i]) / (float(self.states.std[i]) ** 2 * self.unit)
+
+    def _through_map(self, i: int, along: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
+        """Of a step without noise."""
+        with self.sampler.prior.as_prior() if i in self.of_prior else nullcontext():
+            return self.pulled(i, along)
+
+    def pulled(self, i: int, along: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         """The gradient of <along, mean(x_t)> in x_t alone, under the network as it is now."""
         x = self.states.x.detach().requires_grad_()
         found: list[Tensor] = []
 
         def pull(at: Visited) -> None:
+            self._check_network(at, x)
             found.extend(torch.autograd.grad((along * at.mean).sum(), x))
 
         self._visit(i, x, pull)
@@ -169,6 +194,11 @@ class _Chain:
                 "no_grad, NumPy), so no gradient goes through its steps. Use an objective that takes single steps, such as rtb."
             )
         self.connected = True
+
+
+def slopes(sampler: Sampler, part: Batch, beta: float) -> Float[Tensor, "batch *dims"]:
+    """-beta·grad r(x_0) of each trajectory, on the host, float32 or better; see `reward_slope`."""
+    return torch.cat([-beta * reward_slope(sampler, part[chunk]).cpu() for chunk in sampler.chunks(len(part))])
 
 
 def reward_slope(sampler: Sampler, part: Batch) -> Float[Tensor, "batch *dims"]:

@@ -60,6 +60,7 @@ class Micro:
         self.following = [*self.states.timesteps.tolist()[1:], 0.0]
         self.steps, self.forward, self.generator, self.reversal = steps, forward, generator, reversal
         self.weight = None if weight is None else weight.to(device)
+        self.adjoint = None if part.adjoint is None else part.adjoint.to(device)
 
     def visit(self, visit: Visit, *, grad: bool = False) -> None:
         """One network call per step; with `grad` the visitor takes the gradient of each alone."""
@@ -104,4 +105,5 @@ class Micro:
             features=self.features,
             generator=self.generator,
             weight=self.weight,
+            adjoint=None if self.adjoint is None else self.adjoint[:, i],
         )

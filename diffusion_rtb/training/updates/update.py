@@ -14,10 +14,11 @@ from torch import Tensor
 from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.config.sections import RunConfig
-from diffusion_rtb.interfaces import AimsStates, FollowsReward, KeepsOld, Loss, Objective, Terms
+from diffusion_rtb.interfaces import AimsStates, FollowsReward, KeepsOld, Loss, Objective, ReadsAdjoint, Terms
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.copies import Copy
 from diffusion_rtb.training.metrics import check_parity, parity
+from diffusion_rtb.training.updates.adjoint import with_adjoint
 from diffusion_rtb.training.updates.estimates import with_estimates
 from diffusion_rtb.training.updates.gradient import loss_of, push_back, some_steps, terms_of
 from diffusion_rtb.training.updates.pathwise import Pathwise
@@ -128,6 +129,9 @@ class Updates:
             shown[self.own] = self.sampler.completed(parts[self.own] if own is None else own)
             scored[self.own] = shown[self.own] if own is None else scored[self.own]
             measured = self._measured(shown[self.own], beta) if shown[self.own].log_q is not None else None
+        if isinstance(self.objective, ReadsAdjoint) and scored[self.own].adjoint is None:
+            lean = self.objective.adjoint == "lean"
+            scored[self.own] = with_adjoint(self.sampler, scored[self.own], beta, lean=lean)
         train = self.config.train
         regression = Regression(
             self.sampler, aims, beta, self._networks(), self.tilted, train.step_weights, self.choice

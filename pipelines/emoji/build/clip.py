@@ -22,7 +22,7 @@ from diffusion_rtb.files.whole import whole, write_json
 from pipelines.emoji import COLOURS, ICONS, STYLES, caption
 from pipelines.emoji.build import vae
 from pipelines.emoji.build.drawings import Drawings, composite, shift
-from pipelines.emoji.build.training import Training, load_average
+from pipelines.emoji.build.learning.training import Training, load_average
 
 CONTEXT = 24
 CONFIG = {

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pipelines.emoji.build import encoders, vae
 from pipelines.emoji.build.captions import Captions
 from pipelines.emoji.build.drawings import Drawings
-from pipelines.emoji.build.training import Training, load_average
+from pipelines.emoji.build.learning.training import Training, load_average
 from pipelines.emoji.build.weighed import Weighed
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,6 @@ from torch.nn.functional import softplus
 from diffusion_rtb.files.whole import whole
 from pipelines.emoji import COLOURS, NAMES, STYLES, caption
 from pipelines.emoji.build import export
-from rewards import emoji_clip
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def make(prior: Path, clip: Path, folder: Path) -> None:
     images = drawn.permute(0, 3, 1, 2).float() / 255
     model = open_clip.create_model(f"local-dir:{clip}").eval()
     with torch.no_grad():
-        vectors = torch.cat([emoji_clip.encode(model, x) for x in images.split(256)])
+        vectors = torch.cat([model.encode_image(x * 2 - 1, normalize=True) for x in images.split(256)])
     score = rule(images)
     w = fit(vectors[HELD_OUT:], pairs(score[HELD_OUT:], PAIRS, generator))
     found = vectors.double() @ w
@@ -102,7 +101,9 @@ def make(prior: Path, clip: Path, folder: Path) -> None:
     agreed = [agreement(s[:HELD_OUT], held) for s in (found, score)]
     log.info("held-out pairs: %.3f agree with the head, %.3f with the rule", *agreed)
     correlation = torch.corrcoef(torch.stack([found, score.double()]))[0, 1]
-    log.info("head and rule: correlation %.3f, standard deviations %.3f and %.3f", correlation, found.std(), score.std())
+    log.info(
+        "head and rule: correlation %.3f, standard deviations %.3f and %.3f", correlation, found.std(), score.std()
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with whole(folder / "head.safetensors") as unfinished:
         save_file({"weight": w.float()[None], "bias": bias.float()[None]}, unfinished)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipelines.emoji.build.captions import CONTEXT, Captions, token_ids
-from pipelines.emoji.build.training import Training, load_average
+from pipelines.emoji.build.learning.training import Training, load_average
 
 CHANNELS = (96, 128)
 WIDTH = 64  # of the text encoder

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipelines.emoji import COLOURS, NAMES, STYLES
 from pipelines.emoji.build.drawings import SIZE, Bytes, Drawings, composite, shift
-from pipelines.emoji.build.training import Training, load_average
+from pipelines.emoji.build.learning.training import Training, load_average
 
 log = logging.getLogger(__name__)
 

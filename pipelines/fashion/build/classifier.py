@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.emoji.build.training import Training, load_average
+from pipelines.emoji.build.learning.training import Training, load_average
 from pipelines.fashion import CLASSES
 from pipelines.fashion.build.data import Pictures
 

@@ -10,7 +10,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
 
-from pipelines.emoji.build.training import Training, load_average
+from pipelines.emoji.build.learning.training import Training, load_average
 
 CHANNELS = (16, 32, 64, 128)  # few at full size, where a channel costs most and clothes have least to say
 DOWN = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")

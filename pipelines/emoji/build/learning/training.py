@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusion_rtb.files.whole import whole
-from pipelines.emoji.build.muon import Muon
+from pipelines.emoji.build.learning.muon import Muon
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""How the bundled models learn: a schedule by the clock, averages, checkpoints, and the optimiser."""
