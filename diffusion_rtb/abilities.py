@@ -76,6 +76,8 @@ class ObjectiveTraits:
     refused."""
     clips_ratios: bool = False
     """It clips ratios to the chain that drew, so that an on-policy objective too bears several updates on the same trajectories."""
+    bears_posterior: bool = False
+    """On-policy as it is, it is right on trajectories of the posterior that it is to become (`Source.posterior_like`)."""
     bears_updates: bool = False
     """On-policy as it is, it has targets that hold for several updates on the same trajectories."""
     value_stays: bool = False

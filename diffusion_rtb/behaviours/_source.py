@@ -60,6 +60,8 @@ class Source(Protocol):
     """It asks the reward about unfinished samples; rewards that learn of what they see refuse."""
     tilted: bool = False
     """Its states are those of the forward process from samples that come, nearly, from the posterior of the run's beta."""
+    posterior_like: bool = False
+    """Its trajectories are nearly the posterior's, for the run's beta: chosen from the prior's by exp(beta·r)."""
     ranked: bool = False
     """Its rewards are the order of the two samples of a pair and no more; these are pictures, which a prior `Encodes`."""
     needs_noise: bool = False

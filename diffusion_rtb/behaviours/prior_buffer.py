@@ -77,6 +77,7 @@ class PriorBuffer(Source):
         self.refresh = refresh
         self.noised = noised
         self.tilted = resample and noised
+        self.posterior_like = resample
         if resample:
             self.density_unknown = "once they are selected by their reward. Give prior_buffer `resample: false`"
         if noised:

@@ -39,6 +39,7 @@ class Steered(Source):
     """
 
     name = "steered"
+    posterior_like = True
     density_unknown = "for chains chosen by their reward on the way. Take steered out"
     judges_estimates = True
     needs_noise = True

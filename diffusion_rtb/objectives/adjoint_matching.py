@@ -13,6 +13,9 @@ place of the adjoint: no reward gradient, no trajectories, and the errors of V.
 
 **lean** leaves out what the posterior's own shifts add to the adjoint, which vanishes on average at the optimum and is noise
 elsewhere; it reads the prior's network alone. With steps that are not small it comes to rest next to the best chain.
+Along trajectories of the prior that were drawn by exp(beta·r), which are the posterior's, the mean of the aim given x_t *is* that
+of the posterior's transition, for any steps: `prior_buffer` with `resample: true` says where to go before own samples get there, as
+weighted maximum likelihood does, whose target x_s has the noise of the step on top.
 **full** is exact for any steps: the gradient of one update on all steps *is* that of `reward_backprop`, as a regression of states,
 so that `gradient_steps`, `step_weights` and several updates on the same trajectories go with it.
 
@@ -51,6 +54,7 @@ class AdjointMatching:
 
     def __init__(self, adjoint: Literal["lean", "full"] = "lean") -> None:
         self.adjoint = check_choice("adjoint", adjoint, ("lean", "full"))
+        self.bears_posterior = adjoint == "lean"
 
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Owns nothing."""

@@ -87,15 +87,17 @@ def check_behaviours(objective: Objective, mixture: Mixture) -> None:
     one that weighs them by importance.
     """
     name = type(objective).__name__
-    others = [type(source).__name__ for source in mixture.drawing if source.off_policy]
-    if ObjectiveTraits.of(objective).on_policy_only and others:
+    traits = ObjectiveTraits.of(objective)
+    wrong = [s for s in mixture.drawing if s.off_policy and not (traits.bears_posterior and s.posterior_like)]
+    others = [type(source).__name__ for source in wrong]
+    if traits.on_policy_only and others:
         raise ValueError(
             f"objective {name} is on-policy: its gradient is an average over the posterior's own trajectories, and wrong on "
             f"those of behaviours {', '.join(others)}. Take them out, and on_policy without exploration; or use an "
             f"importance-weighted objective. {instead('own', 'objective')}"
         )
     unknown = [source.density_unknown for source in mixture.drawing if source.density_unknown]
-    if ObjectiveTraits.of(objective).importance_weighted and unknown:
+    if traits.importance_weighted and unknown:
         raise ValueError(
             f"objective {name} weighs trajectories by q / (density they were drawn with), which nobody knows {unknown[0]}. "
             f"{instead('density', 'objective')}"

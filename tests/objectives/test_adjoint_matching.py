@@ -89,6 +89,28 @@ def test_under_the_posterior_the_mean_adjoint_is_the_slope_of_log_f(tmp_path: Pa
     assert float((fitted - slope).norm() / slope.norm()) < 0.1
 
 
+def test_along_re_weighted_trajectories_of_the_prior_the_mean_aim_is_the_posterior_s_transition(tmp_path: Path) -> None:
+    """E[aim given x_t] = E[x_s given x_t] under the posterior, affine in x_t here, with less noise than x_s has."""
+    trainer = matching(tmp_path, reward=QUADRATIC)
+    trainer.sampler.micro_batch = 8192
+    batch = with_adjoint(trainer.sampler, trainer.sampler.draw([0] * 8192, list(range(8192))), BETA, lean=True)
+    tilt, x = known(trainer), batch.trajectory.x.double()
+    assert batch.adjoint is not None
+    weight = torch.softmax(BETA * batch.reward.double(), 0)[:, None] ** 0.5
+    for i in range(3):
+        aim = tilt.p.means(x)[:, i] - float(batch.trajectory.std[i]) ** 2 * batch.adjoint[:, i].double()
+        design = torch.cat([x[:, i], torch.ones(8192, 1)], 1)
+        noise = {}
+        for name, target in (("aim", aim), ("x_s", x[:, i + 1])):
+            fitted = design @ torch.linalg.lstsq(weight * design, weight * target).solution
+            noise[name] = float((weight * (target - fitted)).square().sum())
+            if name == "aim":
+                apart = (weight * (fitted - tilt.posterior.means(x)[:, i])).square().sum()
+                shift = (weight * (tilt.p.means(x)[:, i] - tilt.posterior.means(x)[:, i])).square().sum()
+                assert float(apart / shift) < 0.01
+        assert noise["aim"] < noise["x_s"]
+
+
 def test_with_a_linear_reward_nothing_pulls_at_the_posterior(tmp_path: Path) -> None:
     """Every single adjoint is the slope of log F there, so that even one trajectory says nothing more."""
     trainer = matching(tmp_path)
@@ -100,7 +122,11 @@ def test_with_a_linear_reward_nothing_pulls_at_the_posterior(tmp_path: Path) -> 
         assert all(float(g.abs().max()) < 1e-5 for g in pushed(trainer, batch, adjoint).values())
 
 
-def test_several_updates_learn_the_posterior(tmp_path: Path) -> None:
+BUFFER = {"component": "prior_buffer", "share": 0.5, "capacity": 512, "resample": True}
+
+
+@pytest.mark.parametrize("behaviours", [[], [BUFFER], [{**BUFFER, "noised": True}]], ids=["own", "prior", "noised"])
+def test_several_updates_learn_the_posterior(behaviours: list[dict[str, Any]], tmp_path: Path) -> None:
     train = {
         "iterations": 25,
         "group": 32,
@@ -109,7 +135,7 @@ def test_several_updates_learn_the_posterior(tmp_path: Path) -> None:
         "updates_per_iteration": 4,
         "gradient_steps": 2,
     }
-    trainer = matching(tmp_path, train=train)
+    trainer = matching(tmp_path, train=train, behaviours=behaviours)
     trainer.fit()
     found, log_z = rows(trainer), known(trainer).log_z
     assert found[0]["elbo"] < log_z - 0.5

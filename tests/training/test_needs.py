@@ -77,7 +77,6 @@ POLICY = (
     "dpok",
     "ddpo",
     "reward_backprop",
-    "adjoint_matching",
     "reward_weighted",
 )
 OBJECTIVES: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
@@ -88,6 +87,8 @@ OBJECTIVES: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
         {"prior": {"component": "tests.oracles.third_party_prior:WalkPrior"}},
     ),
     *[("own", named(*POLICY), {"behaviours": [other]}) for other in OFF_POLICY],
+    *[("own", [{"component": "adjoint_matching", "adjoint": "full"}], {"behaviours": [other]}) for other in OFF_POLICY],
+    *[("own", named("adjoint_matching"), {"behaviours": [OFF_POLICY[i]]}) for i in (1, 2, 4)],
     *[("density", WEIGHED, {"behaviours": [other]}) for other in CHOSEN],
     ("newest", named("reinforce_kl", "reinforce_naive", "reward_backprop"), {"train": {"updates_per_iteration": 2}}),
     (

@@ -129,9 +129,8 @@ class Updates:
             shown[self.own] = self.sampler.completed(parts[self.own] if own is None else own)
             scored[self.own] = shown[self.own] if own is None else scored[self.own]
             measured = self._measured(shown[self.own], beta) if shown[self.own].log_q is not None else None
-        if isinstance(self.objective, ReadsAdjoint) and scored[self.own].adjoint is None:
-            lean = self.objective.adjoint == "lean"
-            scored[self.own] = with_adjoint(self.sampler, scored[self.own], beta, lean=lean)
+        if isinstance(self.objective, ReadsAdjoint):
+            scored = {name: self._led(part, self.objective, beta) for name, part in scored.items()}
         train = self.config.train
         regression = Regression(
             self.sampler, aims, beta, self._networks(), self.tilted, train.step_weights, self.choice
@@ -144,6 +143,12 @@ class Updates:
         log_q = shown[self.own].log_q
         assert log_q is not None
         return Update(scored, shown, replace(measured, loss=torch.tensor(loss)), [torch.zeros_like(log_q)], loss)
+
+    def _led(self, part: Batch, reads: ReadsAdjoint, beta: float) -> Batch:
+        """With adjoints, once for all updates."""
+        return (
+            part if part.adjoint is not None else with_adjoint(self.sampler, part, beta, lean=reads.adjoint == "lean")
+        )
 
     def _of_reward(
         self, parts: Mapping[str, Batch], follows: FollowsReward, beta: float, iteration: int, update: int
