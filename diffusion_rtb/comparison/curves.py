@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,13 +26,18 @@ def title(found: Comparison, pair: tuple[str, str]) -> str:
     return "\n".join(map(plain, parts or pair[:1]))
 
 
+CYCLE = 20
+"""Colours there are; curves of further samplers are dashed."""
+
+
 def colours(found: Comparison) -> dict[tuple[str, str], Any]:
     """One for each objective and behaviour."""
     from matplotlib import colormaps
 
     pairs = list(dict.fromkeys(cell.pair for cell in found.plan.cells))
-    table = colormaps["tab10" if len(pairs) <= 10 else "tab20"]
-    return {pair: table(i % table.N) for i, pair in enumerate(pairs)}
+    table = colormaps["tab20"]  # tab10, and the same colours pale
+    order = [*range(0, CYCLE, 2), *range(1, CYCLE, 2)]
+    return {pair: table(order[i % CYCLE]) for i, pair in enumerate(pairs)}
 
 
 def draw_curves(figure: Any, found: Comparison) -> None:
@@ -71,7 +77,8 @@ def _cost_curves(place: Any, found: Comparison, kind: str) -> None:
     for pair, runs in found.results.items():
         ways = [way for way in (_points(result, kind, found.plan.cost) for _, result in runs) if way]
         if ways:
-            _line(place, ways, colour[pair], _label(found, pair))
+            style = "--" if list(colour).index(pair) >= CYCLE else "-"
+            _line(place, ways, colour[pair], _label(found, pair), style)
     for reference in found.plan.truth.references[:1]:
         needed = {"gap": "elbo"}.get(kind, kind)
         heights = [_height(result.numbers, kind) for _, result in reference.runs if needed in result.numbers]
@@ -103,8 +110,31 @@ def _price(place: Any, found: Comparison) -> None:
         for _, result in reference.runs[:1]:
             if "reward" in result.numbers:
                 place.plot(result.numbers["kl"], result.numbers["reward"], "*", markersize=11, color=TRUE)
+    _stretched(place, found)
     place.set_xlabel("KL, nats", fontsize=8)
     place.set_ylabel("reward", fontsize=8)
+
+
+FAR = 4.0
+"""Times the true posterior's KL, from where on the axis is logarithmic where a sampler went that far."""
+
+
+def _stretched(place: Any, found: Comparison) -> None:
+    """Keep those near the truth apart where others ran away."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+    known = [
+        r.numbers["kl"] for reference in found.plan.truth.references[:1] for _, r in reference.runs if "kl" in r.numbers
+    ]
+    far, (_, right) = FAR * max(known, default=0.0), place.get_xlim()
+    if not 0 < far < right:
+        return
+    place.set_xscale("symlog", linthresh=far, linscale=8)
+    decades = [10.0**k for k in range(math.ceil(math.log10(far)), math.ceil(math.log10(right)))]
+    place.set_xticks([*(x for x in MaxNLocator(4).tick_values(0, far) if 0 <= x <= far), *decades])
+    place.xaxis.set_major_formatter(FuncFormatter(_plain))
+    place.xaxis.set_minor_locator(NullLocator())
+    place.set_xlim(-far / 20, 1.5 * right)
 
 
 LEAST = 1e-4
@@ -127,12 +157,12 @@ def _points(result: Result, kind: str, cost: str) -> list[tuple[float, float]]:
     return [(float(point.get(cost, 0.0)), _height(point, kind, log_z)) for point in points]
 
 
-def _line(place: Any, runs: Sequence[Sequence[tuple[float, float]]], colour: Any, label: str) -> None:
+def _line(place: Any, runs: Sequence[Sequence[tuple[float, float]]], colour: Any, label: str, style: str) -> None:
     """Median over seeds at their k-th look, its time the median time, and a band from the least to the most."""
     count = min(map(len, runs))
     seconds, values = (torch.tensor([[point[i] for point in run[:count]] for run in runs]) for i in (0, 1))
     x = seconds.median(0).values.tolist()
-    place.plot(x, values.median(0).values.tolist(), color=colour, linewidth=1.4, label=label)
+    place.plot(x, values.median(0).values.tolist(), color=colour, linestyle=style, linewidth=1.4, label=label)
     if len(runs) > 1:
         place.fill_between(
             x, values.min(0).values.tolist(), values.max(0).values.tolist(), color=colour, alpha=0.15, linewidth=0

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from diffusion_rtb.comparison.curves import draw_curves
 from diffusion_rtb.comparison.figure import draw_figure
 from diffusion_rtb.comparison.results import Comparison, Plan, cost_to, median_run
 from diffusion_rtb.comparison.table import markdown, rows, write_tables
@@ -172,3 +175,20 @@ def test_the_figure_shows_every_sampler(tmp_path: Path, dim: int, modes: bool) -
     more = comparison(tmp_path / "more", {(str(i), "x"): [1.0] for i in range(9)}, dim=dim, modes=modes, seeds=1)
     assert Image.open(draw_figure(more)).height > picture.height
     assert [path.name for path in found.plan.folder.iterdir()] == ["figure.png"]
+
+
+def test_one_that_ran_away_does_not_squeeze_the_others(tmp_path: Path) -> None:
+    """DDPO at a KL of 4,000 nats once left one stroke of all others; and 23 curves were told apart by 20 colours."""
+    found = comparison(tmp_path, {(str(i), "x"): [1.0] for i in range(23)}, seeds=1)
+    for pair, [(seed, run)] in found.results.items():
+        far = {"kl": 4000.0} if pair[0] == "3" else {}
+        found.results[pair] = [(seed, replace(run, numbers={**run.numbers, "reward": 0.0, **far}))]
+    figure = Figure()
+    draw_curves(figure, found)
+    price = figure.axes[-1]
+    assert price.get_xlim()[0] < 0 < 4000 < price.get_xlim()[1]
+    place = price.transData.transform
+    across = price.bbox.width
+    assert place((0.4, 0))[0] - place((0.0, 0))[0] > across / 2  # four times the truth's KL, 0.1
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[:23]}
+    assert len(looks) == 23
