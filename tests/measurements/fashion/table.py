@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_rtb.estimates import VAGUE
 from diffusion_rtb.files.whole import write_text
 
 __all__ = ["write_table", "written"]
@@ -70,8 +72,15 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _untold(row: Mapping[str, Any]) -> bool:
+    """Rewards are so alike that the slope tells nothing: its standard error is |slope|·sqrt((1/r² - 1)/(n - 2))."""
+    if not row["r2"]:
+        return True
+    return abs(row["strength"]) * math.sqrt((1 / row["r2"] - 1) / (row["n"] - 2)) > VAGUE
+
+
 def _cell(rows: Sequence[Mapping[str, Any]], key: str, digits: int) -> str:
-    values = [row[key] for row in rows if row.get(key) is not None]
+    values = [row[key] for row in rows if row.get(key) is not None and not (key == "strength" and _untold(row))]
     if not values:
         return "-"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if digits and len(values) > 1 else ""
