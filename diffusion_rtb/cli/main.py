@@ -84,6 +84,7 @@ def train(
         _say_merged(run)
         with training(run, folder) as trainer:
             trainer.fit()
+            trainer.processes.leave()
             if trainer.interrupted:
                 done = f"{trainer.iteration} of {run.train.iterations} iterations"
                 say(f"Stopped after {done}{trainer.stopped or '; the same command goes on from there'}.")

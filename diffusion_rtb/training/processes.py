@@ -97,6 +97,16 @@ class Processes:
         parts = mean.split([tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
+    def leave(self) -> None:
+        """Take leave of the others at the end of a program; nobody is asked or told anything afterwards.
+
+        A process that ended without it was now and then aborted by the threads of its process group ("terminate called"), after
+        its work was done.
+        """
+        if self.count > 1 and not self._lost:
+            self._lost = True
+            torch.distributed.destroy_process_group()
+
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """An error in the block is told to the others at their next meeting."""

@@ -264,6 +264,8 @@ def test_the_documented_command_starts_two_processes(tmp_path: Path) -> None:
     lines = (tmp_path / "gaussian" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["processes"] for line in lines] == [2, 2]
     assert len(json.loads((tmp_path / "gaussian" / "manifest.json").read_text())["starts"]) == 1
+    # torch says so where a process ends inside its group, whose threads may then abort it.
+    assert "destroy_process_group" not in done.stderr
 
 
 def test_a_launcher_that_starts_one_process_instead_of_two_is_noticed(tmp_path: Path) -> None:
