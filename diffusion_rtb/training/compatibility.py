@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_rtb.abilities import ChecksIterations, ObjectiveTraits, why_no_gradient
 from diffusion_rtb.config.sections import BetaConfig, RunConfig
-from diffusion_rtb.interfaces import AimsStates, Objective, Reward
+from diffusion_rtb.interfaces import AimsStates, FollowsReward, Objective, Reward
 from diffusion_rtb.needs import instead
 from diffusion_rtb.run.members import check_objective_members
 from diffusion_rtb.scoring.memory import moving_rewards
@@ -106,7 +106,8 @@ def check_behaviours(objective: Objective, mixture: Mixture) -> None:
 
 def check_gradient(config: RunConfig, components: Components) -> None:
     """Refuse a reward or a prior without a gradient for an objective that follows it, and settings that it cannot heed."""
-    if not ObjectiveTraits.of(components.objective.construct()).needs_gradient:
+    constructed = components.objective.construct()
+    if not ObjectiveTraits.of(constructed).needs_gradient:
         return
     objective, why = config.objective.component, why_no_gradient(components.reward.ahead())
     if why:
@@ -119,8 +120,8 @@ def check_gradient(config: RunConfig, components: Components) -> None:
             f"objective {objective} needs images with a gradient in x_0, and prior {config.prior.component!r} has no method "
             f"decode_with_gradient (abilities.DecodesWithGradient): write it. {instead('decoder', 'objective')}"
         )
-    for name in () if hasattr(components.objective.target, "aim") else ("gradient_steps", "step_weights"):
-        if getattr(config.train, name) is not None:
+    for name in ("gradient_steps", "step_weights"):
+        if isinstance(constructed, FollowsReward) and getattr(config.train, name) is not None:
             raise ValueError(
                 f"objective {objective} takes one gradient through all of its last steps, and train.{name} is for gradients of "
                 "single steps: set it to null. `last_steps` of the objective makes an update cheaper."

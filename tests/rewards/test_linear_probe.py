@@ -34,9 +34,8 @@ def test_it_is_one_layer_on_unit_vectors() -> None:
 
 
 def test_its_gradient() -> None:
-    images = (
-        (some_images(2, 64, 64) * 200 + 20).round() / 255
-    ).requires_grad_()  # off the bounds, where rounding cuts it
+    # Off the bounds, where rounding cuts the gradient.
+    images = ((some_images(2, 64, 64) * 200 + 20).round() / 255).requires_grad_()
     (found,) = torch.autograd.grad(LinearProbe(grad=True)(images, PROMPTS[:2]).sum(), images)
     (expected,) = torch.autograd.grad(by_hand(images).sum(), images)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)

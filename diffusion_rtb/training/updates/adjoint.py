@@ -10,7 +10,7 @@ gradient per step. Full: one more of the prior, and one of the posterior with it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,37 +33,22 @@ def with_adjoint(sampler: Sampler, part: Batch, beta: float, *, lean: bool) -> B
         slope = slopes(sampler, part, beta)
     unit = power_of_two(float(slope.abs().max()))
     with sampler.stopwatch("backward"):
-        found = [
-            _Adjoints(sampler, part[chunk], unit, lean=lean).along(slope[chunk]) for chunk in sampler.chunks(len(part))
-        ]
+        found = [_along(sampler, part[chunk], slope[chunk], unit, lean=lean) for chunk in sampler.chunks(len(part))]
     return replace(part, adjoint=torch.cat(found))
 
 
-@dataclass(eq=False)
-class _Adjoints:
-    """Of one micro-batch.
-
-    Args:
-        sampler: Whose posterior drew it.
-        part: Its trajectories.
-        unit: What adjoints are divided by on their way, for networks in half precision.
-        lean: Leave out the posterior's shifts.
-    """
-
-    sampler: Sampler
-    part: Batch
-    unit: float
-    lean: bool
-
-    def along(self, slope: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch steps *dims"]:
-        """From that of x_0, for every state that a step leads to."""
-        prior = self.sampler.prior
-        states = self.part.trajectory.to(prior.device)
-        chain = Chain(self.sampler, self.sampler.texts(self.part.prompt), states, self.unit)
-        chain.look([] if self.lean else range(states.steps))
-        adjoint, found = slope.to(prior.device) / self.unit, []
-        for i in reversed(range(states.steps)):
-            found.append((adjoint * self.unit).cpu())
-            if i > 0:  # x_T is nobody's next state
-                adjoint = chain.lean(i, adjoint) if self.lean else chain.full(i, adjoint)
-        return torch.stack(found[::-1], 1)
+def _along(
+    sampler: Sampler, part: Batch, slope: Float[Tensor, "batch *dims"], unit: float, *, lean: bool
+) -> Float[Tensor, "batch steps *dims"]:
+    """Of one micro-batch, from that of x_0; divided by `unit` on its way, for networks in half precision."""
+    states = part.trajectory.to(sampler.prior.device)
+    chain = Chain(sampler, sampler.texts(part.prompt), states, unit)
+    backwards = range(states.steps - 1, 0, -1)  # x_T is nobody's next state
+    if not lean:
+        chain.look(backwards)
+    adjoint = slope.to(sampler.prior.device) / unit
+    found = [adjoint]
+    for i in backwards:
+        adjoint = chain.lean(i, adjoint) if lean else chain.full(i, adjoint)
+        found.append(adjoint)
+    return unit * torch.stack(found[::-1], 1).cpu()
