@@ -27,7 +27,7 @@ def test_diversity_is_the_mean_over_weighted_pairs() -> None:
 
 
 def test_the_table_has_mean_and_deviation_over_classes_and_replaces_the_old_one(tmp_path: Path) -> None:
-    row = {"n": 256.0, "log_r": -1.0, "frechet": 5.0, "diversity": 0.2, "strength": 0.5, "kl": 2.0}
+    row = {"n": 256.0, "log_r": -1.0, "frechet": 5.0, "diversity": 0.2, "strength": 0.5, "r2": 0.5, "kl": 2.0}
     results = {
         "bag": {"rtb": row},
         "dress": {"rtb": row | {"log_r": -2.0}, "real": {"log_r": -0.5, "frechet": 1.0}},
@@ -37,6 +37,10 @@ def test_the_table_has_mean_and_deviation_over_classes_and_replaces_the_old_one(
     text = written(results)
     assert "| RTB | 2 | 256 | -1.50 ± 0.71 | 5.0 ± 0.0 | 0.200 ± 0.000 | 0.50 ± 0.00 | 2.00 ± 0.00 |" in text
     assert "| *real test pictures* | 1 | - | -0.50 | 1.0 | - | - | - |" in text
+    # Nothing to fit a slope to: its standard error is 10 sqrt((1/0.001 - 1)/254) = 20, or unknown.
+    for r2 in (0.001, 0.0):
+        vague = written({"bag": {"rtb": row | {"strength": 10.0, "r2": r2}}})
+        assert "| RTB | 1 | 256 | -1.00 | 5.0 | 0.200 | - | 2.00 |" in vague
     page = tmp_path / "page.md"
     page.write_text(f"before {START} old {END} after")
     write_table(results, page)
