@@ -87,11 +87,9 @@ def posterior_metrics(own: Measured, beta: float) -> dict[str, float]:
 
 
 def reward_metrics(reward: Float[Tensor, " batch"], prompt: Int[Tensor, " batch"]) -> dict[str, float]:
-    """What samples say whose chains have no density."""
-    return {
-        "reward": within_prompts(lambda r: float(r.mean()), reward, prompt),
-        "reward_std": float(reward.std(correction=0)),
-    }
+    """What samples say whose chains have no density; one alone has no spread."""
+    spread = {"reward_std": float(reward.std(correction=0))} if len(reward) > 1 else {}
+    return {"reward": within_prompts(lambda r: float(r.mean()), reward, prompt)} | spread
 
 
 def update_metrics(

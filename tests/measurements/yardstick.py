@@ -1,16 +1,16 @@
 """All methods at equal cost, each with its own learning rate.
 
-    python -m tests.measurements.yardstick CONFIG OUT --budget COST=NUMBER
+    python -m tests.measurements.yardstick CONFIG OUT --budget COST=NUMBER [--tuning SHARE] [--betas B ...]
 
 CONFIG has its methods in compare/NAME.yaml beside it. Three things are done for each of them, all of it ordinary runs in OUT:
 
 1. Two iterations, to know what one costs: then as many as the budget pays, so that the rate falls to 0 at its end.
-2. One run at each of three learning rates, a third of the config's, the config's and three times that, with a seed of their own.
-   The one with the highest ELBO is taken; of rates whose ELBO is equal to the third digit, the smaller.
-3. The runs that are reported, on `--seeds` other seeds.
+2. One run at each of three learning rates, a third of the config's, the config's and three times that, with a seed of their own,
+   for `--tuning` of the budget. The one with the highest ELBO is taken; of rates whose ELBO is equal to the third digit, the smaller.
+3. The runs that are reported, on `--seeds` other seeds, at each of `--betas`: the rate is that of the config's beta.
 
 It is resumable, a run at a time. What was chosen is in OUT/chosen.yaml, variants for `diffusion-rtb compare`; the table and the
-figure are in OUT/NAME-compare.
+figure are in OUT/NAME-compare, of several betas in OUT/NAME-beta-B-compare.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Yardstick:
             raise KeyboardInterrupt
         return found
 
-    def within_budget(self, methods: Methods) -> dict[str, dict[str, Any]]:
-        """Each with as many iterations as the budget pays."""
+    def within_budget(self, methods: Methods, share: float = 1.0) -> dict[str, dict[str, Any]]:
+        """Each with as many iterations as this share of the budget pays."""
         found = self.compared(
             "costs", methods, 1, "train.iterations=2", f"seed={TUNING_SEED}", samples=8, points=0, point_samples=4
         )
@@ -104,15 +104,15 @@ class Yardstick:
             first, second = (rows[i][key] for i in (0, 1))
             assert first is not None
             assert second is not None
-            iterations = 1 + math.floor((self.budget.amount - first) / (second - first))
+            iterations = 1 + math.floor((share * self.budget.amount - first) / (second - first))
             if iterations < 1:
                 log.warning("%s is left out: its first iteration costs %g.", method, first)
                 continue
             planned[method] = with_train(methods[method], iterations=iterations)
         return planned
 
-    def tuned(self, methods: Methods) -> dict[str, dict[str, Any]]:
-        """Each with the learning rate of the highest ELBO."""
+    def tuned(self, methods: Methods) -> dict[str, float]:
+        """The learning rate of the highest ELBO for each."""
         rates = {rate: float(f"{rate * self.base.train.lr:.2g}") for rate in RATES}
         tried = {
             f"{name}-{i}": with_train(method, lr=rates[rate])
@@ -123,10 +123,10 @@ class Yardstick:
         elbo = {f"{name}-{i}": -math.inf for name in methods for i in range(len(RATES))}  # of a run that diverged
         elbo |= {pair[0]: runs[0][1].numbers["elbo"] for pair, runs in found.results.items()}
         chosen = {}
-        for name, method in methods.items():
+        for name in methods:
             best = max(range(len(RATES)), key=lambda i, name=name: (round(elbo[f"{name}-{i}"], 3), -i))  # type: ignore[misc]
             log.info("%s: ELBO %s", name, [round(elbo[f"{name}-{i}"], 3) for i in range(len(RATES))])
-            chosen[name] = with_train(method, lr=rates[RATES[best]])
+            chosen[name] = rates[RATES[best]]
         return chosen
 
 
@@ -139,15 +139,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=Budget.of, required=True, metavar="COST=NUMBER")
     parser.add_argument("--objectives", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tuning", type=float, default=1.0, metavar="SHARE", help="of the budget, for a run that tunes")
+    parser.add_argument("--betas", type=float, nargs="+", default=[], metavar="B", help="instead of the config's")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     work = Yardstick(options.config, options.out, options.budget, options.overrides)
-    chosen = work.tuned(work.within_budget(work.methods(options.objectives)))
-    found = work.compared("chosen", chosen, options.seeds)
-    draw_figure(found)
-    sys.stdout.write(markdown(found))
+    methods = work.methods(options.objectives)
+    rates = work.tuned(work.within_budget(methods, options.tuning))
+    full = work.within_budget(methods)
+    chosen = {name: with_train(full[name], lr=rate) for name, rate in rates.items()}
+    changes = {f"beta-{beta:g}": [f"beta={beta}"] for beta in options.betas} or {"chosen": []}
+    for name, overrides in changes.items():
+        found = work.compared(name, chosen, options.seeds, *overrides)
+        draw_figure(found)
+        sys.stdout.write(markdown(found))
 
 
 if __name__ == "__main__":

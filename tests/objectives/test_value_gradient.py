@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from diffusion_rtb.training.schedules import dealt
 from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.updates.regression import Regression
 from pipelines._analytic.linear_gaussian import Quadratic
-from tests.oracles.behaving import QUADRATIC, known, run
+from tests.oracles.behaving import QUADRATIC, known, rows, run
 from tests.oracles.states import states_of
 
 BUFFER: dict[str, Any] = {"component": "prior_buffer", "share": 0.875, "capacity": 512, "noised": True}
@@ -183,6 +184,30 @@ def test_the_best_chain_is_learned(from_samples: float, tmp_path: Path, shapes_u
     error = float(elbo.std() / 512**0.5)
     assert float(elbo.mean()) > known(trainer).best_elbo - 0.06 - 3 * error
     assert float(elbo.mean()) < known(trainer).best_elbo + 3 * error
+
+
+def test_a_single_trajectory_of_the_posterior_is_learned_from_and_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shapes_unchecked: None
+) -> None:
+    """What RTB would say for the log needs two of a prompt; states need nobody beside them."""
+    behaviours = [BUFFER | {"share": 0.875, "capacity": 64}]
+    alone, pair = (
+        run(
+            tmp_path / str(group),
+            reward=QUADRATIC,
+            objective={"component": "value_gradient", "width": 16, "warm_up_updates": 5},
+            behaviours=behaviours,
+            train={"group": group, "micro_batch": 8, "iterations": 2},
+        )
+        for group in (8, 16)
+    )
+    alone.fit()
+    pair.fit()
+    first, compared = (rows(trainer)[0] for trainer in (alone, pair))
+    assert {"log_z", "residual_std", "reward_std"} <= compared.keys() - first.keys()
+    assert {"loss", "gradient_norm", "reward", "elbo", "kl"} <= first.keys()
+    assert all(isfinite(value) for value in first.values())
+    assert "tells no sample from another" not in capsys.readouterr().err
 
 
 def test_noised_samples_end_where_the_prior_did(tmp_path: Path) -> None:

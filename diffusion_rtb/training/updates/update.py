@@ -128,7 +128,7 @@ class Updates:
         if update == 0 and self.measures(iteration) and (own is not None or not self.draws_old):
             shown[self.own] = self.sampler.completed(parts[self.own] if own is None else own)
             scored[self.own] = shown[self.own] if own is None else scored[self.own]
-            measured = self._measured(shown[self.own], beta) if shown[self.own].log_q is not None else None
+            measured = self._measured(shown[self.own], beta) if self._comparable(shown[self.own]) else None
         if isinstance(self.objective, ReadsAdjoint):
             scored = {name: self._led(part, self.objective, beta) for name, part in scored.items()}
         train = self.config.train
@@ -143,6 +143,11 @@ class Updates:
         log_q = shown[self.own].log_q
         assert log_q is not None
         return Update(scored, shown, replace(measured, loss=torch.tensor(loss)), [torch.zeros_like(log_q)], loss)
+
+    def _comparable(self, own: Batch) -> bool:
+        """There is a density, and each prompt has as many trajectories as the objective compares: states are learned without."""
+        _, sizes = own.prompt.unique(return_counts=True)
+        return own.log_q is not None and bool((sizes >= ObjectiveTraits.of(self.objective).smallest_group).all())
 
     def _led(self, part: Batch, reads: ReadsAdjoint, beta: float) -> Batch:
         """With adjoints, once for all updates."""
