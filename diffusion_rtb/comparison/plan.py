@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_rtb.behaviours._mixture import sources
 from diffusion_rtb.comparison.cell import DivergedError, finished, train_and_measure
 from diffusion_rtb.comparison.cost import Budget, Cost
 from diffusion_rtb.comparison.results import Comparison, Plan
@@ -30,13 +29,13 @@ from diffusion_rtb.config.load import RunConfig, load_config
 from diffusion_rtb.exact import HasExactTarget, exact_target
 from diffusion_rtb.files.lock import LOCK, folder_lock
 from diffusion_rtb.files.whole import clear_unfinished, write_json
-from diffusion_rtb.interfaces import Objective, Prior
+from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checks import Components, describe_components
 from diffusion_rtb.run.folder import RunFolderError, check_same, run_folder
 from diffusion_rtb.run.posterior import attach_posterior
 from diffusion_rtb.scoring.memory import stateful_rewards
+from diffusion_rtb.training.assemble import check_run
 from diffusion_rtb.training.chain_checks import check_chain
-from diffusion_rtb.training.compatibility import check_settings
 
 __all__ = ["held", "plan", "run", "truth_of"]
 
@@ -79,14 +78,15 @@ def plan(
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("The figure needs matplotlib, which is not installed: pip install matplotlib.")
     grid = cells(config, load_variants(config, variants), objectives, behaviours, seeds, overrides)
-    described = {cell.pair: describe_components(cell.config) for cell in grid}
+    for config_of_pair in {cell.pair: cell.config for cell in grid}.values():
+        describe_components(config_of_pair)
     base = load_config(config, overrides)
     components = describe_components(base)
     prior: Prior = components.prior.build()
     refused: dict[tuple[str, str], str] = {}
     for cell in {cell.pair: cell for cell in grid}.values():
         try:
-            _check_fit(cell.config, described[cell.pair].objective.construct(), prior)
+            _check_fit(cell.config, prior)
         except ValueError as error:
             refused[cell.pair] = str(error)
     fitting = [cell for cell in grid if cell.pair not in refused]
@@ -124,12 +124,12 @@ def truth_of(config: RunConfig, components: Components | None = None, prior: Pri
     return KnownTruth(target, model, components.reward.build)
 
 
-def _check_fit(config: RunConfig, objective: Objective, prior: Prior) -> None:
+def _check_fit(config: RunConfig, prior: Prior) -> None:
+    """What a run of its own refuses, before anything of any run is drawn."""
     if config.beta.kl_budget is not None:
         raise ValueError("beta.kl_budget changes beta and with it the target, which all runs of a comparison share.")
-    mixture = sources(config)
-    check_settings(config, objective, mixture)
-    check_chain(config, objective, prior, mixture)
+    components, mixture = check_run(config, run_folder(config))
+    check_chain(config, components.objective.construct(), prior, mixture)
 
 
 def run(work: Plan, tell: Callable[[str], None], done: Callable[[Comparison], None]) -> Comparison:

@@ -384,6 +384,28 @@ def test_pairs_that_do_not_fit_are_left_out_with_the_reason(project: Path, capsy
     assert [path.name for path in (project / "runs" / "two-compare" / "runs").iterdir()] == ["rtb.noisy.0"]
 
 
+def test_what_a_run_refuses_before_it_loads_leaves_a_pair_out(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a run of its own would say: one line each, and nothing is drawn before the last of them was looked at."""
+    (project / "compare" / "two.yaml").write_text(
+        """
+objectives:
+  parts: {objective: {component: reward_backprop}, behaviours: [], train: {gradient_steps: 2}}
+"""
+    )
+    argv = ["--objectives", "rtb", "parts", "--behaviours", "config", "--seeds", "1", "train.iterations=1"]
+    assert left_with(["two.yaml", *argv, *QUICK]) == 0
+    assert (
+        "* parts with config was not run: objective reward_backprop takes one gradient through"
+        in capsys.readouterr().out
+    )
+    assert [path.name for path in (project / "runs" / "two-compare" / "runs").iterdir()] == ["rtb.config.0"]
+    argv = ["two.yaml", "name=none", "--objectives", "parts", "--behaviours", "config", "--seeds", "1"]
+    assert left_with([*argv, *QUICK]) == 1
+    assert not (project / "runs" / "none-compare").exists()
+
+
 def test_a_run_that_diverges_does_not_take_the_others_with_it(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,8 @@ CONFIG has its methods in compare/NAME.yaml beside it. Three things are done for
 
 1. Two iterations, to know what one costs: then as many as the budget pays, so that the rate falls to 0 at its end.
 2. One run at each of three learning rates, a third of the config's, the config's and three times that, with a seed of their own,
-   for `--tuning` of the budget. The one with the highest ELBO is taken; of rates whose ELBO is equal to the third digit, the smaller.
+   for `--tuning` of the budget. The one with the highest ELBO is taken; of rates whose ELBO is equal to the third digit, the
+   smaller.
 3. The runs that are reported, on `--seeds` other seeds, at each of `--betas`: the rate is that of the config's beta.
 
 It is resumable, a run at a time. What was chosen is in OUT/chosen.yaml, variants for `diffusion-rtb compare`; the table and the
@@ -139,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=Budget.of, required=True, metavar="COST=NUMBER")
     parser.add_argument("--objectives", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tuning", type=float, default=1.0, metavar="SHARE", help="of the budget, for a run that tunes")
+    parser.add_argument(
+        "--tuning", type=float, default=1.0, metavar="SHARE", help="of the budget, for a run that tunes"
+    )
     parser.add_argument("--betas", type=float, nargs="+", default=[], metavar="B", help="instead of the config's")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
