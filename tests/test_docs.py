@@ -220,5 +220,6 @@ def test_every_logged_metric_is_explained_and_logged(tmp_path: Path, monkeypatch
         "achieved_strength",
         "strength_r2",
         "strength_error",
-    }  # of an untrained posterior whose rewards are all the same
+        "reward_std",
+    }  # of an untrained posterior with a single trajectory
     assert {name for name in explained - absent if not name.startswith("watch/")} == logged  # `watch` is off

@@ -103,8 +103,8 @@ def test_a_config_is_frozen(basic: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "fashion").glob("*.yaml")]),
-    ids=lambda path: path.name,
+    sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "compare"),
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_every_config_of_the_repository_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusion_rtb.run.checks import describe_components
