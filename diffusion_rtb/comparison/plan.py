@@ -40,6 +40,8 @@ from diffusion_rtb.training.chain_checks import check_chain
 __all__ = ["held", "plan", "run", "truth_of"]
 
 SHEET = "comparison.json"
+WRITTEN = {LOCK, "prior", "truth", "floor.json", "runs", "table.md", "table.csv", "runs.csv", "figure.png"}
+"""What may be there without it: where the sheet was lost, each run still has its own config."""
 
 
 def plan(
@@ -194,7 +196,7 @@ def _check_sheet(work: Plan, path: Path) -> None:
     folder = work.folder
     remedy = f"Choose another name (name=...), or delete {folder} to start afresh."
     if not path.is_file():
-        if folder.exists() and (folder.is_file() or any(file.name != LOCK for file in folder.iterdir())):
+        if folder.exists() and (folder.is_file() or any(file.name not in WRITTEN for file in folder.iterdir())):
             raise RunFolderError(f"{folder} exists and is not a comparison's folder: it has no {SHEET}. {remedy}")
         return
     try:

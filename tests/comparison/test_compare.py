@@ -446,6 +446,23 @@ def test_another_comparisons_folder_is_refused(project: Path, capsys: pytest.Cap
     assert len(read_lines(run / "metrics.jsonl")) == 2
 
 
+def test_a_comparison_goes_on_without_its_damaged_sheet(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["two.yaml", "--seeds", "1", "train.iterations=1", *QUICK]
+    assert left_with(argv) == 0
+    folder = project / "runs" / "two-compare"
+    found, sheet = numbers(folder), folder / "comparison.json"
+    sheet.write_text("{")
+    assert left_with(argv) == 1
+    assert "Delete it: the runs beside it are checked one by one." in " ".join(capsys.readouterr().err.split())
+    sheet.unlink()
+    assert left_with(argv) == 0
+    (run,) = (folder / "runs").iterdir()
+    assert (starts(run), numbers(folder)) == (1, found)
+    sheet.unlink()
+    assert left_with([*argv, "train.lr=0.5"]) == 1  # the run says that it is another's
+    assert starts(run) == 1
+
+
 def test_a_variant_that_has_changed_is_not_taken_for_what_it_was(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
