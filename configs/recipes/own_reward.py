@@ -8,5 +8,5 @@ from torch import Tensor
 
 
 def symmetry(images: Tensor, prompts: Sequence[str], scale: float = 1.0) -> Tensor:
-    """r(x) = -scale · mean |x - mirrored x|; images in [0, 1], (batch, 3, height, width)."""
+    """r(x) = -scale · mean |x - mirrored x|, with scale 100 in per cent; images in [0, 1], (batch, 3, height, width)."""
     return -scale * (images - images.flip(-1)).abs().mean(dim=(1, 2, 3))

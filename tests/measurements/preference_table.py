@@ -40,6 +40,7 @@ SMALL = [
 ROWS = {
     "rtb": "{component: rtb}",
     "dpo": "{component: dpo}",
+    "dpo, slope 0.2": "{component: dpo, slope: 0.2}",
     "dpo, hard": "{component: dpo, labels: hard}",
 }
 MARKS = (50, 100, 200, 400)
@@ -68,7 +69,7 @@ class Marks(Observer):
 
 def trained(out: str, name: str) -> list[dict[str, float]]:
     """What the marks of a row say."""
-    overrides = [*SMALL, f"objective={ROWS[name]}", f"out={out}", f"name={name.replace(', ', '-')}"]
+    overrides = [*SMALL, f"objective={ROWS[name]}", f"out={out}", f"name={name.replace(', ', '-').replace(' ', '-')}"]
     trainer = assemble(load_config(CONFIG, overrides))
     marks = Marks(trainer)
     trainer.observers.insert(0, marks)
