@@ -50,8 +50,8 @@ class DPO(nn.Module):
         labels: "soft", whose minimiser is the posterior, or "hard", the order of rewards alone.
         pairs: "all" of a group, n(n - 1)/2, or its "best_worst" one.
         ratios: "trajectory", log q - log p of whole trajectories, or "step", one pair term for each step.
-        slope: of z in l, the beta of the DPO paper; 1/nats. Soft labels have the same minimiser for each, and are learned fastest
-            where slope·beta times the spread of r is 2 or so: beyond it labels saturate.
+        slope: of z in l, the beta of the DPO paper; 1/nats. Soft labels have the same minimiser for each; where
+            slope·beta·(r_i - r_j) of most pairs is far beyond 1 they saturate, and learn slowly.
         clip_range: of q / p of a step, for `ratios: step`: beyond 1 ± clip_range it gets no gradient; None: unbounded.
 
     Raises:
