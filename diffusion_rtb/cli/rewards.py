@@ -20,7 +20,8 @@ def check_reward(
         list[str],
         typer.Argument(
             metavar="REWARD...",
-            help="A name, module:attribute, {component: NAME, argument: value}, or a config or run, for its reward.",
+            help="A name or module:attribute, with its arguments after it, key=value each; {component: NAME, argument: value}; "
+            "or a config or run, for its reward.",
         ),
     ],
     images: Annotated[
@@ -57,18 +58,20 @@ def check_reward(
 
         diffusion-rtb check-reward jpeg clip_score
 
+        diffusion-rtb check-reward my_reward:Redness scale=2.0
+
         diffusion-rtb check-reward configs/quickstart.yaml --prior configs/quickstart.yaml --json report.json
     """
     with errors_explained(traceback):
         from diffusion_rtb.files.whole import check_writable, write_json
-        from diffusion_rtb.reward_check.report import check_rewards, reward_component
+        from diffusion_rtb.reward_check.report import check_rewards, reward_components
         from diffusion_rtb.reward_check.samples import choose_samples
         from diffusion_rtb.reward_check.terminal import show_reports
 
         json = None if json is None else json.expanduser()
         if json is not None:
             check_writable(json.parent, files=(json.name,))
-        components = [reward_component(text) for text in rewards]
+        components = reward_components(rewards)
         prompts, known = _prompts(prompt, prompt_file, components, count)
         samples = choose_samples(
             images=images,

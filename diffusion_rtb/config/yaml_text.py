@@ -6,12 +6,12 @@ What comes in may be somebody else's: aliases and nesting are bounded while it i
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-__all__ = ["read_yaml", "write_yaml"]
+__all__ = ["read_yaml", "with_arguments", "write_yaml"]
 
 DEEPEST = 60
 """Levels of nesting, at most; a config has six."""
@@ -146,3 +146,18 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 def _too_deep() -> str:
     return f"more than {DEEPEST} levels of nesting"
+
+
+def with_arguments(component: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """A component with further arguments, `key=value` each, the value in YAML.
+
+    Raises:
+        ValueError: a word has another form, or its key is there already.
+    """
+    found = dict(component)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.isidentifier() or key in found:
+            raise ValueError(f"Argument {word!r} is not of the form key=value, e.g. quality=80, with each key once.")
+        found[key] = read_yaml(text)
+    return found

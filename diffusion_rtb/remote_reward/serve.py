@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32, Shaped
 
 from diffusion_rtb.config.components import describe
 from diffusion_rtb.config.prompts import Metadata
-from diffusion_rtb.config.yaml_text import read_yaml
+from diffusion_rtb.config.yaml_text import with_arguments
 from diffusion_rtb.remote_reward.client import check_token
 from diffusion_rtb.remote_reward.messages import Limits
 from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
@@ -86,15 +86,7 @@ def component_of(name: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ValueError: an argument has another form, or comes twice.
     """
-    component: dict[str, Any] = {"component": name}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or not key.isidentifier() or key in component:
-            raise ValueError(
-                f"Argument {argument!r} is not of the form key=value, e.g. quality=80, with each key once."
-            )
-        component[key] = read_yaml(text)
-    return component
+    return with_arguments({"component": name}, arguments)
 
 
 def reward_id(component: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from diffusion_rtb.scoring.memory import observing, stateful_rewards
 from diffusion_rtb.scoring.prompts import check_component_prompts, check_reward_prompts
 from diffusion_rtb.scoring.remedies import other_form, remedy
 
-__all__ = ["Report", "Reports", "check_reward", "check_rewards", "reward_component"]
+__all__ = ["Report", "Reports", "check_reward", "check_rewards", "reward_component", "reward_components"]
 
 NOT_REACHED = "not reached"
 """What is said of checks that an earlier fault leaves without an answer."""
@@ -140,6 +140,28 @@ def reward_component(text: str) -> dict[str, Any]:
 
         return load_config(Path(text)).reward.model_dump()
     return {"component": text}
+
+
+def reward_components(words: Sequence[str]) -> list[dict[str, Any]]:
+    """The components that the words of a command line stand for; `key=value` is an argument of the reward before it.
+
+    Raises:
+        ValueError: an argument comes first, or its reward has it already; see `reward_component`.
+    """
+    from diffusion_rtb.config.yaml_text import with_arguments
+
+    found: list[dict[str, Any]] = []
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not (equals and key.isidentifier()) or Path(word).exists():
+            found.append(reward_component(word))
+        elif found:
+            found[-1] = with_arguments(found[-1], [word])
+        else:
+            raise ValueError(
+                f"{word!r} is an argument of a reward, and no reward stands before it: check-reward NAME {word}."
+            )
+    return found
 
 
 def check_rewards(

@@ -34,10 +34,21 @@ def test_check_reward_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyt
     assert all(one["passed"] for one in found["rewards"])
 
 
+def test_arguments_stand_after_their_reward(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    words = ["jpeg", "sign=incompress", "jpeg", "quality=80", "--size", "64", "--json", str(report)]
+    assert leave("check-reward", *words) == 0
+    large, small = json.loads(report.read_text())["rewards"]
+    assert large["statistics"]["mean"] > 0 > small["statistics"]["mean"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["check-reward", "jpgg"], "mean 'jpeg'"),
+        (["check-reward", "quality=80"], "no reward stands before it"),
+        (["check-reward", "jpeg", "quality=80", "quality=90"], "with each key once"),
+        (["check-reward", "jpeg", "qualty=80"], "qualty"),
         (["check-reward", "jpeg", "--images", "a", "--dim", "2"], "give one of them"),
         (["serve-reward"], "Which reward?"),
         (["serve-reward", "--reward", "jpeg", "quality"], "key=value"),

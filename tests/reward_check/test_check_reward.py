@@ -21,7 +21,7 @@ from torch import Tensor
 from diffusion_rtb.files.whole import write_json
 from diffusion_rtb.reward_check.checks import check_device
 from diffusion_rtb.reward_check.measures import jpeg_bits, peak_memory, spearman
-from diffusion_rtb.reward_check.report import Report, check_reward, check_rewards, reward_component
+from diffusion_rtb.reward_check.report import Report, check_reward, check_rewards, reward_component, reward_components
 from diffusion_rtb.reward_check.samples import standard_samples, vector_samples
 from diffusion_rtb.reward_check.subject import Check, Limits, Subject
 from diffusion_rtb.reward_check.terminal import show_reports
@@ -297,6 +297,12 @@ def test_what_a_word_stands_for(tmp_path: Path) -> None:
         reward_component("{component: jpeg")
     with pytest.raises((ValueError, OSError), match="nothing"):
         reward_component(str(tmp_path / "nothing.yaml"))
+    words = ["my_module:f", "scale=2.0", "jpeg", "{component: jpeg, quality: 80}", "sign=incompress"]
+    assert reward_components(words) == [
+        {"component": "my_module:f", "scale": 2.0},
+        {"component": "jpeg"},
+        {"component": "jpeg", "quality": 80, "sign": "incompress"},
+    ]
 
 
 levels = st.lists(st.integers(0, 4), min_size=2, max_size=9)
