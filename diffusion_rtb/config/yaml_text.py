@@ -131,6 +131,21 @@ def write_yaml(value: Any) -> str:
     return re.sub(r"[^ -~\n]", _escaped, text)
 
 
+def with_arguments(component: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """A component with further arguments, `key=value` each, the value in YAML.
+
+    Raises:
+        ValueError: a word has another form, or its key is there already.
+    """
+    found = dict(component)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.isidentifier() or key in found:
+            raise ValueError(f"Argument {word!r} is not of the form key=value, e.g. quality=80, with each key once.")
+        found[key] = read_yaml(text)
+    return found
+
+
 def _escaped(found: re.Match[str]) -> str:
     character = found[0]
     if character.isprintable():
@@ -146,18 +161,3 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 def _too_deep() -> str:
     return f"more than {DEEPEST} levels of nesting"
-
-
-def with_arguments(component: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """A component with further arguments, `key=value` each, the value in YAML.
-
-    Raises:
-        ValueError: a word has another form, or its key is there already.
-    """
-    found = dict(component)
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key.isidentifier() or key in found:
-            raise ValueError(f"Argument {word!r} is not of the form key=value, e.g. quality=80, with each key once.")
-        found[key] = read_yaml(text)
-    return found

@@ -11,7 +11,7 @@ CONFIG has its methods in compare/NAME.yaml beside it. Three things are done for
 3. The runs that are reported, on `--seeds` other seeds, at each of `--betas`: the rate is that of the config's beta.
 
 It is resumable, a run at a time. What was chosen is in OUT/chosen.yaml, variants for `diffusion-rtb compare`; the table and the
-figure are in OUT/NAME-compare, of several betas in OUT/NAME-beta-B-compare.
+figure are in OUT/NAME-compare. With `--betas` these are OUT/beta-B.yaml and OUT/NAME-beta-B-compare.
 """
 
 from __future__ import annotations

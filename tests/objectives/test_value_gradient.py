@@ -190,7 +190,7 @@ def test_a_single_trajectory_of_the_posterior_is_learned_from_and_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], shapes_unchecked: None
 ) -> None:
     """What RTB would say for the log needs two of a prompt; states need nobody beside them."""
-    behaviours = [BUFFER | {"share": 0.875, "capacity": 64}]
+    behaviours = [BUFFER | {"capacity": 64}]
     alone, pair = (
         run(
             tmp_path / str(group),
