@@ -94,7 +94,7 @@ def compare(
 
         diffusion-rtb compare configs/gaussian.yaml --objectives rtb dpok --behaviours on_policy train.iterations=50
 
-        diffusion-rtb compare configs/quickstart.yaml --objectives config vargrad ddpo --budget network_calls=100000
+        diffusion-rtb compare configs/emoji_trust_pcl.yaml --objectives config vargrad ddpo --budget network_calls=100000
     """
     with errors_explained(traceback):
         from diffusion_rtb.comparison.cost import Budget

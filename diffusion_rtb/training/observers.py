@@ -25,6 +25,9 @@ class Observer:
     def started(self, iteration: int) -> None:
         """The run begins, or goes on; `iteration` comes next. Only then the objective warms up."""
 
+    def waiting(self, announcement: str) -> None:
+        """The objective warms up, which takes a while; a sentence that says with what."""
+
     def before(self, iteration: int) -> None:
         """This iteration is about to begin."""
 

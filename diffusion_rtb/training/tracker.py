@@ -100,6 +100,11 @@ class Tracker(Observer):
             self.progress.start()
             self.task = self.progress.add_task("training", total=self.total, completed=iteration, numbers="")
 
+    def waiting(self, announcement: str) -> None:
+        """Say so."""
+        if self.main:
+            self.console.print(announcement, style="dim")
+
     def ended(self) -> None:
         """Close the bar and the trackers."""
         if self.progress is not None:

@@ -21,7 +21,7 @@ from diffusion_rtb.training.schedules import nth_prompt
 if TYPE_CHECKING:
     from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 
-__all__ = ["learn_statistics", "prior_terms", "warm_up"]
+__all__ = ["announcement", "learn_statistics", "prior_terms", "warm_up"]
 
 
 def learn_statistics(sampler: Sampler, run_seed: int, processes: Processes, between: Callable[[], object]) -> None:
@@ -89,6 +89,17 @@ def warm_up(
 
     objective.warm_up(terms, beta, noise)
     return True
+
+
+def announcement(objective: Any, buffer: PriorBuffer, prompts: int) -> str:
+    """What `warm_up` is about to do, as a sentence for who waits for it; empty if nothing."""
+    traits = ObjectiveTraits.of(objective)
+    if not isinstance(objective, WarmsUp) or traits.warm_up_updates == 0:
+        return ""
+    return (
+        f"Before the first iteration: {buffer.capacity:,} samples of the prior for each prompt, {prompts} in all, then "
+        f"{traits.warm_up_updates:,} updates of V."
+    )
 
 
 def prior_terms(sampler: Sampler, batches: Iterable[Batch], clean: bool) -> Terms:

@@ -101,6 +101,16 @@ def test_a_run_goes_on_to_more_iterations(project: Path) -> None:
     assert len(metrics(project / "runs" / "longer")) == 3
 
 
+def test_the_wait_before_the_first_iteration_is_announced(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    v = "objective={component: value_gradient, warm_up_updates: 3}"
+    buffer = "behaviours=[{component: prior_buffer, share: 0.5, capacity: 5}]"
+    for iterations, said in ((1, True), (2, False)):
+        main_exits_with(0, ["train", "small.yaml", "name=announced", v, buffer, f"train.iterations={iterations}"])
+        told = " ".join("".join(capsys.readouterr()).split())
+        sentence = "Before the first iteration: 5 samples of the prior for each prompt, 2 in all, then 3 updates of V."
+        assert (sentence in told) is said
+
+
 def test_another_config_in_the_same_folder_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main_exits_with(1, ["train", "small.yaml", "beta=3.0"])
     message = capsys.readouterr().err

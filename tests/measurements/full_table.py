@@ -2,9 +2,9 @@
 
 python -m tests.measurements.full_table [ITERATIONS]
 
-Both in turns, twice each, in processes of their own: the quickstart's prior, reward and sizes with RTB. Seconds are those of whole
-iterations, with the copy that a failed one goes back to, and without the first; memory is the most that the process had resident,
-its libraries and the checkpoint that it wrote in the end included.
+Both in turns, twice each, in processes of their own: prior, reward and sizes of configs/emoji_trust_pcl.yaml with RTB. Seconds are
+those of whole iterations, with the copy that a failed one goes back to, and without the first; memory is the most that the process
+had resident, its libraries and the checkpoint that it wrote in the end included.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measured(posterior: str, iterations: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         own = [f"out={folder}", "objective={component: rtb}", "behaviours=[]", "train.grid_every=0", "train.lr=1e-5"]
         sizes = [f"train.iterations={iterations}", "train.gradient_steps=null", "train.checkpoint_every=1000"]
-        config = load_config("configs/quickstart.yaml", [f"posterior={posterior}", *own, *sizes])
+        config = load_config("configs/emoji_trust_pcl.yaml", [f"posterior={posterior}", *own, *sizes])
         trainer, times = assemble(config), Times()
         trainer.observers.append(times)
         trainer.fit()

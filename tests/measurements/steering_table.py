@@ -2,7 +2,7 @@
 
 gmm25: the 25 Gaussians in 40 steps, where the truth is known; TV of the modes' proportions of all samples together, and of a group.
 mixed: prior and exact posterior of the same, mixed with weight w, against p^(1 - w)·p*^w.
-emoji: the bundled prior, reward and beta of the quickstart.
+emoji: prior, reward, steps and beta of configs/emoji_trust_pcl.yaml.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def mixed() -> Iterator[str]:
 
 
 def emoji() -> Iterator[str]:
-    config = load_config("configs/quickstart.yaml")
+    config = load_config("configs/emoji_trust_pcl.yaml")
     prior, reward = build(config.prior, "prior"), build(config.reward, "reward")
     head = "| method | particles | log Z of six groups | mean reward | first ancestors left | CPU s per group |"
     yield f"{head}\n|---|---|---|---|---|---|"

@@ -6,7 +6,7 @@ prints waits per step and per call of the bare pipeline, a rollout, a score and 
 to the device likewise, on the pretended device of `tests/oracles/pretended_device.py`: tiny random networks, so that only counts
 mean something. They are counted at two numbers of steps, and the difference is per step. `lines=true` lists where they are.
 
-    python -m tests.measurements.waits train configs/quickstart.yaml prior.device=pretended:0 train.iterations=1
+    python -m tests.measurements.waits train configs/emoji_trust_pcl.yaml prior.device=pretended:0 train.iterations=1
 
 runs a command of `diffusion-rtb` and lists its waits.
 """
