@@ -46,7 +46,7 @@ from diffusion_rtb.training.state import (
 from diffusion_rtb.training.stop_signal import Stopped, StopSignal
 from diffusion_rtb.training.updates.gradient import descend
 from diffusion_rtb.training.updates.optimizer import adam
-from diffusion_rtb.training.warm_up import announcement, learn_statistics, warm_up
+from diffusion_rtb.training.warm_up import learn_statistics, warm_up
 
 __all__ = ["Trainer"]
 
@@ -155,12 +155,13 @@ class Trainer:
         with self._all_or_nothing():
             learn_statistics(self.sampler, self.config.seed, self.processes, self._leave_if_asked)
         buffer, count = self.sources.prior
-        if told := announcement(self.objective, buffer, len(self.sampler.prompts)):
-            for observer in self.observers:
-                observer.waiting(told)
         with self._all_or_nothing(), self._leaving_buffer():
             between, look = self._leave_if_asked, self.doubts.look
-            self.warmed = warm_up(self.objective, self.sampler, buffer, count > 0, self.beta, between, look)
+            self.warmed = warm_up(self.objective, self.sampler, buffer, count > 0, self.beta, between, look, self._tell)
+
+    def _tell(self, announcement: str) -> None:
+        for observer in self.observers:
+            observer.waiting(announcement)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from diffusion_rtb.training.schedules import nth_prompt
 if TYPE_CHECKING:
     from diffusion_rtb.behaviours.prior_buffer import PriorBuffer
 
-__all__ = ["announcement", "learn_statistics", "prior_terms", "warm_up"]
+__all__ = ["learn_statistics", "prior_terms", "warm_up"]
 
 
 def learn_statistics(sampler: Sampler, run_seed: int, processes: Processes, between: Callable[[], object]) -> None:
@@ -58,6 +58,7 @@ def warm_up(
     beta: float,
     between: Callable[[], object],
     look: Callable[[Terms], object] = lambda terms: None,
+    tell: Callable[[str], object] = lambda announcement: None,
 ) -> bool:
     """Let an objective with a value network learn it from trajectories of the prior.
 
@@ -71,6 +72,7 @@ def warm_up(
         beta: Of the first iteration's target; nats per unit of reward.
         between: Called before each micro-batch that is drawn, and each update on noised states.
         look: Shown the prior's samples before anything is learned from them.
+        tell: Told first what is about to be done, in a sentence for who waits for it.
 
     Returns:
         Whether the objective warms up.
@@ -78,6 +80,10 @@ def warm_up(
     traits = ObjectiveTraits.of(objective)
     if not isinstance(objective, WarmsUp) or traits.warm_up_updates == 0:
         return False
+    tell(
+        f"Before the first iteration: {buffer.capacity:,} samples of the prior for each prompt, {len(sampler.prompts)} in all, "
+        f"then {traits.warm_up_updates:,} updates of V."
+    )
     clean = traits.warm_up_states == "noised"
     drawn = buffer.everything(sampler) if keep else buffer.passing(sampler, between)
     terms = prior_terms(sampler, drawn, clean)
@@ -89,17 +95,6 @@ def warm_up(
 
     objective.warm_up(terms, beta, noise)
     return True
-
-
-def announcement(objective: Any, buffer: PriorBuffer, prompts: int) -> str:
-    """What `warm_up` is about to do, as a sentence for who waits for it; empty if nothing."""
-    traits = ObjectiveTraits.of(objective)
-    if not isinstance(objective, WarmsUp) or traits.warm_up_updates == 0:
-        return ""
-    return (
-        f"Before the first iteration: {buffer.capacity:,} samples of the prior for each prompt, {prompts} in all, then "
-        f"{traits.warm_up_updates:,} updates of V."
-    )
 
 
 def prior_terms(sampler: Sampler, batches: Iterable[Batch], clean: bool) -> Terms:
