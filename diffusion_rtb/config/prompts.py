@@ -11,7 +11,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
-__all__ = ["HALVES", "Metadata", "PromptTable", "Row", "check_prompt", "check_prompts", "merged_table"]
+__all__ = ["HALVES", "Metadata", "PromptTable", "Row", "check_prompt", "checked_prompts", "merged_table"]
 
 Metadata = Mapping[str, Any]
 """What a prompt's row says besides the prompt; JSON values, empty where there is nothing."""
@@ -39,6 +39,10 @@ class PromptTable:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def __add__(self, texts: Sequence[str]) -> PromptTable:
+        """With further prompts, of which nothing more is known."""
+        return PromptTable((*self.texts, *texts), (*self.metadata, *({} for _ in texts)))
 
     @cached_property
     def lines(self) -> str:
@@ -96,8 +100,8 @@ def merged_table(rows: Iterable[Row], source: object) -> PromptTable:
     return PromptTable(tuple(kept), tuple(metadata for _, metadata in kept.values()), merged)
 
 
-def check_prompts(texts: Sequence[str]) -> None:
-    """Refuse a list that names a prompt twice, and what is no text; ValueError."""
+def checked_prompts(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The same. ValueError: one of them is there twice, or is no text."""
     twice = next((text for text, count in Counter(texts).items() if count > 1), None)
     if twice is not None:
         raise ValueError(
@@ -105,6 +109,7 @@ def check_prompts(texts: Sequence[str]) -> None:
         )
     for number, text in enumerate(texts, 1):
         check_prompt(text, f"prompt {number}")
+    return texts
 
 
 def check_prompt(text: str, where: str) -> None:

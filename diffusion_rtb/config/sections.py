@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from diffusion_rtb.config.beta import BetaConfig, as_section
-from diffusion_rtb.config.prompts import PromptTable, check_prompts
+from diffusion_rtb.config.prompts import PromptTable, checked_prompts
 from diffusion_rtb.config.section import Component, Named, Section, at_home, judge_name
 from diffusion_rtb.config.watch.section import WatchConfig
 
@@ -73,7 +73,7 @@ class PromptsConfig(Section):
             for name in ("sha256", "folder"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} belongs to a `file`; take it out")
-            check_prompts(self.list)
+            checked_prompts(self.list)
         return self
 
     def holding(self, table: PromptTable, folder: Path) -> PromptsConfig:
@@ -214,6 +214,8 @@ class EvalConfig(Section):
     """Posterior samples per prompt."""
     prompts: PositiveInt | Annotated[Strings, Field(min_length=1)] | None = None
     """So many of the run's prompts, evenly spread over its list, or those in a list here; null: all of them."""
+    unseen: Annotated[Strings, Field(min_length=1), AfterValidator(checked_prompts)] | None = None
+    """Prompts that the run was not trained on, in the place of its own: whether what it learned holds for them too."""
     prior_samples: PositiveInt = 16
     """Prior samples per prompt, also the ones that are re-weighted by exp(beta·r)."""
     batch: PositiveInt = 32
@@ -247,6 +249,8 @@ class EvalConfig(Section):
 
     @model_validator(mode="after")
     def _labelled(self) -> EvalConfig:
+        if self.prompts is not None and self.unseen is not None:
+            raise ValueError("`prompts` chooses among the run's prompts, `unseen` takes others: give one of them")
         if self.factors and self.labeller is None and self.embedder is None:
             raise ValueError(f"{len(self.factors)} factors need a labeller: add `labeller: {{component: ...}}`")
         if self.reference is not None and self.embedder is None:

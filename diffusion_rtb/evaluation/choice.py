@@ -6,14 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_rtb.config.component_errors import nearest
+from diffusion_rtb.config.prompts import PromptTable
+from diffusion_rtb.config.sections import EvalConfig
 
-__all__ = ["LISTED", "PICTURED", "evaluated_rows", "listed", "spread"]
+__all__ = ["LISTED", "PICTURED", "evaluated", "evaluated_rows", "listed", "spread"]
 
 PICTURED = 16
 """Prompts with a row of pictures, at most."""
 
 LISTED = 20
 """Prompts with a line on the terminal, at most."""
+
+
+def evaluated(held: EvalConfig, table: PromptTable) -> tuple[list[int], PromptTable]:
+    """The prompts that are evaluated of a run's: by their rows in its table, and as a table of their own.
+
+    Those of `eval.unseen` are numbered from 0 as well: each has the seeds of the run's prompt in its place.
+
+    Raises:
+        ValueError: see `evaluated_rows`; or an unseen prompt is one of the run's.
+    """
+    if held.unseen is not None:
+        seen = next((text for text in held.unseen if text in table.texts), None)
+        if seen is not None:
+            raise ValueError(f"eval.unseen: {seen!r} is a prompt of the run; take it out, or use eval.prompts.")
+        return list(range(len(held.unseen))), PromptTable.of(held.unseen)
+    rows = evaluated_rows(held.prompts, table.texts)
+    return rows, PromptTable(tuple(table.texts[row] for row in rows), tuple(table.metadata[row] for row in rows))
 
 
 def evaluated_rows(wanted: int | Sequence[str] | None, texts: Sequence[str]) -> list[int]:

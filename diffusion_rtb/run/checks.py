@@ -62,9 +62,11 @@ def describe_components(config: RunConfig) -> Components:
     objective = describe(config.objective, "objective")
     for behaviour in config.behaviours:
         describe(behaviour, "behaviour")
-    table = config.prompts.table()
-    check_component_prompts(config.reward, table.texts, table.metadata)
-    return Components(prior, reward, objective, describe_tools(config.eval, table))
+    table, unseen = config.prompts.table(), config.eval.unseen
+    every = table + (unseen or ())
+    check_component_prompts(config.reward, every.texts, every.metadata)
+    judged = table if unseen is None else PromptTable.of(unseen)
+    return Components(prior, reward, objective, describe_tools(config.eval, judged))
 
 
 def check_posterior(prior: Described, given: Mapping[str, Any]) -> None:
@@ -114,7 +116,7 @@ def describe_prior(config: RunConfig) -> Described:
     """
     prior = describe(config.prior, "prior")
     if isinstance(prior.target, type) and issubclass(prior.target, ReadsPrompts):
-        table = config.prompts.table()
+        table = config.prompts.table() + (config.eval.unseen or ())
         with naming(f"prior {prior.name!r}", prior.target):
             prior.construct().read_prompts(table.texts, table.metadata, Path(config.prompts.folder or "."))
     return prior

@@ -6,7 +6,7 @@ from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.doctor.finding import Examined, Finding
 from diffusion_rtb.doctor.patient import Patient
 from diffusion_rtb.doctor.words import many, seconds_text
-from diffusion_rtb.evaluation.choice import evaluated_rows
+from diffusion_rtb.evaluation.choice import evaluated
 from diffusion_rtb.interfaces import WarmsUp
 from diffusion_rtb.training.compatibility import check_owner
 from diffusion_rtb.training.observers import PROMPTS
@@ -107,7 +107,7 @@ def _looks(patient: Patient) -> float:
 
 def _evaluation(patient: Patient) -> float:
     held, rate = patient.config.eval, patient.timed
-    prompts = len(evaluated_rows(held.prompts, patient.config.prompts.texts()))
+    prompts = len(evaluated(held, patient.config.prompts.table())[0])
     drawn = (held.samples + held.prior_samples) * (rate.rollout + rate.reward)
     return prompts * (drawn + held.samples * rate.score)
 

@@ -50,6 +50,10 @@ class ImagesSubject(Subject):
         self.held_pictures = read_image_folder(path)
         self.against = None if options.against is None else read_image_folder(options.against)
         _check_pair(self.held_pictures, self.against)
+        if self.eval.unseen is not None:
+            raise ValueError(
+                "eval.unseen names prompts to draw; these pictures are drawn. Leave it out (eval.unseen=null)."
+            )
         self.table = _table(self.held_pictures, self.eval.prompts)
         self.pictures = {"posterior": self.held_pictures} | ({} if self.against is None else {"prior": self.against})
         self.orders = _orders(self.pictures, self.table)

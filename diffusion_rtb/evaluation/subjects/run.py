@@ -14,7 +14,7 @@ from safetensors.torch import save
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.config.prompts import PromptTable
 from diffusion_rtb.config.recipe import recipe
-from diffusion_rtb.evaluation.choice import evaluated_rows
+from diffusion_rtb.evaluation.choice import evaluated
 from diffusion_rtb.evaluation.samples import Sampled
 from diffusion_rtb.evaluation.subject import Loaded, Options, Subject
 from diffusion_rtb.files.lock import folder_lock
@@ -26,6 +26,7 @@ from diffusion_rtb.run.export import export_posterior, exported
 from diffusion_rtb.run.folder import is_run
 from diffusion_rtb.run.posterior import open_trained_run
 from diffusion_rtb.sampling.sampler import Sampler
+from diffusion_rtb.scoring.prompts import check_reward_prompts
 
 __all__ = ["RunSubject", "chosen", "sampled"]
 
@@ -44,7 +45,8 @@ class RunSubject(Subject):
 
     def __init__(self, path: Path, options: Options) -> None:
         self.run = open_trained_run(path, options.all_overrides, checkpoint=options.checkpoint)
-        self.path, self.folder = path, options.out or self.run.folder / "eval"
+        self.path, self.unseen = path, self.run.config.eval.unseen is not None
+        self.folder = options.out or self.run.folder / ("unseen" if self.unseen else "eval")
         self.eval, self.tools = self.run.config.eval, self.run.components.eval
         self.rows, self.table = chosen(self.run.config)
         self.beta = self.run.progress.beta
@@ -93,7 +95,8 @@ class RunSubject(Subject):
         weights = sum(t.numel() * t.element_size() for t in run.checkpoint.tensors[run.weights].values())
         check_writable(run.folder, needed=weights + PICTURE)
         check_writable(self.folder, files=("metrics.json", "side_by_side.png", "timing.json"))
-        check_writable(exported(run.folder, run.checkpoint.state["prior"]), files=("README.md",))
+        if not self.unseen:
+            check_writable(exported(run.folder, run.checkpoint.state["prior"]), files=("README.md",))
         with folder_lock(run.folder), remedied(run.config, "eval"):
             for place in (run.folder, self.folder):
                 clear_unfinished(place)
@@ -101,23 +104,27 @@ class RunSubject(Subject):
             yield
 
     def load(self) -> Loaded:
-        """Prior, posterior and reward."""
-        prior, reward = self.run.prior(), self.run.reward()
-        run = self.run
+        """Prior, posterior and reward. The card of the exported posterior tells of the run's own prompts alone."""
+        run, reward = self.run, self.run.reward()
+        check_reward_prompts(reward, self.table.texts, self.table.metadata)
+        prior = run.prior()
 
         def finish(numbers: Mapping[str, Any], card: Mapping[str, Mapping[str, Any]]) -> None:
             export_posterior(run.config, prior, run.folder, run.progress, evaluation=card)
 
-        return replace(sampled(run.config, prior, reward, self.rows, self.table), finish=finish)
+        found = sampled(run.config, prior, reward, self.rows, self.table)
+        return found if self.unseen else replace(found, finish=finish)
 
 
 def chosen(config: RunConfig) -> tuple[list[int], PromptTable]:
-    """The prompts that are evaluated, by their rows in the config's table, and as a table of their own."""
+    """See `evaluated`; what is not all of the run's is said."""
     table = config.prompts.table()
-    rows = evaluated_rows(config.eval.prompts, table.texts)
-    if len(rows) < len(table):
+    rows, own = evaluated(config.eval, table)
+    if config.eval.unseen is not None:
+        say(f"Evaluated are {len(rows)} prompts that the run was not trained on (eval.unseen).")
+    elif len(rows) < len(table):
         say(f"Evaluated are {len(rows)} of the run's {len(table)} prompts (eval.prompts).")
-    return rows, PromptTable(tuple(table.texts[row] for row in rows), tuple(table.metadata[row] for row in rows))
+    return rows, own
 
 
 def sampled(config: RunConfig, prior: Prior, reward: Reward, rows: Sequence[int], table: PromptTable) -> Loaded:
