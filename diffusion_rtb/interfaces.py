@@ -189,6 +189,40 @@ class WarmsUp(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Walks:
+    """Trajectories that something led, and the prior's own transitions from their states; on the host but for the features."""
+
+    x: Float[Tensor, "batch steps_and_one *dims"]
+    """The states, x[:, -1] = x_0."""
+    times: Float[Tensor, " steps_and_one"]
+    """Scheduler timestep of each, 0 for x_0."""
+    mean_p: Float[Tensor, "batch steps *dims"]
+    """Of the prior's transition from each; without noise the next state itself."""
+    std: Float[Tensor, " steps"]
+    reward: Float[Tensor, " batch"]
+    features: Float[Tensor, "batch features"]
+
+
+@runtime_checkable
+class RefinesValue(Protocol):
+    """An objective that leads the prior by its V before the first iteration, and learns from where that led."""
+
+    warm_up_rounds: int
+    """How often; 0: never."""
+    walks: int
+    """Trajectories of each prompt in a round."""
+    round_updates: int
+    """Updates of V after them."""
+    scale: float
+    """Of the shift that leads them, see `ValueGuidance`."""
+    value: Any
+    """V, see `LearnsValue`."""
+
+    def refine(self, walks: Walks, prior: Terms, beta: float, noise: Callable[..., Tensor]) -> None:
+        """Called after `warm_up`, with what that was given, and after each round."""
+
+
+@dataclass(frozen=True, eq=False)
 class States:
     """States of one step with what both networks make of them, on the prior's device; nothing here has a gradient."""
 

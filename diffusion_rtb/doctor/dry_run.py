@@ -18,7 +18,7 @@ from diffusion_rtb.behaviours._mixture import Mixture
 from diffusion_rtb.beta import make_beta
 from diffusion_rtb.config.load import RunConfig
 from diffusion_rtb.doctor.sizes import bytes_of, optimizer_bytes
-from diffusion_rtb.interfaces import Objective, Prior, WarmsUp
+from diffusion_rtb.interfaces import Objective, Prior, RefinesValue, WarmsUp
 from diffusion_rtb.reward_check.measures import peak_memory
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.processes import Processes
@@ -167,13 +167,18 @@ def _warmed_up(config: RunConfig, sampler: Sampler, objective: Any, mixture: Mix
     buffer.everything(sampler)
     tried = min(UPDATES, updates or UPDATES)
     held: Any = objective
+    rounds = held.warm_up_rounds if isinstance(objective, RefinesValue) else 0
     held.warm_up_updates = tried
+    if rounds:
+        held.warm_up_rounds = 0
     try:
         start = perf_counter()
         warm_up(objective, sampler, buffer, True, config.beta.value, lambda: None)
         return (perf_counter() - start) / tried
     finally:
         held.warm_up_updates = updates
+        if rounds:
+            held.warm_up_rounds = rounds
 
 
 def _iteration(trainer: Trainer, around: Callable[[], Any]) -> tuple[float, dict[str, float], Any]:

@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from diffusion_rtb.interfaces import Terms
+from diffusion_rtb.interfaces import Terms, Walks
+from diffusion_rtb.objectives._chain_value import agree
 from diffusion_rtb.objectives._value import ValueNetwork
-from diffusion_rtb.objectives._value_fit import Noise, fit_value
+from diffusion_rtb.objectives._value_fit import Noise, fit_value, some_states
 
 __all__ = ["BoundedValue"]
 
@@ -55,10 +56,9 @@ class BoundedValue(nn.Module):
         with torch.no_grad():
             self.ceiling.fill_(terms.reward.max())
             self.beta.fill_(beta)
-            y = torch.exp(beta * (terms.reward.double() - self.ceiling))
-            mean = y.mean().clamp(max=1 - 1e-6)
+            y = self._y(terms)
+            mean = y.double().mean().clamp(max=1 - 1e-6)
             self.logit.start(torch.log(mean / (1 - mean)))
-        y = y.to(terms.reward.dtype)
         fit_value(
             self.logit,
             terms,
@@ -69,3 +69,21 @@ class BoundedValue(nn.Module):
             ends=True,
         )
         self.requires_grad_(False)
+
+    def refit(self, walks: Walks, terms: Terms, noise: Noise, updates: int, lr: float) -> None:
+        """Agree with the chain's own transitions where `walks` went, see `_chain_value.py`; `terms` and `noise` are those of `fit`.
+
+        A walk's reward above r_max counts as r_max: F is at most that.
+        """
+        y = self._y(terms)
+
+        def anchor(generator: torch.Generator) -> Float[Tensor, ""]:
+            x_t, t, row = some_states(terms, noise, generator, ends=True)
+            return binary_cross_entropy_with_logits(self.logit(x_t, t, terms.features[row]), y[row])
+
+        end = (self.beta * (walks.reward.to(self.ceiling) - self.ceiling)).clamp(max=0)
+        agree(self.logit, walks, end, anchor, updates, lr)
+        self.requires_grad_(False)
+
+    def _y(self, terms: Terms) -> Float[Tensor, " batch"]:
+        return torch.exp(self.beta * (terms.reward.double() - self.ceiling)).to(terms.reward.dtype)

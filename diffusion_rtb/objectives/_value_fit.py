@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_rtb.interfaces import Terms
 
-__all__ = ["Noise", "fit_value"]
+__all__ = ["DECAY", "Noise", "fit_value", "some_states"]
 
 Noise = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """x_t of (x_0, timesteps, generator)."""
@@ -48,14 +48,7 @@ def fit_value(
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=DECAY)
     generator = torch.Generator().manual_seed(0)
     for update in range(updates):
-        row = torch.randint(len(terms.reward), (BATCH,), generator=generator)
-        i = torch.randint(len(terms.timesteps), (BATCH,), generator=generator)
-        t = terms.timesteps[i]
-        x = terms.x[row, i if noise is None else -1].to(terms.features.device)
-        x_t = x if noise is None else noise(x, t, generator)
-        if ends:
-            end = (i == 0).to(t.device)
-            t, x_t = t.where(~end, 0.0), x_t.where(~end.reshape(-1, *[1] * (x.ndim - 1)), x)
+        x_t, t, row = some_states(terms, noise, generator, ends=ends)
         optimizer.param_groups[0]["lr"] = lr * (1 - update / updates)
         optimizer.zero_grad()
         for piece in torch.arange(BATCH).split(max(1, AT_ONCE // math.prod(x_t.shape[2:]))):
@@ -63,3 +56,18 @@ def fit_value(
             (loss(value, row[piece]) * (len(piece) / BATCH)).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+
+
+def some_states(
+    terms: Terms, noise: Noise | None, generator: torch.Generator, *, ends: bool
+) -> tuple[Float[Tensor, "rows *dims"], Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """Random states of random samples with their timesteps, and the rows of `terms` that they belong to; see `fit_value`."""
+    row = torch.randint(len(terms.reward), (BATCH,), generator=generator)
+    i = torch.randint(len(terms.timesteps), (BATCH,), generator=generator)
+    t = terms.timesteps[i]
+    x = terms.x[row, i if noise is None else -1].to(terms.features.device)
+    x_t = x if noise is None else noise(x, t, generator)
+    if ends:
+        end = (i == 0).to(t.device)
+        t, x_t = t.where(~end, 0.0), x_t.where(~end.reshape(-1, *[1] * (x.ndim - 1)), x)
+    return x_t, t, row

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion_rtb.interfaces import Loss, States, Terms
+from diffusion_rtb.interfaces import Loss, States, Terms, Walks
 from diffusion_rtb.objectives._bounded_value import BoundedValue
 from diffusion_rtb.objectives._checks import check_beta, check_positive
 from diffusion_rtb.objectives._value_fit import Noise
@@ -50,6 +50,9 @@ class ValueGradient(nn.Module):
         draws: Next states that the gradient is averaged over.
         from_samples: Share of the steps, the noisiest first, where samples of the posterior are their own target.
         lr: Of V's warm-up.
+        rounds: After it, how often V leads the prior and then learns from where that led, see `_chain_value.py`: with few steps the
+            V of noised samples promises more than the chain keeps. Each costs `walks` trajectories a prompt and 2,000 updates.
+        walks: Trajectories of each prompt in a round.
 
     Raises:
         ValueError: an argument is out of range, or nothing is left to learn V from.
@@ -57,6 +60,7 @@ class ValueGradient(nn.Module):
 
     smallest_group = 2
     warm_up_states = "noised"
+    round_updates = 2000
     value: BoundedValue | None
 
     def __init__(
@@ -68,9 +72,11 @@ class ValueGradient(nn.Module):
         draws: int = 1,
         from_samples: float = 0.0,
         lr: float = 3e-3,
+        rounds: int = 0,
+        walks: int = 128,
     ) -> None:
         super().__init__()
-        for name, number in (("width", width), ("draws", draws)):
+        for name, number in (("width", width), ("draws", draws), ("walks", walks)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
         if not 0 <= from_samples <= 1:
@@ -80,10 +86,15 @@ class ValueGradient(nn.Module):
                 f"warm_up_updates={warm_up_updates} leaves V untrained, whose gradient is the target at a share of "
                 f"{1 - from_samples:g} of the steps: give at least 1, e.g. 600, or from_samples 1."
             )
+        if rounds < 0 or (rounds > 0 and warm_up_updates == 0):
+            raise ValueError(
+                f"rounds={rounds} refine a V: at least 0, and only with warm_up_updates, which are {warm_up_updates}."
+            )
         check_positive("scale", scale)
         check_positive("lr", lr)
         self.warm_up_updates, self.width, self.lr = warm_up_updates, width, lr
         self.scale, self.draws, self.from_samples = scale, draws, from_samples
+        self.warm_up_rounds, self.walks = rounds, walks
         self.value_stays, self.learns_samples = warm_up_updates > 0, from_samples > 0
         self.value = None
         self.measure = RTB("vargrad")
@@ -103,6 +114,11 @@ class ValueGradient(nn.Module):
         check_beta(beta)
         if self.value is not None:
             self.value.fit(terms, beta, noise, self.warm_up_updates, self.lr)
+
+    def refine(self, walks: Walks, prior: Terms, beta: float, noise: Noise) -> None:
+        """Let V agree with the chain where it led; see `BoundedValue.refit`."""
+        assert self.value is not None
+        self.value.refit(walks, prior, noise, self.round_updates, self.lr / 3)
 
     def forward(self, terms: Terms, beta: float) -> Loss:
         """What RTB says of the posterior's own trajectories, for the log: nothing is learned from it."""

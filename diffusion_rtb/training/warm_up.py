@@ -10,8 +10,11 @@ from torch import Tensor
 
 from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.chain.forward_process import noised
+from diffusion_rtb.chain.rollout import score_with_means
 from diffusion_rtb.chain.seeds import seed_of
-from diffusion_rtb.interfaces import Terms, WarmsUp
+from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.config.components import build, locate
+from diffusion_rtb.interfaces import RefinesValue, Terms, Walks, WarmsUp
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.scoring.memory import innermost, observing, wanting_rewards
@@ -82,7 +85,7 @@ def warm_up(
         return False
     tell(
         f"Before the first iteration: {buffer.capacity:,} samples of the prior for each prompt, {len(sampler.prompts)} in all, "
-        f"then {traits.warm_up_updates:,} updates of V."
+        f"then {traits.warm_up_updates:,} updates of V{_rounds(objective)}."
     )
     clean = traits.warm_up_states == "noised"
     drawn = buffer.everything(sampler) if keep else buffer.passing(sampler, between)
@@ -94,7 +97,58 @@ def warm_up(
         return noised(sampler.prior.pipe.scheduler, x_0, timesteps, generator)
 
     objective.warm_up(terms, beta, noise)
+    if isinstance(objective, RefinesValue):
+        for nth in range(objective.warm_up_rounds):
+            objective.refine(_walks(objective, sampler, beta, nth, between), terms, beta, noise)
     return True
+
+
+def _rounds(objective: Any) -> str:
+    """What is announced of them."""
+    if not isinstance(objective, RefinesValue) or objective.warm_up_rounds == 0:
+        return ""
+    times, walks = objective.warm_up_rounds, objective.walks
+    return (
+        f", and {times} time{'s' * (times > 1)} {walks:,} trajectories of each prompt led by V, with updates after them"
+    )
+
+
+def _walks(objective: RefinesValue, sampler: Sampler, beta: float, nth: int, between: Callable[[], object]) -> Walks:
+    """Where the objective's V leads the prior, as many trajectories of each prompt as it asks for."""
+    rows = [row for row in range(len(sampler.prompts)) for _ in range(objective.walks)]
+    seeds = [seed_of(0, "walks", nth, number) for number in range(len(rows))]
+    # By name, as a run names all that it is made of: training knows no way of steering.
+    method = build({"component": "value_guidance", "scale": objective.scale}, "steering")
+    steered, parts = locate("diffusion_rtb.steering:steered"), []
+    for chunk in sampler.chunks(len(rows)):
+        between()
+        known = [sampler.metadata[row] for row in rows[chunk]]
+        texts = sampler.texts(rows[chunk])
+        found = steered(
+            sampler.prior,
+            sampler.reward,
+            method,
+            texts,
+            seeds[chunk],
+            beta,
+            metadata=known,
+            learned=objective.value,
+        )
+        with sampler.prior.as_prior():
+            _, mean_p = score_with_means(sampler.prior, texts, found.trajectory)
+        parts.append((found.trajectory.to("cpu"), mean_p.cpu(), found.reward.float().cpu()))
+    trajectory = Trajectory.cat([part for part, _, _ in parts])
+    mean_p, x = torch.cat([mean for _, mean, _ in parts]), trajectory.x
+    still = ~trajectory.stochastic
+    mean_p[:, still] = x[:, 1:][:, still].to(mean_p)
+    return Walks(
+        x=x,
+        times=torch.cat([trajectory.timesteps, torch.zeros(1)]),
+        mean_p=mean_p,
+        std=trajectory.std.where(trajectory.stochastic, 0.0),
+        reward=torch.cat([reward for _, _, reward in parts]),
+        features=sampler.features(torch.tensor(rows)),
+    )
 
 
 def prior_terms(sampler: Sampler, batches: Iterable[Batch], clean: bool) -> Terms:

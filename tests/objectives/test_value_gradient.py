@@ -231,11 +231,13 @@ def test_noised_samples_end_where_the_prior_did(tmp_path: Path) -> None:
         assert float((noise.std(0) - 1).abs().max()) < 5 / 64 / 2**0.5
 
 
-def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path, shapes_unchecked: None) -> None:
-    whole = regressing(tmp_path / "whole", warm_up_updates=5)
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_run_goes_on_from_its_checkpoint(rounds: int, tmp_path: Path, shapes_unchecked: None) -> None:
+    few: dict[str, Any] = {"warm_up_updates": 5, "rounds": rounds, "walks": 16}
+    whole = regressing(tmp_path / "whole", **few)
     whole.fit()
-    regressing(tmp_path / "part", {"iterations": 2}, warm_up_updates=5).fit()
-    after = regressing(tmp_path / "part", warm_up_updates=5)
+    regressing(tmp_path / "part", {"iterations": 2}, **few).fit()
+    after = regressing(tmp_path / "part", **few)
     after.fit()
     for name, parameter in whole.prior.parameters().items():
         assert torch.equal(parameter, after.prior.parameters()[name])

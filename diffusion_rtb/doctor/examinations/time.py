@@ -7,7 +7,7 @@ from diffusion_rtb.doctor.finding import Examined, Finding
 from diffusion_rtb.doctor.patient import Patient
 from diffusion_rtb.doctor.words import many, seconds_text
 from diffusion_rtb.evaluation.choice import evaluated
-from diffusion_rtb.interfaces import WarmsUp
+from diffusion_rtb.interfaces import RefinesValue, WarmsUp
 from diffusion_rtb.training.compatibility import check_owner
 from diffusion_rtb.training.observers import PROMPTS
 from diffusion_rtb.training.updates.optimizer import own_parameters
@@ -84,6 +84,9 @@ def _before(patient: Patient) -> dict[str, float]:
         found["prior samples"] = buffer.capacity * filled * drawing
     if warms:
         found["warm-up of V"] = patient.dry.warm_up * (traits.warm_up_updates or 0)
+    if isinstance(objective, RefinesValue) and objective.warm_up_rounds:
+        led = objective.walks * len(patient.config.prompts.texts()) * (rate.rollout + rate.reward + rate.score)
+        found["rounds of V"] = objective.warm_up_rounds * (led + patient.dry.warm_up * objective.round_updates)
     return found
 
 
