@@ -209,9 +209,7 @@ def damage(file: Path, how: str) -> None:
         file.write_bytes(b"\xff\xfe{[\x00")
     else:
         whole = file.read_bytes()
-        file.write_bytes(
-            whole[: whole.index(b":", len(whole) // 2)]
-        )  # in a line; half of the lines may be a whole config
+        file.write_bytes(whole[: whole.index(b":", len(whole) // 2)])  # half of the lines may be a whole config
 
 
 @pytest.mark.parametrize(
