@@ -12,7 +12,7 @@ from diffusion_rtb.chain.forward_process import network_predicts
 from diffusion_rtb.chain.recordable import check_single_step, solver_order, steps_of
 from diffusion_rtb.chain.reversal import Reversal
 from diffusion_rtb.config.sections import RunConfig
-from diffusion_rtb.interfaces import AimsStates, Objective, Prior, ReadsAdjoint
+from diffusion_rtb.interfaces import AimsStates, Objective, Prior, ReadsAdjoint, RefinesValue
 from diffusion_rtb.needs import instead
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def check_noise(config: RunConfig, prior: object, objective: Objective, mixture:
     if not _takes_any_sampler(objective):
         reads = "is led along steps with noise" if isinstance(objective, AimsStates) else "reads log-densities of steps"
         raise ValueError(f"objective {config.objective.component} {reads}. {why} {instead('noise', 'objective')}")
+    if isinstance(objective, RefinesValue) and objective.warm_up_rounds > 0:
+        raise ValueError(f"objective.rounds: V leads the prior in steps with noise. {why} Or set rounds to 0.")
     for source in mixture.drawing:
         if source.needs_noise:
             own = "on_policy with exploration" if source is mixture.on_policy else type(source).__name__
