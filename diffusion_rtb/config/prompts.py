@@ -101,7 +101,7 @@ def merged_table(rows: Iterable[Row], source: object) -> PromptTable:
 
 
 def checked_prompts(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """The same. ValueError: one of them is there twice, or is no text."""
+    """These prompts, as they are. ValueError: one of them is there twice, or is no text."""
     twice = next((text for text, count in Counter(texts).items() if count > 1), None)
     if twice is not None:
         raise ValueError(

@@ -99,7 +99,8 @@ def warm_up(
     objective.warm_up(terms, beta, noise)
     if isinstance(objective, RefinesValue):
         for nth in range(objective.warm_up_rounds):
-            objective.refine(_walks(objective, sampler, beta, nth, between), terms, beta, noise)
+            seed = seed_of(buffer.seed, "walks", nth)
+            objective.refine(_walks(objective, sampler, beta, seed, between), terms, beta, noise)
     return True
 
 
@@ -113,10 +114,10 @@ def _rounds(objective: Any) -> str:
     )
 
 
-def _walks(objective: RefinesValue, sampler: Sampler, beta: float, nth: int, between: Callable[[], object]) -> Walks:
+def _walks(objective: RefinesValue, sampler: Sampler, beta: float, seed: int, between: Callable[[], object]) -> Walks:
     """Where the objective's V leads the prior, as many trajectories of each prompt as it asks for."""
     rows = [row for row in range(len(sampler.prompts)) for _ in range(objective.walks)]
-    seeds = [seed_of(0, "walks", nth, number) for number in range(len(rows))]
+    seeds = [seed_of(seed, number) for number in range(len(rows))]
     # By name, as a run names all that it is made of: training knows no way of steering.
     method = build({"component": "value_guidance", "scale": objective.scale}, "steering")
     steered, parts = locate("diffusion_rtb.steering:steered"), []
@@ -145,7 +146,7 @@ def _walks(objective: RefinesValue, sampler: Sampler, beta: float, nth: int, bet
         x=x,
         times=torch.cat([trajectory.timesteps, torch.zeros(1)]),
         mean_p=mean_p,
-        std=trajectory.std.where(trajectory.stochastic, 0.0),
+        std=trajectory.std,
         reward=torch.cat([reward for _, _, reward in parts]),
         features=sampler.features(torch.tensor(rows)),
     )

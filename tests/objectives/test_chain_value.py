@@ -151,9 +151,7 @@ def test_what_a_short_chain_misses_is_made_up_for(both: dict[int, Trainer], shap
     assert missing[1] < 0.5 * missing[0], missing
 
 
-def test_it_is_said_what_is_waited_for(
-    both: dict[int, Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_is_said_what_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     led(tmp_path, rounds=1, walks=8)
     assert (
         "then 400 updates of V, and 1 time 8 trajectories of each prompt led by V"
