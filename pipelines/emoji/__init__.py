@@ -35,16 +35,8 @@ ICONS: dict[str, str] = {
 }
 """Everyday word -> name of the drawing in the Iconify sets."""
 
-_DRAWN = """
-alien, avocado, banana, bee, blue heart, book, bus, butterfly, cactus, car, carrot, cat, cherries, christmas tree, clown,
-cow, crab, crown, cupcake, diamond, dog, doughnut, elephant, fire, fish, fox, frog, ghost, gift, grapes, grinning face,
-guitar, hamburger, koala, ladybug, lemon, lion, monkey, mushroom, octopus, owl, panda, penguin, pig, pineapple, pizza,
-rabbit, red apple, red heart, robot, rocket, sailboat, skull, snail, snowman, star, strawberry, sun, sunflower, turtle,
-umbrella, unicorn, watermelon, whale
-"""
-
-NAMES: tuple[str, ...] = tuple(" ".join(_DRAWN.split()).split(", "))
-"""What the priors can draw; emoji-clip knows these, the other everyday words of `ICONS` and about 1,100 further names."""
+NAMES: tuple[str, ...] = tuple(ICONS)
+"""What the priors can draw; emoji-clip knows these and about 1,100 further names."""
 
 STYLES: tuple[str, ...] = ("noto", "fluent", "flat")
 """How it can draw: shaded outline (Noto), three-dimensional (Fluent), flat shapes (Fluent Flat)."""

@@ -19,7 +19,7 @@ from pipelines.emoji.build.weighed import Weighed
 from pipelines.stable_diffusion_3 import StableDiffusion3
 from rewards import emoji_clip
 
-MINIMUM = (0.7, 0.45, 0.9)  # accuracy of name, style and background; chance is 0.016, 0.33 and 0.125
+MINIMUM = (0.9, 0.8, 0.95)  # accuracy of name, style and background; chance is 0.007, 0.33 and 0.125
 WORDS = [emoji.caption(name, "fluent", "purple") for name in emoji.ICONS]
 
 

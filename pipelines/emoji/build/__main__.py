@@ -7,10 +7,8 @@ Needs npm and resvg_py. Stages resume from atomic checkpoints in the work folder
 wall time over all its runs. `decoder`, `clip` and `unet` need only `vae` and may run side by side; `flow` needs `data` and the
 exported `emoji` and `emoji-clip`, `taste` the exported two alone.
 
-Measured on 2 virtual cores of an AMD EPYC with AVX-512 bf16, shared with other jobs, one thread per training: data 15 s,
-vae 20 min (1,450 steps), decoder 36 min (3,000), unet 55 min (3,447), clip 23.5 min (1,432), export and sheet 1 min, report
-40 s; on one such core, busier: flow 55 min (1,358; 75 s before it for the cache). An idle machine takes about half as long per
-step, so the same budgets draw better.
+Budgets on one core of an AMD EPYC with AVX-512 bf16 each: vae 50 min, decoder 25 (5,712 steps), unet 90 (7,871), clip 45 (2,624),
+flow 50 (13,714; 75 s before it for the cache). Besides, data 15 s, export and sheet 1 min, report 1 min, taste 1 min.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from pipelines.emoji.build import clip, drawings, export, flow, taste, unet, vae
 from pipelines.emoji.build.folder import export_prior
 from pipelines.emoji.build.stages import run_stages
 
-MINUTES = {"vae": 20.0, "decoder": 36.0, "clip": 23.5, "unet": 55.0, "flow": 55.0}
+MINUTES = {"vae": 50.0, "decoder": 25.0, "clip": 45.0, "unet": 90.0, "flow": 50.0}
 STAGES = (
     *("data", "vae", "latents", "decoder", "unet", "clip", "export", "export-clip", "sheet", "report", "taste"),
     *("flow", "export-flow", "sheet-flow", "report-flow"),

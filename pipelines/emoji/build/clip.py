@@ -31,10 +31,10 @@ CONFIG = {
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 40, "heads": 4, "layers": 2},
 }
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
-BATCH, RATE = 96, 2e-3
+BATCH, RATE = 96, 1.5e-3
 MAX_SCALE = 40.0  # of the logits; more would make zero-shot probabilities over-confident
 HELD_OUT = 0.1
-POOL = 1  # reconstructions per drawing
+POOL = 2  # reconstructions per drawing
 OPEN = 0.4  # how often the style, and the background, is left out of a caption; the name half as often
 ALTERNATIVES = 128  # further names among which an image's own must be found
 

@@ -145,7 +145,7 @@ def report_flow(work: Path, folder: Path, prior: Path, clip_folder: Path) -> Non
 
 
 def samples(pipe: DiffusionPipeline, model: open_clip.CLIP) -> dict[str, dict[str, float]]:
-    """Readings of 64 full captions at three settings, and how evenly the prior fills in what 192 captions leave open."""
+    """Readings of a full caption of each name at three settings, and how evenly open captions, three a name, are filled in."""
     result: dict[str, dict[str, float]] = {}
     prompts, labels = labelled_prompts(len(NAMES), seed=11)
     for steps, guidance in ((12, 1.0), (12, 2.0), (20, 2.5)):

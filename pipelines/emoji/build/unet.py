@@ -16,7 +16,7 @@ from pipelines.emoji.build.learning.training import Training, load_average
 
 CHANNELS = (96, 128)
 WIDTH = 64  # of the text encoder
-BATCH, RATE = 32, 1.5e-3
+BATCH, RATE = 64, 1.2e-3
 STEPS = 1000  # of the noise schedule
 FLOOR = 0.1  # standard deviation of the noise that remains at t = 0
 CEILING = 1e-4  # alpha_bar at t = 999
@@ -87,7 +87,7 @@ def train(latents: Tensor, work: Path, minutes: float) -> None:
     """
     torch.manual_seed(0)
     model = Denoiser().to(memory_format=torch.channels_last)
-    run = Training(model, work / "unet.safetensors", minutes=minutes, lr=RATE, decay=0.995)
+    run = Training(model, work / "unet.safetensors", minutes=minutes, lr=RATE, decay=0.999)
     torch.manual_seed(1 + run.steps)
     alpha_bar, captions, sizes = schedule().alphas_cumprod, Captions(), np.array(latents.shape[:4])
     ids = token_ids(captions.texts)
