@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion_rtb.chain.scheduler import in_place_of, previous_sample, with_previous_sample
+from diffusion_rtb.chain.scheduler import in_place_of, previous_sample, unchanged, with_previous_sample
 from diffusion_rtb.chain.seeds import global_seed
 
 __all__ = ["decoded", "state_shape"]
@@ -58,6 +58,9 @@ def decoded(
     Every step answers x_0, and the networks of the loop are evaluated once each: what they answer does not matter then. Where
     gradients are on, the answer is differentiable in x_0; the no_grad that decorates the pipeline's call is taken off.
 
+    It may be asked for in the middle of the pipeline's own loop, where a chain is steered by what is seen. The steps are those of the
+    scheduler's class, so that who records the loop sees none of them; pipeline and scheduler are afterwards what they were.
+
     Args:
         pipe: The pipeline.
         call: Arguments of its call for as many samples.
@@ -70,8 +73,9 @@ def decoded(
         output = made(*args, **kwargs)
         return with_previous_sample(output, x_0.to(previous_sample(output)))
 
-    step, run = pipe.scheduler.step, inspect.unwrap(type(pipe).__call__)
+    step, run = type(pipe.scheduler).step.__get__(pipe.scheduler), inspect.unwrap(type(pipe).__call__)
     with ExitStack() as stack:
+        stack.enter_context(unchanged(pipe))
         stack.enter_context(global_seed(0))
         stack.enter_context(_stepping(pipe.scheduler, lambda *args, **kwargs: answer(step, *args, **kwargs)))
         for network in networks:
@@ -85,13 +89,9 @@ def decoded(
 @contextmanager
 def _stepping(scheduler: Any, step: Callable[..., Any]) -> Iterator[None]:
     """Replace `step` of one scheduler instance; all its attributes are put back."""
-    before = dict(vars(scheduler))
-    scheduler.step = in_place_of(scheduler.step, step)
-    try:
+    with unchanged(scheduler):
+        scheduler.step = in_place_of(scheduler.step, step)
         yield
-    finally:
-        vars(scheduler).clear()
-        vars(scheduler).update(before)
 
 
 @contextmanager

@@ -41,6 +41,9 @@ from diffusion_rtb.cli.main import main
 from diffusion_rtb.config.components import build, describe
 from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.sampling.sampler import Sampler
+from diffusion_rtb.steering import Method, rewards_of, steered
+from diffusion_rtb.steering.best_of import BestOf
+from diffusion_rtb.steering.smc import SMC
 from diffusion_rtb.training.updates.pathwise import Pathwise
 from pipelines._diffusers.prior import DiffusersPrior
 from pipelines._diffusers.text_to_image import TextToImage
@@ -293,6 +296,25 @@ def bright(images: Tensor, prompts: Sequence[str]) -> Tensor:
     """A reward with a slope of its own at each pixel."""
     pixels = images.flatten(1)
     return (pixels * torch.linspace(-1, 1, pixels.shape[1])).sum(1)
+
+
+@pytest.mark.parametrize("method", [SMC(particles=2), BestOf(particles=2)])
+@pytest.mark.parametrize("name", CASES)
+def test_looking_at_pictures_is_no_part_of_the_chain_that_is_steered(
+    cases: Callable[[str], Case], name: str, method: Method
+) -> None:
+    """Decoding may run the pipeline itself once more, in the middle of its own loop."""
+    case = cases(name)
+    prior = case.prior()
+    found = steered(prior, bright, method, case.prompts, SEEDS[: len(case.prompts)], beta=2.0)
+    texts = [prompt for prompt in case.prompts for _ in range(method.particles)]
+    assert found.trajectory.x.shape == (len(texts), STEPS + 1, *prior.dims)
+    assert found.trajectory.log_prob[:, :-1].isfinite().all()
+    left = dict(vars(prior.pipe))
+    seen = rewards_of(prior, bright, texts)(found.trajectory.x[:, -1])
+    torch.testing.assert_close(found.reward, seen.to(found.reward))
+    assert "step" not in vars(prior.pipe.scheduler)
+    assert all(vars(prior.pipe)[name] is value for name, value in left.items())
 
 
 def taken(prior: Any) -> dict[str, Tensor]:
