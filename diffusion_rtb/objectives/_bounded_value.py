@@ -27,14 +27,15 @@ class BoundedValue(nn.Module):
         dims: See `ValueNetwork`.
         features: Length of a prompt's feature vector.
         width: Channels.
+        blocks: Residual blocks.
     """
 
     ceiling: Tensor
     beta: Tensor
 
-    def __init__(self, dims: tuple[int, ...], features: int, *, width: int) -> None:
+    def __init__(self, dims: tuple[int, ...], features: int, *, width: int, blocks: int = 0) -> None:
         super().__init__()
-        self.logit = ValueNetwork(dims, features, width=width)
+        self.logit = ValueNetwork(dims, features, width=width, blocks=blocks)
         self.register_buffer("ceiling", torch.zeros((), dtype=torch.float64))
         self.register_buffer("beta", torch.ones((), dtype=torch.float64))
 

@@ -4,8 +4,9 @@ r"""V(x_t, t, prompt): the value network of sub-trajectory objectives, in reward
 
 the soft value of a state: how much reward the prior's continuations promise. The trunk is a small convolutional network
 for images, videos and packed tokens, and a multi-layer perceptron for vectors; time and prompt scale
-and shift every layer. The output layer starts at zero, so that V starts as one number for all states: a random V would
-send the posterior after noise before anything is known about the reward.
+and shift every layer. Residual blocks, where there are any, sit where the states are smallest. The output layer starts at zero,
+so that V starts as one number for all states: a random V would send the posterior after noise before anything is known about the
+reward.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion_rtb.interfaces import Terms
 
-__all__ = ["ValueNetwork", "time_embedding", "values_along"]
+__all__ = ["Block", "ValueNetwork", "time_embedding", "values_along"]
 
 SMALLEST = 4
 """Height, width, frames or tokens that are left as they are; more are halved until they fit in it."""
@@ -45,6 +46,7 @@ class ValueNetwork(nn.Module):
             (channels, frames, height, width), the first two in either order.
         features: length of a prompt's feature vector; 0 for no prompt. Only its direction is used.
         width: channels of each layer, also half the size of the time embedding.
+        blocks: residual blocks behind the other layers, as He et al. 2016 have them, https://arxiv.org/abs/1603.05027.
 
     Raises:
         ValueError: no trunk for states of this shape.
@@ -53,11 +55,12 @@ class ValueNetwork(nn.Module):
     initialised: Tensor
     unit: Tensor
 
-    def __init__(self, dims: tuple[int, ...], features: int, *, width: int = 32) -> None:
+    def __init__(self, dims: tuple[int, ...], features: int, *, width: int = 32, blocks: int = 0) -> None:
         super().__init__()
         self.dims = tuple(dims)
         self.width = width
         layers, size = trunk(self.dims, width)
+        layers += [Block(type(layers[-1]), width) for _ in range(blocks)]
         self.condition = nn.Sequential(nn.Linear(2 * width + features, 2 * width), nn.SiLU())
         self.layers = nn.ModuleList(layers)
         self.films = nn.ModuleList(nn.Linear(2 * width, 2 * width) for _ in layers)
@@ -93,11 +96,34 @@ class ValueNetwork(nn.Module):
         condition = self.condition(torch.cat([time_embedding(t.to(dtype), 2 * self.width), prompt], dim=1))
         h = x_t.to(dtype).mT if len(self.dims) == 2 else x_t.to(dtype)
         for layer, film in zip(self.layers, self.films, strict=True):
-            h = layer(h)
             scale, shift = film(condition).reshape(len(h), -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
-            h = silu(h * (1 + scale) + shift)
+            h = layer(h, scale, shift) if isinstance(layer, Block) else silu(layer(h) * (1 + scale) + shift)
         value: Tensor = self.unit * self.output(h.flatten(1)).squeeze(1)
         return value
+
+
+class Block(nn.Module):
+    """h + layer(silu(norm(h)·(1 + scale) + shift)), of the same shape.
+
+    Args:
+        kind: a convolution, which keeps the sides, or `nn.Linear`.
+        width: channels.
+    """
+
+    def __init__(self, kind: Any, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
+        self.layer = kind(width, width) if kind is nn.Linear else kind(width, width, 3, padding=1)
+
+    def forward(
+        self,
+        h: Float[Tensor, "rows width *sides"],
+        scale: Float[Tensor, "rows width *one"],
+        shift: Float[Tensor, "rows width *one"],
+    ) -> Float[Tensor, "rows width *sides"]:
+        """See the class."""
+        bent: Tensor = silu(self.norm(h) * (1 + scale) + shift)
+        return h + self.layer(bent)
 
 
 def values_along(

@@ -46,6 +46,7 @@ class ValueGradient(nn.Module):
     Args:
         warm_up_updates: Updates of V before the first iteration, on samples of the prior; 0 where nothing takes its gradient.
         width: Channels of V.
+        blocks: Residual blocks of V: what is told apart in noised latents may take more than two or three convolutions.
         scale: Of the shift; with few steps 1.2 to 1.6 comes nearer, because what a step leaves undone costs the later ones more.
         draws: Next states that the gradient is averaged over.
         from_samples: Share of the steps, the noisiest first, where samples of the posterior are their own target.
@@ -68,6 +69,7 @@ class ValueGradient(nn.Module):
         warm_up_updates: int = 600,
         *,
         width: int = 32,
+        blocks: int = 0,
         scale: float = 1.0,
         draws: int = 1,
         from_samples: float = 0.0,
@@ -79,6 +81,8 @@ class ValueGradient(nn.Module):
         for name, number in (("width", width), ("draws", draws), ("walks", walks)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
+        if blocks < 0:
+            raise ValueError(f"blocks must be at least 0, got {blocks}.")
         if not 0 <= from_samples <= 1:
             raise ValueError(f"from_samples is a share of the steps, 0 to 1; got {from_samples}.")
         if warm_up_updates < 0 or (warm_up_updates == 0 and from_samples < 1):
@@ -92,7 +96,7 @@ class ValueGradient(nn.Module):
             )
         check_positive("scale", scale)
         check_positive("lr", lr)
-        self.warm_up_updates, self.width, self.lr = warm_up_updates, width, lr
+        self.warm_up_updates, self.width, self.blocks, self.lr = warm_up_updates, width, blocks, lr
         self.scale, self.draws, self.from_samples = scale, draws, from_samples
         self.warm_up_rounds, self.walks = rounds, walks
         self.value_stays, self.learns_samples = warm_up_updates > 0, from_samples > 0
@@ -107,7 +111,7 @@ class ValueGradient(nn.Module):
     def prepare(self, prompts: int, dims: tuple[int, ...], features: int) -> None:
         """Create V; before a state dict is loaded. ValueError: there is no network for states of this shape."""
         if self.learns_value:
-            self.value = BoundedValue(dims, features, width=self.width).requires_grad_(False)
+            self.value = BoundedValue(dims, features, width=self.width, blocks=self.blocks).requires_grad_(False)
 
     def warm_up(self, terms: Terms, beta: float, noise: Noise) -> None:
         """Fit V to samples of the prior; see `BoundedValue.fit`."""

@@ -10,16 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from diffusion_rtb.interfaces import Terms
 from diffusion_rtb.objectives import _value
-from diffusion_rtb.objectives._value import ValueNetwork, time_embedding, values_along
+from diffusion_rtb.objectives._value import Block, ValueNetwork, time_embedding, values_along
 from diffusion_rtb.objectives.trust_pcl import TrustPCL
 from tests.oracles.terms import close, random_terms
 
 IMAGES = [(4, 8, 8), (4, 4, 4), (1, 5, 9), (3, 4, 16), (4, 16, 16), (4, 2, 3)]
 TOKENS, VIDEOS = [(16, 4), (33, 3), (1, 2)], [(4, 3, 2, 2), (2, 4, 8, 9)]
 SHAPES = [*IMAGES, *TOKENS, *VIDEOS, (2,), (1,)]
+
+each_network = pytest.mark.parametrize(
+    ("dims", "blocks"), [*((dims, 0) for dims in SHAPES), *((dims, 2) for dims in SHAPES)]
+)
 
 
 def inputs(dims: tuple[int, ...], features: int = 6, rows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,9 +39,9 @@ def perturbed(network: ValueNetwork) -> ValueNetwork:
     return network
 
 
-@pytest.mark.parametrize("dims", SHAPES)
-def test_starts_at_zero_then_at_the_given_number(dims: tuple[int, ...]) -> None:
-    network = ValueNetwork(dims, 6, width=8)
+@each_network
+def test_starts_at_zero_then_at_the_given_number(dims: tuple[int, ...], blocks: int) -> None:
+    network = ValueNetwork(dims, 6, width=8, blocks=blocks)
     values = network(*inputs(dims))
     assert values.shape == (3,)
     assert torch.count_nonzero(values) == 0
@@ -57,7 +62,10 @@ def test_any_size_of_latent(channels: int, sides: list[int]) -> None:
 
 def test_tokens_are_an_image_of_one_row() -> None:
     """Packed states (tokens, channels) go through the same layers as (channels, 1, tokens), with the middle row of each filter."""
-    tokens, image = perturbed(ValueNetwork((33, 3), 6, width=8)), ValueNetwork((3, 1, 33), 6, width=8)
+    tokens, image = (
+        perturbed(ValueNetwork((33, 3), 6, width=8, blocks=2)),
+        ValueNetwork((3, 1, 33), 6, width=8, blocks=2),
+    )
     wanted = image.state_dict()
     for name, value in tokens.state_dict().items():
         rows = wanted[name]
@@ -69,18 +77,18 @@ def test_tokens_are_an_image_of_one_row() -> None:
     torch.testing.assert_close(tokens(x, t, features), image(x.mT[:, :, None], t, features))
 
 
-@pytest.mark.parametrize("dims", SHAPES)
-def test_gradients_reach_every_parameter(dims: tuple[int, ...]) -> None:
-    network = perturbed(ValueNetwork(dims, 6, width=8))
+@each_network
+def test_gradients_reach_every_parameter(dims: tuple[int, ...], blocks: int) -> None:
+    network = perturbed(ValueNetwork(dims, 6, width=8, blocks=blocks))
     network(*inputs(dims)).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("dims", SHAPES)
-def test_depends_on_state_time_and_prompt_row_by_row(dims: tuple[int, ...]) -> None:
-    network = perturbed(ValueNetwork(dims, 6, width=8))
+@each_network
+def test_depends_on_state_time_and_prompt_row_by_row(dims: tuple[int, ...], blocks: int) -> None:
+    network = perturbed(ValueNetwork(dims, 6, width=8, blocks=blocks))
     x, t, features = inputs(dims)
     before = network(x, t, features)
     first = torch.tensor([True, False, False])
@@ -118,6 +126,20 @@ def test_half_precision_states_are_computed_in_the_weights_own() -> None:
     half = network(x.bfloat16(), t, features)
     assert half.dtype == torch.float32
     assert torch.equal(half, network(x.bfloat16().float(), t, features))
+
+
+def test_a_block_adds_to_what_it_gets() -> None:
+    """h + layer(silu(norm(h)·(1 + scale) + shift)), by the functions of torch; and only the blocks are added to the network."""
+    plain, deep = ValueNetwork((4, 8, 8), 6, width=8), perturbed(ValueNetwork((4, 8, 8), 6, width=8, blocks=1))
+    block = deep.layers[-1]
+    assert isinstance(block, Block)
+    h, scale, shift = torch.randn(3, 8, 4, 4), torch.randn(3, 8, 1, 1), torch.randn(3, 8, 1, 1)
+    inside = functional.silu(functional.group_norm(h, 8, block.norm.weight, block.norm.bias) * (1 + scale) + shift)
+    torch.testing.assert_close(
+        block(h, scale, shift), h + functional.conv2d(inside, block.layer.weight, block.layer.bias, padding=1)
+    )
+    own = {name for name in deep.state_dict() if not name.startswith(("layers.2.", "films.2."))}
+    assert own == set(plain.state_dict())
 
 
 def test_time_embedding_is_cos_and_sin() -> None:
