@@ -58,8 +58,8 @@ def decoded(
     Every step answers x_0, and the networks of the loop are evaluated once each: what they answer does not matter then. Where
     gradients are on, the answer is differentiable in x_0; the no_grad that decorates the pipeline's call is taken off.
 
-    It may be asked for in the middle of the pipeline's own loop, where a chain is steered by what is seen. The steps are those of the
-    scheduler's class, so that who records the loop sees none of them; pipeline and scheduler are afterwards what they were.
+    It may be asked for in the middle of the pipeline's own loop, where a chain is steered by what is seen. The steps are those of
+    the scheduler's class, so that who records the loop sees none of them; pipeline and scheduler are afterwards what they were.
 
     Args:
         pipe: The pipeline.
