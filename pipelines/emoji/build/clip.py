@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_rtb.files.whole import whole, write_json
-from pipelines.emoji import COLOURS, ICONS, STYLES, caption
+from pipelines.emoji import COLOURS, STYLES, caption
 from pipelines.emoji.build import vae
 from pipelines.emoji.build.drawings import Drawings, composite, shift
 from pipelines.emoji.build.learning.training import Training, load_average
@@ -45,10 +45,11 @@ def create() -> open_clip.CLIP:
 
 
 def split(drawings: Drawings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Indices of the names to train on and of those held out (never one of `ICONS`)."""
-    others = np.random.default_rng(0).permutation(np.arange(len(ICONS), len(drawings.names)))
+    """Indices of the names to train on and of those held out (never one of the prior's own)."""
+    known = drawings.known
+    others = np.random.default_rng(0).permutation(np.arange(len(known), len(drawings.names)))
     count = int(HELD_OUT * len(drawings.names))
-    return np.concatenate([np.arange(len(ICONS)), np.sort(others[count:])]), np.sort(others[:count])
+    return np.concatenate([known, np.sort(others[count:])]), np.sort(others[:count])
 
 
 @dataclass(frozen=True)

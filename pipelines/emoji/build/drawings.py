@@ -21,7 +21,7 @@ import numpy.typing as npt
 import resvg_py
 from PIL import Image
 
-from pipelines.emoji import COLOURS, ICONS, NAMES, STYLES
+from pipelines.emoji import COLOURS, ICONS, STYLES
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ class Drawings:
 
     @property
     def known(self) -> npt.NDArray[np.int64]:
-        """Where the prior's own `NAMES` are, in their order."""
-        return np.array([self.names.index(name) for name in NAMES])
+        """Where the prior's own names are: at the beginning, see `names`."""
+        return np.arange(len(ICONS))
 
 
 def fetch(cache: Path) -> dict[str, dict[str, Any]]:

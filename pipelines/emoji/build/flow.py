@@ -32,7 +32,7 @@ from pipelines.emoji.build.weighed import Weighed
 log = logging.getLogger(__name__)
 
 PATCH, LAYERS, HEADS, HEAD_WIDTH = 2, 4, 6, 32
-BATCH, RATE = 64, 1.5e-3
+BATCH, RATE = 64, 1.2e-3
 NOISY = 0.7  # t = u^0.7, as in the emoji prior: a little more practice at high noise
 ZEROS = 256  # the pipeline's default `max_sequence_length`
 
@@ -126,7 +126,7 @@ def train(cache: Cache, work: Path, minutes: float) -> None:
     model = create(cache.tokens.shape[-1], cache.pooled.shape[-1])
     attention = Weighed()
     model.set_attn_processor(attention)
-    run = Training(model, work / "flow.safetensors", minutes=minutes, lr=RATE, decay=0.995, largest=1000)
+    run = Training(model, work / "flow.safetensors", minutes=minutes, lr=RATE, decay=0.998, largest=1000)
     torch.manual_seed(1 + run.steps)
     captions, sizes = Captions(), np.array(cache.latents.shape[:4])
     tokens = F.pad(cache.tokens, (0, 0, 0, 1))  # one zero vector for all that stand for T5
