@@ -17,7 +17,7 @@ RUN := runs/quickstart
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart   fine-tune the bundled emoji prior, sample, evaluate, 17 minutes of one core"
+	@echo "make quickstart   fine-tune the bundled emoji prior, sample, evaluate; eleven minutes on two cores"
 	@echo "make test         lint, types and tests"
 	@echo "make gpu-check    small runs on the GPU that is here, five minutes; a table of what passed"
 	@echo "make docs         the documentation as a site, in site/"
