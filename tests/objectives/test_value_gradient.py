@@ -18,6 +18,7 @@ from diffusion_rtb.chain.forward_process import noised, signal_and_noise
 from diffusion_rtb.interfaces import States, Terms
 from diffusion_rtb.objectives import _value_fit
 from diffusion_rtb.objectives._bounded_value import BoundedValue
+from diffusion_rtb.objectives._value import Block
 from diffusion_rtb.objectives.value_gradient import ValueGradient
 from diffusion_rtb.training.schedules import dealt
 from diffusion_rtb.training.trainer import Trainer
@@ -253,11 +254,19 @@ def test_a_run_goes_on_from_its_checkpoint(rounds: int, tmp_path: Path, shapes_u
         ({"scale": 0.0}, "scale must be a positive finite number, got 0.0"),
         ({"draws": 0}, "draws must be at least 1, got 0"),
         ({"width": 0}, "width must be at least 1, got 0"),
+        ({"blocks": -1}, "blocks must be at least 0, got -1"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ValueGradient(**arguments)
+
+
+def test_its_value_has_the_blocks_that_were_asked_for() -> None:
+    objective = ValueGradient(blocks=3)
+    objective.prepare(1, (4, 8, 8), 6)
+    assert objective.value is not None
+    assert sum(isinstance(layer, Block) for layer in objective.value.logit.layers) == 3
 
 
 def test_samples_as_targets_need_a_behaviour_that_has_them(tmp_path: Path) -> None:
