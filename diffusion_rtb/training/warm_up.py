@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def warm_up(
         beta: Of the first iteration's target; nats per unit of reward.
         between: Called before each micro-batch that is drawn, and each update on noised states.
         look: Shown the prior's samples before anything is learned from them.
-        tell: Told first what is about to be done, in a sentence for who waits for it.
+        tell: Told first what is about to be done, in a sentence for who waits for it, then each part that is done and its seconds.
 
     Returns:
         Whether the objective warms up.
@@ -87,9 +88,11 @@ def warm_up(
         f"Before the first iteration: {buffer.capacity:,} samples of the prior for each prompt, {len(sampler.prompts)} in all, "
         f"then {traits.warm_up_updates:,} updates of V{_rounds(objective)}."
     )
+    done = _timed(tell)
     clean = traits.warm_up_states == "noised"
     drawn = buffer.everything(sampler) if keep else buffer.passing(sampler, between)
     terms = prior_terms(sampler, drawn, clean)
+    done(f"{len(terms.reward):,} samples of the prior, mean reward {float(terms.reward.mean()):.3g}")
     look(terms)
 
     def noise(x_0: Tensor, timesteps: Tensor, generator: torch.Generator) -> Tensor:
@@ -97,11 +100,28 @@ def warm_up(
         return noised(sampler.prior.pipe.scheduler, x_0, timesteps, generator)
 
     objective.warm_up(terms, beta, noise)
+    done(f"{traits.warm_up_updates:,} updates of V")
     if isinstance(objective, RefinesValue):
         for nth in range(objective.warm_up_rounds):
             seed = seed_of(buffer.seed, "walks", nth)
-            objective.refine(_walks(objective, sampler, beta, seed, between), terms, beta, noise)
+            walks = _walks(objective, sampler, beta, seed, between)
+            done(f"{len(walks.reward):,} trajectories led by V, mean reward {float(walks.reward.mean()):.3g}")
+            objective.refine(walks, terms, beta, noise)
+            done("updates of V where it led")
     return True
+
+
+def _timed(tell: Callable[[str], object]) -> Callable[[str], None]:
+    """Tells what was done, with the seconds since it was last called."""
+    began = time.perf_counter()
+
+    def done(what: str) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        tell(f"    {what}: {now - began:.1f} s")
+        began = now
+
+    return done
 
 
 def _rounds(objective: Any) -> str:

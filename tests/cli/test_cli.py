@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 from diffusion_rtb import __version__
 from diffusion_rtb.cli.main import eval_main, main, train_main
 from diffusion_rtb.config.load import config_schema, load_config
+from diffusion_rtb.objectives.value_gradient import ValueGradient
 from tests.oracles.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -101,14 +103,22 @@ def test_a_run_goes_on_to_more_iterations(project: Path) -> None:
     assert len(metrics(project / "runs" / "longer")) == 3
 
 
-def test_the_wait_before_the_first_iteration_is_announced(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    v = "objective={component: value_gradient, warm_up_updates: 3}"
+def test_the_wait_before_the_first_iteration_is_announced(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ValueGradient, "round_updates", 1)
+    v = "objective={component: value_gradient, warm_up_updates: 3, rounds: 2, walks: 2}"
     buffer = "behaviours=[{component: prior_buffer, share: 0.5, capacity: 5}]"
     for iterations, said in ((1, True), (2, False)):
         main_exits_with(0, ["train", "small.yaml", "name=announced", v, buffer, f"train.iterations={iterations}"])
         told = " ".join("".join(capsys.readouterr()).split())
-        sentence = "Before the first iteration: 5 samples of the prior for each prompt, 2 in all, then 3 updates of V."
+        sentence = "Before the first iteration: 5 samples of the prior for each prompt, 2 in all, then 3 updates of V, and 2 times"
         assert (sentence in told) is said
+        done = re.findall(
+            r"(\d+ samples of the prior|\d+ updates of V|\d+ trajectories led by V|updates of V where)[^:,]*[:,]", told
+        )
+        walked = ["4 trajectories led by V", "updates of V where"]
+        assert done[-6:] == (["10 samples of the prior", "3 updates of V", *walked, *walked] if said else [])
 
 
 def test_another_config_in_the_same_folder_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
