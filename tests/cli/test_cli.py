@@ -103,22 +103,25 @@ def test_a_run_goes_on_to_more_iterations(project: Path) -> None:
     assert len(metrics(project / "runs" / "longer")) == 3
 
 
+@pytest.mark.parametrize("rounds", [0, 2])
 def test_the_wait_before_the_first_iteration_is_announced(
-    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
+    """In one sentence, and then part by part as each is done."""
     monkeypatch.setattr(ValueGradient, "round_updates", 1)
-    v = "objective={component: value_gradient, warm_up_updates: 3, rounds: 2, walks: 2}"
+    v = f"objective={{component: value_gradient, warm_up_updates: 3, rounds: {rounds}, walks: 2}}"
     buffer = "behaviours=[{component: prior_buffer, share: 0.5, capacity: 5}]"
+    walked = ["4 trajectories led by V", "updates of V where it led"]
     for iterations, said in ((1, True), (2, False)):
-        main_exits_with(0, ["train", "small.yaml", "name=announced", v, buffer, f"train.iterations={iterations}"])
-        told = " ".join("".join(capsys.readouterr()).split())
-        sentence = "Before the first iteration: 5 samples of the prior for each prompt, 2 in all, then 3 updates of V, and 2 times"
-        assert (sentence in told) is said
-        done = re.findall(
-            r"(\d+ samples of the prior|\d+ updates of V|\d+ trajectories led by V|updates of V where)[^:,]*[:,]", told
+        main_exits_with(
+            0, ["train", "small.yaml", f"name=announced{rounds}", v, buffer, f"train.iterations={iterations}"]
         )
-        walked = ["4 trajectories led by V", "updates of V where"]
-        assert done[-6:] == (["10 samples of the prior", "3 updates of V", *walked, *walked] if said else [])
+        told = "".join(capsys.readouterr())
+        sentence = "Before the first iteration: 5 samples of the prior for each prompt, 2 in all, then 3 updates of V"
+        end = ", and 2 times 2 trajectories of each prompt led by V, with updates after them." if rounds else "."
+        assert (sentence + end in " ".join(told.split())) is said
+        done = re.findall(r"^ {4}([^:]+?)(?:, mean reward \S+)?: [\d.]+ s$", told, re.MULTILINE)
+        assert done == (["10 samples of the prior", "3 updates of V", *rounds * walked] if said else [])
 
 
 def test_another_config_in_the_same_folder_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
