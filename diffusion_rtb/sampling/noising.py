@@ -37,4 +37,4 @@ def noised_anew(sampler: Sampler, ends: Batch, seed: int, *, shared: bool = Fals
         states.append(noised_chain(prior.pipe.scheduler, start, timesteps.to(prior.device), noise).cpu())
     x = torch.cat([torch.cat(states), x_0[:, None]], 1)
     chain = replace(ends.trajectory, x=x, log_prob=torch.zeros_like(ends.trajectory.log_prob))
-    return replace(ends, trajectory=chain, log_q=None, log_p=None)
+    return replace(ends, trajectory=chain, log_q=None, log_p=None, mean_p=None, kl=None, norm_q=None, norm_p=None)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.chain.normal import gaussian_kl
-from diffusion_rtb.chain.rollout import rollout, score_with_means, score_with_norms
+from diffusion_rtb.chain.rollout import rollout, score_with_means, score_with_norms, score_with_norms_and_means
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Prior, Reward
@@ -168,10 +168,11 @@ class Sampler:
         whole = Trajectory.cat(parts)
         return replace(whole, x=whole.x.pin_memory()) if self.prior.device.type == "cuda" else whole
 
-    def completed(self, batch: Batch) -> Batch:
+    def completed(self, batch: Batch, *, means: bool = False) -> Batch:
         """The same trajectories with both log-densities, and the norms that the network calls for these gave besides.
 
-        Those that have no density are as they were.
+        Those that have no density are as they were. With `means` those of the prior's transitions are kept, which the same calls
+        give, where they had to be made.
         """
         if not batch.trajectory.has_density:
             return batch
@@ -181,8 +182,9 @@ class Sampler:
                 batch = replace(batch, log_q=log_q, norm_q=norm_q)
             if batch.log_p is None:
                 with self.prior.as_prior():
-                    log_p, norm_p = self._scored(score_with_norms, batch)
-                batch = replace(batch, log_p=log_p, norm_p=norm_p)
+                    score = score_with_norms_and_means if means else score_with_norms
+                    log_p, norm_p, *mean_p = self._scored(score, batch)
+                batch = replace(batch, log_p=log_p, norm_p=norm_p, mean_p=mean_p[0] if means else batch.mean_p)
         return batch
 
     def with_kl(self, batch: Batch) -> Batch:
@@ -201,11 +203,11 @@ class Sampler:
         return replace(batch, log_q=log_q, log_p=log_p, mean_p=mean_p, kl=kl)
 
     def _scored(
-        self, score: Callable[[Prior, Sequence[str], Trajectory], tuple[Tensor, Tensor]], batch: Batch
-    ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *rest"]]:
+        self, score: Callable[[Prior, Sequence[str], Trajectory], tuple[Tensor, ...]], batch: Batch
+    ) -> tuple[Float[Tensor, "batch steps *rest"], ...]:
         """Log-densities, and what else this way of scoring knows of each step."""
         parts = [[part.cpu() for part in score(*micro)] for micro in self._micro_batches(batch)]
-        return torch.cat([log_prob for log_prob, _ in parts]), torch.cat([more for _, more in parts])
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Prior, list[str], Trajectory]]:
         """What `score` takes of each micro-batch, on the device."""

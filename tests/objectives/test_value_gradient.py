@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffusion_rtb.chain.forward_process import noised, signal_and_noise
+from diffusion_rtb.comparison.cost import Meter
 from diffusion_rtb.interfaces import States, Terms
 from diffusion_rtb.objectives import _value_fit
 from diffusion_rtb.objectives._bounded_value import BoundedValue
@@ -185,6 +186,27 @@ def test_the_best_chain_is_learned(from_samples: float, tmp_path: Path, shapes_u
     error = float(elbo.std() / 512**0.5)
     assert float(elbo.mean()) > known(trainer).best_elbo - 0.06 - 3 * error
     assert float(elbo.mean()) < known(trainer).best_elbo + 3 * error
+
+
+def gradient_of(trainer: Trainer) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in trainer.prior.parameters().values() if p.grad is not None])
+
+
+def test_the_prior_is_asked_once_about_the_states_of_its_own_chain(tmp_path: Path, shapes_unchecked: None) -> None:
+    """Several updates on the same trajectories: its means there come with the density that the log needs, and are the same."""
+    trainer = regressing(tmp_path, {"group": 16, "updates_per_iteration": 3, "micro_batch": 8}, warm_up_updates=5)
+    trainer._begin()
+    drawn = trainer.sources.draw(trainer.sampler, [0], 0, 1.3)
+    first, found = trainer.updates.gradient(drawn, 1.3, 0, 0), []
+    for parts in (drawn, first.parts):
+        meter = Meter(trainer.sampler)
+        meter.go(memory=False)
+        trainer.updates.gradient(parts, 1.3, 0, 1)
+        meter.stop()
+        found.append((meter.spent["network_calls"], gradient_of(trainer)))
+    (calls, gradient), (fewer, same) = found
+    assert calls - fewer == 4 * len(drawn["posterior"])
+    assert torch.equal(gradient, same)
 
 
 def test_a_single_trajectory_of_the_posterior_is_learned_from_and_not_compared(

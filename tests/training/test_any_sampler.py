@@ -201,12 +201,20 @@ def test_an_update_costs_its_states_and_no_trajectory(tiny: Path, tmp_path: Path
     assert draw_images(trainer.prior, ["a cat"], 2).shape == (2, 3, 64, 64)
 
 
-def test_trajectories_that_nobody_reads_are_not_scored(tmp_path: Path) -> None:
-    """With noise: what is learned is the same to the bit, and an iteration between two measured ones makes no call for its log."""
+@pytest.mark.parametrize(
+    ("objective", "calls_for_log"),
+    [({"component": "value_gradient", "warm_up_updates": 5}, 0), ({"component": "ram"}, 4)],
+)
+def test_trajectories_that_nobody_reads_are_not_scored(
+    objective: dict[str, Any], calls_for_log: int, tmp_path: Path
+) -> None:
+    """With noise: what is learned is the same to the bit, and an iteration between two measured ones makes no call for its log.
+
+    One that learns from the states of these trajectories has log p for nothing: it asks the prior about all of them anyway.
+    """
     found: dict[int, tuple[dict[str, Tensor], list[int]]] = {}
     for every in (1, 2):
         train = {"iterations": 4, "group": 8, "micro_batch": 8, "measure_every": every}
-        objective = {"component": "value_gradient", "warm_up_updates": 5}
         trainer = run(tmp_path / str(every), objective=objective, beta=BETA, train=train)
         calls: list[int] = []
         (network,) = trained_networks(trainer.prior)
@@ -216,8 +224,8 @@ def test_trajectories_that_nobody_reads_are_not_scored(tmp_path: Path) -> None:
         found[every] = state(trainer), calls
         logged = ["kl" in row for row in rows(trainer)]
         assert logged == ([True] * 4 if every == 1 else [True, False, True, False])
-    steps = 4
-    assert len(found[1][1]) - len(found[2][1]) == 2 * steps  # log p of two iterations; log q came with the drawing
+    # log p of two iterations; log q came with the drawing
+    assert len(found[1][1]) - len(found[2][1]) == 2 * calls_for_log
     assert differing(found[1][0], found[2][0]) == []
 
 

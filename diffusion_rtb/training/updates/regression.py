@@ -104,7 +104,8 @@ class Regression:
         if reversal is None:
             return parts, None
         chains = {name: replace(part.trajectory, std=reversal.std) for name, part in parts.items()}
-        return {name: replace(part, trajectory=chains[name]) for name, part in parts.items()}, reversal
+        # Their means are not those of the sampler's own steps, which may be known.
+        return {name: replace(part, trajectory=chains[name], mean_p=None) for name, part in parts.items()}, reversal
 
     @property
     def _traits(self) -> ObjectiveTraits:

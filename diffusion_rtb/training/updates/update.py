@@ -126,7 +126,8 @@ class Updates:
         """The posterior's own trajectories are scored once, to be looked at, and no others; none where nobody looks."""
         scored, shown, measured = dict(parts), dict(parts), None
         if update == 0 and self.measures(iteration) and (own is not None or not self.draws_old):
-            shown[self.own] = self.sampler.completed(parts[self.own] if own is None else own)
+            looked_at = parts[self.own] if own is None else own
+            shown[self.own] = self.sampler.completed(looked_at, means=own is None and self._learns_states_of_chain)
             scored[self.own] = shown[self.own] if own is None else scored[self.own]
             measured = self._measured(shown[self.own], beta) if self._comparable(shown[self.own]) else None
         if isinstance(self.objective, ReadsAdjoint):
@@ -143,6 +144,12 @@ class Updates:
         log_q = shown[self.own].log_q
         assert log_q is not None
         return Update(scored, shown, replace(measured, loss=torch.tensor(loss)), [torch.zeros_like(log_q)], loss)
+
+    @property
+    def _learns_states_of_chain(self) -> bool:
+        """What the prior says at the states that its own trajectories went through is asked once, with their density."""
+        traits = ObjectiveTraits.of(self.objective)
+        return "prior" in traits.compares and not traits.noises and not traits.leaves_own
 
     def _comparable(self, own: Batch) -> bool:
         """There is a density, and each prompt has as many trajectories as the objective compares: states are learned without."""
