@@ -30,16 +30,7 @@ from diffusion_rtb.chain.teacher_forcing import Mean, TeacherForcing, Visit, Vis
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.interfaces import Prior
 
-__all__ = [
-    "replay",
-    "replay_backward",
-    "rollout",
-    "score",
-    "score_with_means",
-    "score_with_norms",
-    "score_with_norms_and_means",
-    "visit_states",
-]
+__all__ = ["replay", "replay_backward", "rollout", "score", "score_with_means", "score_with_norms", "visit_states"]
 
 LOG_DENSITY = torch.float64
 """Inside the trainer log_q - log_p is a difference of two sums near 1e4 nats (SD at 512 px): see `normal_log_prob`."""
@@ -90,37 +81,10 @@ def score(prior: Prior, prompts: Sequence[str], trajectory: Trajectory) -> Float
     return replay(prior.pipe, trajectory, dtype=LOG_DENSITY, entry=entry_of(prior), call=prior.arguments(prompts))
 
 
-def score_with_means(
-    prior: Prior, prompts: Sequence[str], trajectory: Trajectory
-) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
-    """`score`, and the mean of each transition; 0 for a step without a density."""
-    log_prob, _, means = score_with_norms_and_means(prior, prompts, trajectory)
-    return log_prob, means
-
-
 def score_with_norms(
-    prior: Prior, prompts: Sequence[str], trajectory: Trajectory
+    prior: Prior, prompts: Sequence[str], trajectory: Trajectory, look: Visit = lambda _: None
 ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
-    """`score`, and `output_norm` of each step, for the same network calls; 0 for a step without a density."""
-    return _score_with_norms(prior, prompts, trajectory, lambda _: None)
-
-
-def score_with_norms_and_means(
-    prior: Prior, prompts: Sequence[str], trajectory: Trajectory
-) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
-    """`score_with_norms`, and the mean of each transition, for the same network calls; 0 for a step without a density."""
-    # Not in the states' own dtype: rounded to it, means that are the same would have a KL, and a gradient of it.
-    means = torch.zeros_like(trajectory.x[:, 1:], dtype=torch.promote_types(trajectory.x.dtype, torch.float32))
-
-    def keep(at: Visited) -> None:
-        means[:, at.step] = at.mean
-
-    return *_score_with_norms(prior, prompts, trajectory, keep), means
-
-
-def _score_with_norms(
-    prior: Prior, prompts: Sequence[str], trajectory: Trajectory, look: Visit
-) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
+    """`score`, and `output_norm` of each step, for the same network calls; 0 for a step without a density. `look` sees each."""
     rows, norms = dict[int, Tensor](), dict[int, Tensor]()
 
     def keep(at: Visited) -> None:
@@ -130,6 +94,19 @@ def _score_with_norms(
     with torch.no_grad():
         _force(prior.pipe, trajectory, None, LOG_DENSITY, keep, prior.arguments(prompts), entry=entry_of(prior))
     return _table(rows, trajectory, LOG_DENSITY), _table(norms, trajectory, LOG_DENSITY)
+
+
+def score_with_means(
+    prior: Prior, prompts: Sequence[str], trajectory: Trajectory
+) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"], Float[Tensor, "batch steps *dims"]]:
+    """`score_with_norms`, and the mean of each transition, for the same network calls; 0 for a step without a density."""
+    # Not in the states' own dtype: rounded to it, means that are the same would have a KL, and a gradient of it.
+    means = torch.zeros_like(trajectory.x[:, 1:], dtype=torch.promote_types(trajectory.x.dtype, torch.float32))
+
+    def keep(at: Visited) -> None:
+        means[:, at.step] = at.mean
+
+    return *score_with_norms(prior, prompts, trajectory, keep), means
 
 
 def visit_states(

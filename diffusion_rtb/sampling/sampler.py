@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_rtb.chain.normal import gaussian_kl
-from diffusion_rtb.chain.rollout import rollout, score_with_means, score_with_norms, score_with_norms_and_means
+from diffusion_rtb.chain.rollout import rollout, score_with_means, score_with_norms
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.prompts import Metadata
 from diffusion_rtb.interfaces import Prior, Reward
@@ -182,7 +182,7 @@ class Sampler:
                 batch = replace(batch, log_q=log_q, norm_q=norm_q)
             if batch.log_p is None:
                 with self.prior.as_prior():
-                    score = score_with_norms_and_means if means else score_with_norms
+                    score = score_with_means if means else score_with_norms
                     log_p, norm_p, *mean_p = self._scored(score, batch)
                 batch = replace(batch, log_p=log_p, norm_p=norm_p, mean_p=mean_p[0] if means else batch.mean_p)
         return batch
@@ -191,11 +191,11 @@ class Sampler:
         """The same trajectories with both log-densities, the prior's means and the closed-form KL of each transition."""
         trajectory = batch.trajectory
         with self.stopwatch("score"):
-            log_q, mean_q = self._scored(score_with_means, batch)
+            log_q, _, mean_q = self._scored(score_with_means, batch)
             log_p, mean_p = batch.log_p, batch.mean_p
             if log_p is None or mean_p is None:
                 with self.prior.as_prior():
-                    log_p, mean_p = self._scored(score_with_means, batch)
+                    log_p, _, mean_p = self._scored(score_with_means, batch)
         kl = torch.zeros_like(log_q)
         for i in trajectory.stochastic.nonzero().flatten().tolist():
             kl[:, i] = gaussian_kl(mean_q[:, i], mean_p[:, i], float(trajectory.std[i]), kl.dtype)

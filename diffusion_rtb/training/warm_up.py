@@ -156,7 +156,7 @@ def _walks(objective: RefinesValue, sampler: Sampler, beta: float, seed: int, be
             learned=objective.value,
         )
         with sampler.prior.as_prior():
-            _, mean_p = score_with_means(sampler.prior, texts, found.trajectory)
+            _, _, mean_p = score_with_means(sampler.prior, texts, found.trajectory)
         parts.append((found.trajectory.to("cpu"), mean_p.cpu(), found.reward.float().cpu()))
     trajectory = Trajectory.cat([part for part, _, _ in parts])
     mean_p, x = torch.cat([mean for _, mean, _ in parts]), trajectory.x

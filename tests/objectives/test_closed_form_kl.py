@@ -41,7 +41,7 @@ def test_the_kl_is_that_of_torch_distributions() -> None:
 
 def test_means_reproduce_the_log_density(prior: StableDiffusion) -> None:
     trajectory = rollout(prior, PROMPTS, [1, 2])
-    log_prob, means = score_with_means(prior, PROMPTS, trajectory)
+    log_prob, _, means = score_with_means(prior, PROMPTS, trajectory)
     assert torch.equal(log_prob, trajectory.log_prob)
     std = trajectory.std.double().view(1, -1, 1, 1, 1)
     expected = Normal(means.double(), std).log_prob(trajectory.x[:, 1:].double()).flatten(2).sum(2)
@@ -51,12 +51,12 @@ def test_means_reproduce_the_log_density(prior: StableDiffusion) -> None:
 def test_its_gradient_is_that_of_finite_differences(prior: StableDiffusion) -> None:
     trajectory = rollout(prior, PROMPTS, [1, 2])
     with prior.as_prior():
-        _, mean_p = score_with_means(prior, PROMPTS, trajectory)
+        _, _, mean_p = score_with_means(prior, PROMPTS, trajectory)
     weights = torch.tensor([[1.0, 0.5, 2.0, 0.3], [0.2, 1.0, 0.7, 1.5]]).double()
     parameters = list(prior.parameters().values())
 
     def total() -> float:
-        _, mean_q = score_with_means(prior, PROMPTS, trajectory)
+        _, _, mean_q = score_with_means(prior, PROMPTS, trajectory)
         kl = [gaussian_kl(mean_q[:, i], mean_p[:, i], float(trajectory.std[i]), torch.float64) for i in range(4)]
         return float((weights * torch.stack(kl, 1)).sum())
 

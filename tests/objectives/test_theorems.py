@@ -104,9 +104,9 @@ def draw(
     widen: Callable[[float], float] | None = (lambda std: 1.7) if source == "explored" else None
     with prior.as_prior() if source == "prior" else nullcontext():
         trajectory = rollout(prior, prompts, seeds, noise_scale=widen)
-    log_q, mean_q = score_with_means(prior, prompts, trajectory)
+    log_q, _, mean_q = score_with_means(prior, prompts, trajectory)
     with prior.as_prior():
-        log_p, mean_p = score_with_means(prior, prompts, trajectory)
+        log_p, _, mean_p = score_with_means(prior, prompts, trajectory)
     steps = [gaussian_kl(mean_q[:, i], mean_p[:, i], float(trajectory.std[i]), torch.float64) for i in range(STEPS)]
     return Batch(
         trajectory=trajectory,

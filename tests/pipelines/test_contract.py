@@ -232,9 +232,9 @@ def test_the_call_is_the_one_for_the_prompt(cases: Callable[[str], Case], name: 
 def test_the_posterior_starts_as_the_prior(cases: Callable[[str], Case], name: str) -> None:
     case = cases(name)
     prior, before = case.attached
-    log_q, mean_q = score_with_means(prior, case.batch, before)
+    log_q, _, mean_q = score_with_means(prior, case.batch, before)
     with prior.as_prior():
-        log_p, mean_p = score_with_means(prior, case.batch, before)
+        log_p, _, mean_p = score_with_means(prior, case.batch, before)
     assert torch.equal(log_q, before.log_prob)
     assert torch.equal(log_p, before.log_prob)
     assert torch.equal(mean_q, mean_p)
