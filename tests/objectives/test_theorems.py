@@ -31,6 +31,7 @@ from diffusion_rtb.sampling.batch import Batch
 from pipelines._analytic.linear_gaussian import AffineChain, Tilt, kl
 from pipelines.gaussian import Gaussian
 from tests.oracles.analytic import Joint
+from tests.oracles.behaving import gradient_of
 from tests.oracles.terms import at
 
 STEPS, BETA, CHANCE = 6, 1.5, 5.0
@@ -88,9 +89,7 @@ def by_parameters(prior: Gaussian, drawn: Batch, objective: Objective, beta: flo
         dtype=torch.float64,
         **prior.arguments([""] * len(drawn)),
     )
-    return float(answer.loss.detach()), torch.cat(
-        [p.grad.flatten() for p in prior.parameters().values() if p.grad is not None]
-    )
+    return float(answer.loss.detach()), gradient_of(prior)
 
 
 Source = Literal["posterior", "prior", "explored"]

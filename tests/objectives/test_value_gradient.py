@@ -25,7 +25,7 @@ from diffusion_rtb.training.schedules import dealt
 from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.updates.regression import Regression
 from pipelines._analytic.linear_gaussian import Quadratic
-from tests.oracles.behaving import QUADRATIC, known, rows, run
+from tests.oracles.behaving import QUADRATIC, gradient_of, known, rows, run
 from tests.oracles.states import states_of
 
 BUFFER: dict[str, Any] = {"component": "prior_buffer", "share": 0.875, "capacity": 512, "noised": True}
@@ -188,10 +188,6 @@ def test_the_best_chain_is_learned(from_samples: float, tmp_path: Path, shapes_u
     assert float(elbo.mean()) < known(trainer).best_elbo + 3 * error
 
 
-def gradient_of(trainer: Trainer) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in trainer.prior.parameters().values() if p.grad is not None])
-
-
 def test_the_prior_is_asked_once_about_the_states_of_its_own_chain(tmp_path: Path, shapes_unchecked: None) -> None:
     """Several updates on the same trajectories: its means there come with the density that the log needs, and are the same."""
     trainer = regressing(tmp_path, {"group": 16, "updates_per_iteration": 3, "micro_batch": 8}, warm_up_updates=5)
@@ -203,7 +199,7 @@ def test_the_prior_is_asked_once_about_the_states_of_its_own_chain(tmp_path: Pat
         meter.go(memory=False)
         trainer.updates.gradient(parts, 1.3, 0, 1)
         meter.stop()
-        found.append((meter.spent["network_calls"], gradient_of(trainer)))
+        found.append((meter.spent["network_calls"], gradient_of(trainer.prior)))
     (calls, gradient), (fewer, same) = found
     assert calls - fewer == 4 * len(drawn["posterior"])
     assert torch.equal(gradient, same)

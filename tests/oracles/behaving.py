@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_rtb.config.load import RunConfig
+from diffusion_rtb.interfaces import Prior
 from diffusion_rtb.run.checkpoint import latest_checkpoint, load_checkpoint
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.trainer import Trainer
@@ -64,6 +65,11 @@ def known(trainer: Trainer, beta: float | None = None) -> Tilt:
 def begin_at_the_posterior(trainer: Trainer) -> None:
     """Exact for a linear reward: every residual is 0."""
     trainer.prior.set_posterior(known(trainer).best)  # type: ignore[attr-defined]
+
+
+def gradient_of(prior: Prior) -> Tensor:
+    """Of the posterior's parameters, those that have one, end to end."""
+    return torch.cat([p.grad.flatten() for p in prior.parameters().values() if p.grad is not None])
 
 
 def rows(trainer: Trainer) -> list[dict[str, Any]]:

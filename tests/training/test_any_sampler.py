@@ -23,7 +23,7 @@ from diffusion_rtb.training.assemble import check_run
 from diffusion_rtb.training.rounding_floor import trained_networks
 from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.updates.regression import Regression
-from tests.oracles.behaving import differing, rows, run, state
+from tests.oracles.behaving import differing, gradient_of, rows, run, state
 from tests.oracles.tiny import save_tiny
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
@@ -70,7 +70,7 @@ def gradients(trainer: Trainer, objective: Any, *, of_posterior: bool, seeds: in
         trajectory = type(chain)(x, chain.timesteps, chain.std, chain.log_prob)
         part = Batch(trajectory, torch.zeros(512, dtype=torch.long), sampler.rewards(x_0, [0] * 512))
         Regression(sampler, objective, BETA, networks).push({"posterior": part}, None, seed)
-        found.append(torch.cat([p.grad.flatten() for p in trainer.prior.parameters().values() if p.grad is not None]))
+        found.append(gradient_of(trainer.prior))
     return torch.stack(found)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.processes import check_launch
 from diffusion_rtb.training.trainer import Trainer
-from tests.oracles.behaving import BETA, QUADRATIC, differing, rows, run, state
+from tests.oracles.behaving import BETA, QUADRATIC, differing, gradient_of, rows, run, state
 from tests.oracles.several import ended, started
 from tests.oracles.tiny import save_tiny
 from tests.training.test_trainer import run_config
@@ -41,8 +41,7 @@ def gradient(rank: int, world: int, prior: Path, out: Path) -> None:
         for parameter in trainer.prior.parameters().values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     trainer.step()
-    grads = [p.grad.flatten() for p in trainer.prior.parameters().values() if p.grad is not None]
-    save_file({"gradient": torch.cat(grads)}, out / f"gradient-{world}-{rank}.safetensors")
+    save_file({"gradient": gradient_of(trainer.prior)}, out / f"gradient-{world}-{rank}.safetensors")
 
 
 def test_gradients_are_averaged_over_processes(tmp_path: Path) -> None:

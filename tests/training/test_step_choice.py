@@ -15,7 +15,7 @@ from diffusion_rtb.objectives.ram import RAM
 from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.updates.regression import Regression
 from diffusion_rtb.training.updates.step_choice import FLOOR, StepChoice, included, stratified
-from tests.oracles.behaving import differing, run, state
+from tests.oracles.behaving import differing, gradient_of, run, state
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked_in_module")
 
@@ -104,7 +104,7 @@ def test_the_gradient_is_that_of_all_steps_on_average(tmp_path: Path) -> None:
         weights = None if only is None else [float(i == only) for i in range(steps)]
         networks = {"prior": trainer.prior.as_prior}
         Regression(sampler, objective, 1.0, networks, weights=weights, choice=chosen).push({"own": part}, count, seed)
-        return torch.cat([p.grad.flatten() for p in trainer.prior.parameters().values() if p.grad is not None]).double()
+        return gradient_of(trainer.prior).double()
 
     own = torch.stack([gradient(None, 0, None, only) for only in range(steps)])
     whole = gradient(None, 0, choice)

@@ -23,7 +23,7 @@ from diffusion_rtb.scoring.call import RewardError
 from diffusion_rtb.training.assemble import assemble
 from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.updates.gradient import loss_of, push_back
-from tests.oracles.behaving import differing, rows, run, state
+from tests.oracles.behaving import differing, gradient_of, rows, run, state
 from tests.oracles.several import importing_server
 from tests.oracles.tiny import save_tiny
 
@@ -262,9 +262,7 @@ def test_random_step_subsets_are_unbiased(prior_folder: Path, tmp_path: Path) ->
         trainer.optimizer.zero_grad()
         push_back(trainer.sampler, [part], cotangent, steps=steps)
         key = tuple(steps or ())
-        gradients[key] = torch.cat(
-            [p.grad.flatten() for p in trainer.prior.parameters().values() if p.grad is not None]
-        )
+        gradients[key] = gradient_of(trainer.prior)
     full = gradients.pop(())
     mean = torch.stack(list(gradients.values())).mean(0)
     torch.testing.assert_close(mean, full, rtol=1e-3, atol=1e-3 * float(full.abs().max()))

@@ -61,7 +61,8 @@ class Micro:
         self.steps, self.forward, self.generator, self.reversal = steps, forward, generator, reversal
         self.weight = None if weight is None else weight.to(device)
         self.adjoint = None if part.adjoint is None else part.adjoint.to(device)
-        self.mean_p = None if part.mean_p is None else part.mean_p.to(device)
+        known = None if part.mean_p is None else part.mean_p[:, list(steps)].to(device)
+        self.mean_p = {} if known is None else dict(zip(steps, known.unbind(1), strict=True))
 
     def visit(self, visit: Visit, *, grad: bool = False) -> None:
         """One network call per step; with `grad` the visitor takes the gradient of each alone."""
@@ -72,12 +73,12 @@ class Micro:
         """Of the transitions of each step, by these networks; the prior's are not asked for again where they are known."""
         found: dict[int, dict[str, Tensor]] = {step: {} for step in self.steps}
         for name, block in networks.items():
-            if name == "prior" and self.mean_p is not None:
-                for step, mean in found.items():
-                    mean[name] = precise(self.mean_p[:, step])
-                continue
-            with block():
-                self.visit(lambda at, name=name: found[at.step].__setitem__(name, precise(at.mean)))  # type: ignore[misc]
+            if name == "prior" and self.mean_p:
+                for step, mean in self.mean_p.items():
+                    found[step][name] = precise(mean)
+            else:
+                with block():
+                    self.visit(lambda at, name=name: found[at.step].__setitem__(name, precise(at.mean)))  # type: ignore[misc]
         return found
 
     def mean_0(self, at: Visited) -> Tensor | None:
