@@ -36,6 +36,8 @@ class Steered:
     """See `Particles.log_z`; None: not known."""
     ess: Float[Tensor, "weighings groups"]
     """Effective sample size as a share, whenever the rows were weighed."""
+    means: Float[Tensor, "rows steps *dims"] | None = None
+    """See `Particles.means`."""
 
 
 def steered(
@@ -48,6 +50,7 @@ def steered(
     *,
     metadata: Sequence[Metadata] | None = None,
     learned: Callable[..., Tensor] | None = None,
+    means: bool = False,
 ) -> Steered:
     """One group of `method.particles` samples per prompt, in one call of the pipeline; no gradients.
 
@@ -60,6 +63,7 @@ def steered(
         beta: Nats per unit of reward.
         metadata: Of each prompt, for a reward that takes it.
         learned: V(x_t, t, features) in reward units, for a method whose `value` is not "reward".
+        means: Keep those of the steered network's transitions.
 
     Raises:
         ValueError: the chain, the scheduler or the reward lacks what the method needs; see `Particles`.
@@ -72,12 +76,12 @@ def steered(
     aim = Aim(judged, beta, value_of(method.value, learned, prior.features(texts), judged))
     pipe: Any = prior.pipe
     call = only_latents(pipe) | prior.arguments(texts) | {"generator": rows}
-    chain = method.around(pipe, aim, seeds=seeds, generators=rows, as_prior=prior.as_prior)
+    chain = method.around(pipe, aim, seeds=seeds, generators=rows, as_prior=prior.as_prior, means=means)
     block = nullcontext() if method.of_posterior else prior.as_prior()
     with torch.no_grad(), global_seed(seed_of(0, *seeds)), block, chain:
         pipe(**call)
     log_z = chain.log_z if chain.weighs else None
-    return Steered(chain.trajectory, chain.reward, log_z, torch.stack(chain.ess))
+    return Steered(chain.trajectory, chain.reward, log_z, torch.stack(chain.ess), chain.means)
 
 
 def rewards_of(

@@ -25,6 +25,8 @@ class Drawing(TypedDict, total=False):
     """See `TrajectoryRecorder`."""
     as_prior: Callable[[], AbstractContextManager[None]] | None
     """The recorder's `prior`."""
+    means: bool
+    """Keep the mean of every transition, see `Particles.means`; as much memory again as the states take."""
 
 
 @runtime_checkable

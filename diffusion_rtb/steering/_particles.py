@@ -71,6 +71,7 @@ class Particles(TrajectoryRecorder):
         seeds: One per group; None: 0, 1, ….
         generators: See `TrajectoryRecorder`.
         as_prior: Its `prior`.
+        means: Keep those of the network's transitions.
 
     Raises:
         ValueError: as `TrajectoryRecorder`; the scheduler is multistep, or the rows of the call are no whole groups, or the
@@ -91,8 +92,10 @@ class Particles(TrajectoryRecorder):
         seeds: Sequence[int] | None = None,
         generators: Sequence[torch.Generator] | None = None,
         as_prior: Callable[[], AbstractContextManager[None]] | None = None,
+        means: bool = False,
     ) -> None:
         super().__init__(scheduler, dtype=LOG_DENSITY, generators=generators, prior=as_prior)
+        self._keeps_means = means
         self.aim, self.size, self.choose, self.every, self.weighs = aim, size, choose, every, weighs
         self.temper, self.needs_noise, self.seeds = temper, needs_noise, seeds
         self._reset()
@@ -102,6 +105,7 @@ class Particles(TrajectoryRecorder):
         """Of each step, the row of the state before it that each of its rows began from; last, of the end."""
         self.ess: list[Tensor] = []
         """Effective sample size of each group as a share, whenever it was weighed; (groups,)."""
+        self._means: list[Tensor] = []
         self._reward: Tensor | None = None
 
     def __enter__(self) -> Particles:
@@ -143,14 +147,7 @@ class Particles(TrajectoryRecorder):
     @property
     def trajectory(self) -> Trajectory:
         """That of each row's own ancestors."""
-        raw = super().trajectory
-        self._ended(self._reward)
-        row = torch.arange(raw.batch, device=raw.x.device)
-        lineage: list[Tensor] = []
-        for parents in reversed(self.parents):
-            row = row if parents is None else parents[row]
-            lineage.insert(0, row)
-        states = torch.stack(lineage, dim=1)
+        raw, states = super().trajectory, self._lineage()
         return Trajectory(
             x=_along(raw.x, states),
             timesteps=raw.timesteps,
@@ -159,6 +156,21 @@ class Particles(TrajectoryRecorder):
             log_behaviour=None if raw.log_behaviour is None else _along(raw.log_behaviour, states[:, 1:]),
             output_norm=None if raw.output_norm is None else _along(raw.output_norm, states[:, 1:]),
         )
+
+    @property
+    def means(self) -> Float[Tensor, "rows steps *dims"] | None:
+        """Of each row's own ancestors: the mean of the transition that the network makes, unsteered; None: they were not kept."""
+        return _along(torch.stack(self._means, dim=1), self._lineage()[:, 1:]) if self._means else None
+
+    def _lineage(self) -> Int[Tensor, "rows steps_and_one"]:
+        """Which row of the call each state of a row that was handed out is in."""
+        self._ended(self._reward)
+        row = torch.arange(len(self.steps[-1].x_s), device=self._device)
+        lineage: list[Tensor] = []
+        for parents in reversed(self.parents):
+            row = row if parents is None else parents[row]
+            lineage.insert(0, row)
+        return torch.stack(lineage, dim=1)
 
     def _ended(self, reward: Tensor | None) -> Tensor:
         if reward is None:
@@ -246,6 +258,11 @@ class Particles(TrajectoryRecorder):
         self.parents.append(parents)
         self._reward = reward if parents is None else reward[parents.cpu()]
         return output if parents is None else with_previous_sample(output, x_0[parents])
+
+    def _append(self, call: StepCall, output: Any, mean: Tensor, std: float) -> Any:
+        if self._keeps_means:
+            self._means.append(mean.detach())
+        return super()._append(call, output, mean, std)
 
     def _refuse(self, timestep: float, *, begun: bool) -> None:
         if not self.needs_noise:

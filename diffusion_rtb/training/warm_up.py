@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diffusion_rtb.abilities import ObjectiveTraits
 from diffusion_rtb.chain.forward_process import noised
-from diffusion_rtb.chain.rollout import score_with_means
 from diffusion_rtb.chain.seeds import seed_of
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.config.components import build, locate
@@ -144,28 +143,23 @@ def _walks(objective: RefinesValue, sampler: Sampler, beta: float, seed: int, be
     for chunk in sampler.chunks(len(rows)):
         between()
         known = [sampler.metadata[row] for row in rows[chunk]]
-        texts = sampler.texts(rows[chunk])
         found = steered(
             sampler.prior,
             sampler.reward,
             method,
-            texts,
+            sampler.texts(rows[chunk]),
             seeds[chunk],
             beta,
             metadata=known,
             learned=objective.value,
+            means=True,
         )
-        with sampler.prior.as_prior():
-            _, _, mean_p = score_with_means(sampler.prior, texts, found.trajectory)
-        parts.append((found.trajectory.to("cpu"), mean_p.cpu(), found.reward.float().cpu()))
+        parts.append((found.trajectory.to("cpu"), found.means.cpu(), found.reward.float().cpu()))
     trajectory = Trajectory.cat([part for part, _, _ in parts])
-    mean_p, x = torch.cat([mean for _, mean, _ in parts]), trajectory.x
-    still = ~trajectory.stochastic
-    mean_p[:, still] = x[:, 1:][:, still].to(mean_p)
     return Walks(
-        x=x,
+        x=trajectory.x,
         times=torch.cat([trajectory.timesteps, torch.zeros(1)]),
-        mean_p=mean_p,
+        mean_p=torch.cat([means for _, means, _ in parts]),
         std=trajectory.std,
         reward=torch.cat([reward for _, _, reward in parts]),
         features=sampler.features(torch.tensor(rows)),

@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor
 
 from diffusion_rtb.chain.forward_process import denoised, network_predicts, signal_and_noise
-from diffusion_rtb.chain.rollout import score
+from diffusion_rtb.chain.rollout import score, score_with_means
 from diffusion_rtb.chain.seeds import generators, seed_of
 from diffusion_rtb.steering import Aim, Method, Steered, steered
 from diffusion_rtb.steering.best_of import BestOf
@@ -75,6 +75,16 @@ def test_the_densities_of_a_lineage_are_those_of_its_replay(smc: Steered) -> Non
     torch.testing.assert_close(again, trajectory.log_prob, rtol=0, atol=1e-9)
     rewards = Density(QUADRATIC)(prior().decode(trajectory.x_0), [""] * trajectory.batch)
     torch.testing.assert_close(rewards, smc.reward)
+
+
+def test_the_means_of_a_lineage_are_those_of_its_replay(smc: Steered) -> None:
+    assert smc.means is None
+    found = steered(prior(), Density(QUADRATIC), SMC(24, threshold=0.9), [""] * 3, [0, 1, 2], BETA, means=True)
+    assert found.means is not None
+    _, _, means = score_with_means(prior(), [""] * 72, found.trajectory)
+    noisy = found.trajectory.stochastic
+    torch.testing.assert_close(found.means[:, noisy], means[:, noisy], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.means[:, ~noisy], found.trajectory.x[:, 1:][:, ~noisy])
 
 
 def test_the_best_of_n_is_the_best_of_n_independent_samples() -> None:

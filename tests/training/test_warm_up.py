@@ -9,6 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_rtb.chain.rollout import score_with_means
+from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.comparison.cost import Meter
+from diffusion_rtb.interfaces import Walks
+from diffusion_rtb.objectives.value_gradient import ValueGradient
 from diffusion_rtb.training.trainer import Trainer
 from tests.oracles.behaving import QUADRATIC, run
 
@@ -104,3 +109,31 @@ def test_a_prompts_buffer_does_not_depend_on_the_others(tmp_path: Path) -> None:
     first, second = (buffer.extended[0][2] for buffer in buffers)  # type: ignore[attr-defined]
     assert torch.equal(first.trajectory.x, second.trajectory.x)
     assert torch.equal(first.reward, second.reward)
+
+
+def test_the_prior_is_asked_once_about_each_state_that_v_led_it_to(tmp_path: Path) -> None:
+    objective = {"component": "value_gradient", "warm_up_updates": 5, "rounds": 1, "walks": 3}
+    trainer = run(
+        tmp_path,
+        reward=QUADRATIC,
+        objective=objective,
+        behaviours=[{"component": "prior_buffer", "share": 0.25, "capacity": 10, "noised": True}],
+        prompts={"list": PROMPTS},
+        train={"iterations": 1, "group": 4, "micro_batch": 4, "prompts_per_iteration": 2},
+    )
+    assert isinstance(trainer.objective, ValueGradient)
+    found: list[Walks] = []
+    trainer.objective.refine = lambda walks, *rest: found.append(walks)
+    meter = Meter(trainer.sampler)
+    meter.go(memory=False)
+    trainer._begin()
+    meter.stop()
+    (walks,) = found
+    steps = len(walks.std)
+    assert meter.spent["network_calls"] == (10 + 3) * len(PROMPTS) * steps
+    chain = Trajectory(walks.x, walks.times[:-1], walks.std, torch.zeros(len(walks.x), steps))
+    with trainer.prior.as_prior():
+        _, _, means = score_with_means(trainer.prior, trainer.sampler.texts([0, 0, 0, 1, 1, 1, 2, 2, 2]), chain)
+    torch.testing.assert_close(walks.mean_p[:, chain.stochastic], means[:, chain.stochastic])
+    still = ~chain.stochastic
+    torch.testing.assert_close(walks.mean_p[:, still], walks.x[:, 1:][:, still])
