@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffusion_rtb.chain.noise import ProbeNoise
+from diffusion_rtb.not_finite import NotFiniteError
 from diffusion_rtb.objectives.reward_backprop import RewardBackprop
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.training.trainer import Trainer
@@ -214,6 +215,14 @@ def test_rewards_without_a_gradient_are_refused_by_name(reward: dict[str, Any], 
 def test_a_function_without_a_gradient_is_refused_when_it_answers(tmp_path: Path) -> None:
     trainer = following(tmp_path, reward={"component": "tests.oracles.planted_rewards:detached"})
     with pytest.raises(RuntimeError, match="Reward 'detached' has no gradient: what it answers does not depend"):
+        trainer.step()
+    assert not any(bool(parameter.any()) for parameter in trainer.prior.parameters().values())
+
+
+def test_a_gradient_that_is_not_finite_is_no_number(tmp_path: Path) -> None:
+    """A comparison leaves such a run out and goes on, as it does where a training diverges."""
+    trainer = following(tmp_path, reward={"component": "tests.oracles.planted_rewards:root"})
+    with pytest.raises(NotFiniteError, match="'root': the gradient at sample 0 is NaN or infinite"):
         trainer.step()
     assert not any(bool(parameter.any()) for parameter in trainer.prior.parameters().values())
 

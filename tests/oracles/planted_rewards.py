@@ -169,6 +169,11 @@ def infinite_gradient(images: Tensor, prompts: Sequence[str]) -> Tensor:
     )
 
 
+def root(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Of what is 0 in every image: finite, with a gradient that is not."""
+    return (images - images.detach()).abs().flatten(1).sum(1).sqrt()
+
+
 def refuses_gradients(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return torch.from_numpy(good(images, prompts).numpy())
 

@@ -28,6 +28,7 @@ from diffusion_rtb.chain.recordable import is_ode_step
 from diffusion_rtb.chain.rollout import visit_states
 from diffusion_rtb.chain.teacher_forcing import Visit, Visited
 from diffusion_rtb.chain.trajectory import Trajectory
+from diffusion_rtb.not_finite import NotFiniteError
 from diffusion_rtb.out_of_memory import doing
 from diffusion_rtb.sampling.batch import Batch
 from diffusion_rtb.scoring.call import differentiable_reward
@@ -206,7 +207,8 @@ def reward_slope(sampler: Sampler, part: Batch) -> Float[Tensor, "batch *dims"]:
 
     Raises:
         RewardError: the reward has no gradient, or breaks its contract.
-        ValueError: the prior's decoder has none, or the gradient is not finite.
+        ValueError: the prior's decoder has none.
+        NotFiniteError: the gradient is.
     """
     prior, reward = sampler.prior, sampler.reward
     name = getattr(reward, "__name__", type(reward).__name__)
@@ -223,7 +225,7 @@ def reward_slope(sampler: Sampler, part: Batch) -> Float[Tensor, "batch *dims"]:
         (slope,) = torch.autograd.grad(values.double().sum(), x_0)
     bad = (~slope.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(
+        raise NotFiniteError(
             f"Reward {name!r}: the gradient at sample {bad[0]} is NaN or infinite ({len(bad)} of {len(x_0)}), the reward itself is "
             "not: a root or a division at 0 inside it, or half precision. Bound it there, or use dtype: float32."
         )
