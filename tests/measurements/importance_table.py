@@ -29,6 +29,7 @@ from diffusion_rtb.training.trainer import Trainer
 from diffusion_rtb.training.updates.regression import Regression
 from diffusion_rtb.training.updates.step_choice import Chosen, StepChoice, stratified
 from tests.measurements.forward_table import BUFFER, CONFIG, ROWS, SMALL
+from tests.oracles.behaving import gradient_of
 
 CHOSEN, DRAWS, MICRO = 4, 200, 32
 OBJECTIVES = ("reward_weighted", "tilt_5", "elbo_vargrad", "value_gradient")
@@ -67,7 +68,7 @@ def variances(trainer: Trainer) -> dict[str, tuple[float, float]]:
         noised = held._noised(parts, 0)
         object.__setattr__(held, "_noised", lambda parts, seed: noised)
         held.push(parts, count, seed)
-        return torch.cat([p.grad.flatten() for p in trainer.prior.parameters().values() if p.grad is not None])
+        return gradient_of(trainer.prior)
 
     whole, found = gradient(None, 0, None), {}
     ways = {"random": AtRandom(), "stratified": None, "importance": updates.choice}

@@ -22,6 +22,7 @@ from diffusion_rtb.config.components import build
 from diffusion_rtb.objectives.rtb import RTB
 from diffusion_rtb.sampling.sampler import Sampler
 from diffusion_rtb.training.updates.gradient import loss_of, push_back
+from tests.oracles.behaving import gradient_of
 
 STEPS, CHOSEN, MICRO = 50, 8, 8
 PRIOR = {"component": "stable_diffusion", "path": "emoji", "steps": STEPS, "guidance": 1.0, "tilted_prior": "unguided"}
@@ -45,8 +46,7 @@ def step_gradients(sampler: Sampler, count: int) -> Tensor:
         rows, dense = [], part.trajectory.stochastic.nonzero().flatten().tolist()
         for step in dense:
             push_back(sampler, [part], terms.log_q.grad, steps=[step])  # as one of all: that many times its gradient
-            grads = [p.grad.flatten() for p in sampler.prior.parameters().values() if p.grad is not None]
-            rows.append(torch.cat(grads) / len(dense))
+            rows.append(gradient_of(sampler.prior) / len(dense))
         found.append(torch.stack(rows))
     return torch.stack(found)
 
