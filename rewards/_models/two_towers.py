@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -40,6 +41,7 @@ class TwoTowers(ABC):
         self.batch, self.dtype = batch, getattr(torch, dtype)
         self._device = torch.device("cpu")
         self._texts: dict[str, Tensor] = {}
+        self._seen: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     @abstractmethod
     def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
@@ -65,9 +67,16 @@ class TwoTowers(ABC):
         return normalize(self.vectors(images), dim=-1)
 
     def vectors(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """The same before they are normalised, float32."""
+        """The same before they are normalised, float32; of one tensor once, however often it is asked about, as by each factor."""
+        keeps = not images.is_inference() and not (torch.is_grad_enabled() and images.requires_grad)
+        if keeps and self._seen is not None:
+            before, version, vectors = self._seen
+            if before() is images and version == images._version:
+                return vectors
         self._move(images.device)
-        return torch.cat([self.embed_images(x).float() for x in images.split(self.batch)])
+        found = torch.cat([self.embed_images(x).float() for x in images.split(self.batch)])
+        self._seen = (weakref.ref(images), images._version, found.detach()) if keeps else None
+        return found
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], device: torch.device) -> Float[Tensor, "batch dim"]:

@@ -65,6 +65,26 @@ def test_it_is_the_cosine_of_transformers(height: int, width: int) -> None:
     torch.testing.assert_close(zero_shot(images, PROMPTS), among[:, 1:].logsumexp(1), rtol=1e-4, atol=1e-3)
 
 
+def test_an_image_is_looked_at_once_whatever_is_asked_of_it() -> None:
+    """An evaluation asks for its embedding and its class in each factor. Another tensor is another image, also one written to."""
+    judge, images = ClipScore("emoji-clip"), some_images(3, 64, 64)
+    looks: list[int] = []
+    judge.load_weights()
+    judge.clip.model.visual.register_forward_hook(lambda *_: looks.append(1))
+    first = judge.embed(images)
+    classes = judge.classify(images, CLASSES)
+    assert len(looks) == 1
+    torch.testing.assert_close(judge.classify(images.clone(), CLASSES), classes, rtol=0, atol=0)
+    torch.testing.assert_close(judge.embed(images), first, rtol=0, atol=0)
+    assert len(looks) == 3
+    images.mul_(0.5)
+    assert not torch.equal(judge.embed(images), first)
+    followed = images.clone().requires_grad_()
+    for _ in range(2):  # each with a graph of its own
+        judge.clip.images(followed).sum().backward()
+    assert len(looks) == 6
+
+
 def test_gradient() -> None:
     check_gradient(a_reward(grad=True, scale=10.0), lambda pixels, prompts: 10 * cosines(pixels, prompts), 32)
 
