@@ -119,9 +119,13 @@ FAR = 4.0
 """Times the true posterior's KL, from where on the axis is logarithmic where a sampler went that far."""
 
 
+NEAR = 8
+"""How many decades beside it the part of the axis up to there is as wide as."""
+
+
 def _stretched(place: Any, found: Comparison) -> None:
     """Keep those near the truth apart where others ran away."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     known = [
         r.numbers["kl"] for reference in found.plan.truth.references[:1] for _, r in reference.runs if "kl" in r.numbers
@@ -129,12 +133,22 @@ def _stretched(place: Any, found: Comparison) -> None:
     far, (_, right) = FAR * max(known, default=0.0), place.get_xlim()
     if not 0 < far < right:
         return
-    place.set_xscale("symlog", linthresh=far, linscale=8)
-    decades = [10.0**k for k in range(math.ceil(math.log10(far)), math.ceil(math.log10(right)))]
-    place.set_xticks([*(x for x in MaxNLocator(4).tick_values(0, far) if 0 <= x <= far), *decades])
+    place.set_xscale("symlog", linthresh=far, linscale=NEAR)
+    place.set_xticks(_ticks(far, right))
     place.xaxis.set_major_formatter(FuncFormatter(_plain))
     place.xaxis.set_minor_locator(NullLocator())
     place.set_xlim(-far / 20, 1.5 * right)
+
+
+def _ticks(far: float, right: float) -> list[float]:
+    """Where the axis has numbers: evenly up to `far`, then at the decades below `right`, none so close that they run together."""
+    from matplotlib.ticker import MaxNLocator
+
+    decades = [10.0**k for k in range(math.ceil(math.log10(far)), math.ceil(math.log10(right)))]
+    even = [x for x in MaxNLocator(4).tick_values(0, far) if 0 <= x <= far]
+    if decades:
+        even = [x for x in even if NEAR * (1 - x / far) + math.log10(decades[0] / far) >= 1]
+    return [*even, *decades]
 
 
 LEAST = 1e-4

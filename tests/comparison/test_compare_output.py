@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusion_rtb.comparison.curves import draw_curves
+from diffusion_rtb.comparison.curves import NEAR, _ticks, draw_curves
 from diffusion_rtb.comparison.figure import draw_figure
 from diffusion_rtb.comparison.results import Comparison, Plan, cost_to, median_run
 from diffusion_rtb.comparison.table import markdown, rows, write_tables
@@ -192,3 +194,14 @@ def test_one_that_ran_away_does_not_squeeze_the_others(tmp_path: Path) -> None:
     assert place((0.4, 0))[0] - place((0.0, 0))[0] > across / 2  # four times the truth's KL, 0.1
     looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[:23]}
     assert len(looks) == 23
+
+
+@pytest.mark.parametrize("far", [0.4, 1.0, 2.9, 5.1, 8.04, 9.99, 30.0, 730.0])
+def test_no_two_numbers_of_the_stretched_axis_run_together(far: float) -> None:
+    for right in (1.2 * far, 5 * far, 300 * far):
+        ticks = _ticks(far, right)
+        places = [NEAR * x / far if x <= far else NEAR + math.log10(x / far) for x in ticks]
+        assert all(b - a >= 1 - 1e-9 for a, b in pairwise(places)), ticks
+        assert ticks[0] == 0
+        assert len(ticks) >= 3
+        assert ticks[-1] < right
