@@ -111,7 +111,9 @@ def test_a_prompts_buffer_does_not_depend_on_the_others(tmp_path: Path) -> None:
     assert torch.equal(first.reward, second.reward)
 
 
-def test_the_prior_is_asked_once_about_each_state_that_v_led_it_to(tmp_path: Path) -> None:
+def test_the_prior_is_asked_once_about_each_state_that_v_led_it_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objective = {"component": "value_gradient", "warm_up_updates": 5, "rounds": 1, "walks": 3}
     trainer = run(
         tmp_path,
@@ -123,7 +125,7 @@ def test_the_prior_is_asked_once_about_each_state_that_v_led_it_to(tmp_path: Pat
     )
     assert isinstance(trainer.objective, ValueGradient)
     found: list[Walks] = []
-    trainer.objective.refine = lambda walks, *rest: found.append(walks)
+    monkeypatch.setattr(trainer.objective, "refine", lambda walks, *rest: found.append(walks))
     meter = Meter(trainer.sampler)
     meter.go(memory=False)
     trainer._begin()
