@@ -106,6 +106,7 @@ LAYERS = (
         "not_finite",
         "resampling",
         "schedulers",
+        "versions",
     },
     {"beta", "chain", "exact", "objectives", "out_of_memory", "reach", "scoring"},
     {"remote_reward", "run", "sampling"},

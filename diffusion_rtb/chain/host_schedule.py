@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from diffusion_rtb.versions import version
+
 __all__ = ["HostSchedule", "place_in"]
 
 
@@ -36,14 +38,14 @@ class HostSchedule:
         if whole.device.type == "cpu" or not whole.is_contiguous():
             return t.cpu()
         known = self._copies.get(id(whole))
-        if known is None or known[1] != _version(whole):
-            known = self._copies[id(whole)] = whole, _version(whole), whole.cpu()
+        if known is None or known[1] != version(whole):
+            known = self._copies[id(whole)] = whole, version(whole), whole.cpu()
         return known[2].as_strided(t.size(), t.stride(), t.storage_offset() - whole.storage_offset())
 
     def part(self, schedule: Tensor, places: Sequence[int]) -> Tensor:
         """The entries of a schedule at these places, beside it; nothing is copied for it in either direction."""
         found = torch.stack([schedule[place] for place in places])
-        self._copies[id(found)] = found, _version(found), self.copy(schedule)[list(places)]
+        self._copies[id(found)] = found, version(found), self.copy(schedule)[list(places)]
         return found
 
     @contextmanager
@@ -59,11 +61,6 @@ class HostSchedule:
         finally:
             if own is not None:
                 scheduler.timesteps = own
-
-
-def _version(tensor: Tensor) -> int | None:
-    """Changes with every write into it, where torch counts them."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def place_in(schedule: Shaped[Tensor, " all"], timesteps: Float[Tensor, " steps"]) -> int | None:

@@ -19,6 +19,7 @@ from diffusion_rtb.chain.recordable import STOCHASTIC, check_recordable, is_ode_
 from diffusion_rtb.chain.scheduler import StepCall, in_place_of, previous_sample, with_previous_sample
 from diffusion_rtb.chain.trajectory import Trajectory
 from diffusion_rtb.not_finite import NotFiniteError
+from diffusion_rtb.versions import version
 
 __all__ = ["Step", "TrajectoryRecorder"]
 
@@ -162,8 +163,8 @@ class TrajectoryRecorder:
         before, x_t = self.steps[-1], call.sample
         if self.needs_noise and before.std == 0 and not before.left_to_ode:
             self._refuse(before.timestep, begun=True)
-        handed, version = self._handed
-        if x_t is handed and version is not None and x_t._version == version:
+        handed, then = self._handed
+        if x_t is handed and then is not None and version(x_t) == then:
             return  # no comparison on the device
         if not torch.equal(x_t.detach(), before.x_s):
             broken = "" if x_t.isfinite().all() else " They hold NaN or infinity now."
@@ -204,7 +205,7 @@ class TrajectoryRecorder:
         if self.noise_scale is not None:
             behaviour = zero if std == 0 else normal_log_prob(x_s, mean, self.noise_scale(std) * std, self.dtype)
         self.steps.append(Step(call.timestep, x_s, std, log_prob, norm, behaviour, call.left_to_ode))
-        self._handed = (handed, None if handed.is_inference() else handed._version)
+        self._handed = (handed, version(handed))
         self._prepare(call.get(call.names[1]))
         return output
 

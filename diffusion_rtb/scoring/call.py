@@ -14,6 +14,7 @@ from diffusion_rtb.interfaces import Reward
 from diffusion_rtb.scoring.counted import note
 from diffusion_rtb.scoring.metadata import call_reward, takes_metadata
 from diffusion_rtb.scoring.remedies import remedy
+from diffusion_rtb.versions import version
 
 __all__ = ["RewardError", "differentiable_reward", "evaluate_reward", "output_problem"]
 
@@ -97,7 +98,7 @@ def _evaluate(
     """One call; `first` is the place of its first image in the whole batch."""
     kind = "image" if images.ndim == 4 else "vector"
     where = f"Reward {name!r} on {kind}s {first} to {first + len(images) - 1}"
-    before = _version(images)
+    before = version(images)
     try:
         with torch.set_grad_enabled(grad):
             values = call_reward(reward, images, prompts, metadata)
@@ -107,7 +108,7 @@ def _evaluate(
             f"{where} of shape {tuple(images.shape)} on {images.device}, prompts {_shown(prompts)}, {told}"
             f"raised {type(error).__name__}: {error}{remedy(error, reward, metadata)}"
         ) from error
-    if _version(images) != before:
+    if version(images) != before:
         raise RewardError(f"{where} changed its input in place; let it work on a copy (images.clone()).")
     problem = output_problem(values, images, prompts, kind, first)
     if problem:
@@ -176,11 +177,6 @@ def _not_a_tensor(values: object, count: int) -> str:
     if values is None:
         return f"{what}it ends without `return`; return a torch tensor of shape ({count},)"
     return f"{what}return a torch tensor of shape ({count},)"
-
-
-def _version(images: Tensor) -> int | None:
-    """Counts in-place changes; inference tensors have no count."""
-    return None if images.is_inference() else images._version
 
 
 def _shown(prompts: Sequence[object], limit: int = 3) -> str:

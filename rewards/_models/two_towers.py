@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffusion_rtb.files.completeness import check_finite
+from diffusion_rtb.versions import version
 from rewards._models.network import Dtype, NetworkReward
 
 __all__ = ["ImageTextReward", "TwoTowers"]
@@ -68,14 +69,14 @@ class TwoTowers(ABC):
 
     def vectors(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """The same before they are normalised, float32; of one tensor once, however often it is asked about, as by each factor."""
-        keeps = not images.is_inference() and not (torch.is_grad_enabled() and images.requires_grad)
-        if keeps and self._seen is not None:
-            before, version, vectors = self._seen
-            if before() is images and version == images._version:
+        followed, now = torch.is_grad_enabled() and images.requires_grad, version(images)
+        if self._seen is not None and not followed:
+            before, then, vectors = self._seen
+            if before() is images and then == now:
                 return vectors
         self._move(images.device)
         found = torch.cat([self.embed_images(x).float() for x in images.split(self.batch)])
-        self._seen = (weakref.ref(images), images._version, found.detach()) if keeps else None
+        self._seen = None if followed or now is None else (weakref.ref(images), now, found)
         return found
 
     @torch.no_grad()
